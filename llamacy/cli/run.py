@@ -1,0 +1,64 @@
+"""What all commands share: the parser's habits and the mapping from failures to one line and an exit code."""
+
+import argparse
+import os
+import sys
+
+from llamacy import __version__
+from llamacy.errors import LlamacyError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with llama.cpp's habits: `_` works for `-`, no abbreviations, one line for wrong usage."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args([self._with_hyphens(arg) for arg in args], namespace)
+
+    def _with_hyphens(self, arg):
+        name, equals, value = arg.partition("=")
+        hyphened = "--" + name[2:].replace("_", "-")
+        known = name.startswith("--") and hyphened in self._option_string_actions
+        return hyphened + equals + value if known else arg
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def make_parser(prog, description):
+    """Return a Parser with `--version` and defaults shown in `--help`."""
+    parser = Parser(
+        prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"llamacy {__version__}")
+    return parser
+
+
+def run(main, argv=None):
+    """Call `main(argv)` and return its exit code; failures become one line on stderr.
+
+    0 success, 1 failure, 2 wrong usage, 130 Ctrl-C. `LLAMACY_DEBUG=1` shows the traceback instead.
+    """
+    name = os.path.basename(sys.argv[0]) or "llamacy"
+    try:
+        code = main(sys.argv[1:] if argv is None else list(argv)) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader went away (`| head`): not an error of ours, and nothing more can be written.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except (LlamacyError, OSError, MemoryError) as error:
+        if os.environ.get("LLAMACY_DEBUG") == "1":
+            raise
+        print(f"{name}: {_one_line(error)}", file=sys.stderr)
+        return getattr(error, "exit_code", 1)
+
+
+def _one_line(error):
+    if isinstance(error, MemoryError):
+        return f"out of memory: {error or 'the allocation failed'}; try a smaller --ctx-size or --batch-size"
+    return " ".join(str(error).split())
