@@ -1,0 +1,124 @@
+"""Build the compiled kernels: every source in pyx/ once per instruction set, each set in its own package.
+
+`LLAMACY_BUILD_ISA` chooses the sets (`native`: what this machine can run, the default; `all`; or a comma-separated list),
+`LLAMACY_ONLY` builds a few modules by name while developing.
+"""
+
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+PYX = ROOT / "pyx"
+STAGE = ROOT / "build" / "pyx"
+
+# Modules of numbers, compiled for each instruction set; modules of bytes and ids, compiled once.
+KERNELS = ["quants", "matmul", "norm", "rope", "mlp", "attention", "loss", "adamw", "decoder", "trainstep"]
+COMMON = ["scan", "bpe", "sampling"]
+
+# -O3 without -ffast-math: masks need infinities, and importing a module must not switch the thread to flush-to-zero.
+# Trees of integer adds stay as written: reordered, they no longer fit the registers (see pyx/matmul.pyx).
+FLAGS = "-O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast -fno-tree-reassoc -fopenmp -g0".split()
+X86, ARM = ("x86_64", "AMD64"), ("aarch64", "arm64")
+ISAS = {
+    "generic": (X86 + ARM, [], []),
+    "avx2": (X86, ["-mavx2", "-mfma", "-mf16c"], ["avx2", "fma", "f16c"]),
+}
+
+
+def cpu_flags():
+    """Return this CPU's feature names as Linux lists them; empty elsewhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    lines = [line for line in text.splitlines() if line.startswith(("flags", "Features"))]
+    return set(lines[0].split(":", 1)[1].split()) if lines else set()
+
+
+def chosen_isas():
+    """Return the instruction sets to build, by LLAMACY_BUILD_ISA."""
+    wish = os.environ.get("LLAMACY_BUILD_ISA", "native")
+    here = [name for name, (machines, _, _) in ISAS.items() if platform.machine() in machines] or ["generic"]
+    if wish == "all":
+        return here
+    if wish == "native":
+        flags = cpu_flags()
+        return [name for name in here if flags.issuperset(ISAS[name][2])]
+    unknown = [name for name in wish.split(",") if name not in ISAS]
+    if unknown:
+        sys.exit(f"LLAMACY_BUILD_ISA: unknown instruction set {unknown[0]!r}, wanted native, all or of {list(ISAS)}")
+    return wish.split(",")
+
+
+def stage(source, target):
+    """Copy `source` to `target` when it changed, so that unchanged modules are not compiled again."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.exists() or target.read_bytes() != source.read_bytes():
+        shutil.copyfile(source, target)
+
+
+def extensions():
+    """Stage the sources of each package and return one Extension per module and instruction set."""
+    only = set(filter(None, os.environ.get("LLAMACY_ONLY", "").split(",")))
+    wanted = [(isa, KERNELS, ISAS[isa][1]) for isa in chosen_isas()] + [("common", COMMON, [])]
+    found = []
+    for package, modules, flags in wanted:
+        folder = STAGE / "llamacy" / "kernels" / package
+        for parent in (folder, folder.parent, folder.parent.parent):
+            parent.mkdir(parents=True, exist_ok=True)
+            (parent / "__init__.py").touch()
+        for header in PYX.glob("*.pxd"):
+            stage(header, folder / header.name)
+        if package in ISAS:
+            stage(PYX / "simd" / f"{package}.pxd", folder / "simd.pxd")
+        for module in modules:
+            source = PYX / f"{module}.pyx"
+            if not source.exists() or (only and module not in only):
+                continue
+            stage(source, folder / source.name)
+            found.append(
+                Extension(
+                    f"llamacy.kernels.{package}.{module}",
+                    [str((folder / source.name).relative_to(ROOT))],
+                    extra_compile_args=FLAGS + flags,
+                    extra_link_args=["-fopenmp"],
+                )
+            )
+    return found
+
+
+def package_folders():
+    """Make the folders that receive the compiled modules and return the list of packages."""
+    for package in [*ISAS, "common"]:
+        folder = ROOT / "llamacy" / "kernels" / package
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "__init__.py").exists():
+            (folder / "__init__.py").write_text("")
+    return find_packages(include=["llamacy", "llamacy.*"])
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    packages = package_folders()
+    setup(
+        packages=packages,
+        ext_modules=cythonize(
+            extensions(),
+            include_path=[str(STAGE)],
+            language_level=3,
+            nthreads=0,
+            compiler_directives={
+                "boundscheck": False,
+                "wraparound": False,
+                "cdivision": True,
+                "initializedcheck": False,
+                "embedsignature": True,
+            },
+        ),
+    )
