@@ -1,0 +1,251 @@
+"""Flag groups that several commands share, their value types, and what they open.
+
+Nothing heavy is imported here: `--help` and wrong usage answer before NumPy or a model is loaded.
+"""
+
+import argparse
+import math
+import os
+import sys
+from pathlib import Path
+
+import llamacy
+from llamacy.errors import LlamacyError, UsageError
+
+MODEL_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+DEFAULT_CTX = 4096
+
+
+def whole(low=None, high=None):
+    """Return an argparse type: an integer from `low` to `high`, both included; None leaves that side open."""
+    return _number(int, "a whole number", low, high)
+
+
+def real(low=None, high=None):
+    """Return an argparse type: a finite number from `low` to `high`, both included; None leaves that side open."""
+    return _number(float, "a number", low, high)
+
+
+def _number(kind, noun, low, high):
+    sides = [(low, f" from {low}"), (high, f" to {high}" if low is not None else f" up to {high}")]
+    wanted = noun + "".join(text for bound, text in sides if bound is not None)
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"wanted {wanted}, got {text!r}")
+        return value
+
+    parse.__name__ = noun
+    return parse
+
+
+def default_model():
+    """Return the path of the default model: in the project's models/, or installed without it in ~/.cache/llamacy.
+
+    LlamacyError when it is in neither place.
+    """
+    here = Path(llamacy.__file__).resolve().parent.parent / "models" / MODEL_NAME
+    cache = Path.home() / ".cache" / "llamacy" / MODEL_NAME
+    for path in (here, cache):
+        if path.is_file():
+            return str(path)
+    raise LlamacyError(
+        f"the default model is neither at {here} nor at {cache}: "
+        "run `make` in the project's folder, which fetches it, or name a model with -m FILE"
+    )
+
+
+def physical_cores():
+    """Return how many physical cores this process may use: on Linux by affinity mask and CPU quota, else all CPUs."""
+    try:
+        cpus = os.sched_getaffinity(0)
+    except AttributeError:
+        return os.cpu_count() or 1
+    cores = {_core_of(cpu) for cpu in cpus}
+    return max(1, math.ceil(min(len(cores), _cpu_quota())))
+
+
+def _core_of(cpu):
+    """Return (package, core) of a logical CPU, or the CPU itself where the kernel does not say."""
+    folder = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
+    try:
+        return (folder / "physical_package_id").read_text().strip(), (folder / "core_id").read_text().strip()
+    except OSError:
+        return cpu
+
+
+def _cpu_quota():
+    """Return the CPUs a container may use by cgroup v2's cpu.max, infinity without a limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return math.inf
+
+
+def add_model_flags(parser, *, ctx_size=None, names=("-m", "--model")):
+    """Add what every computing command takes: the model, threads, activations; `-c` too where `ctx_size` is given.
+
+    `ctx_size` is the text shown as `-c`'s default ("4096, at most the model's"); unset, the value is None.
+    """
+    group = parser.add_argument_group("model")
+    optional(group, *names, dest="model", metavar="FILE", help=f"the model, GGUF or GGML (default: {MODEL_NAME})")
+    if ctx_size is not None:
+        optional(group, "-c", "--ctx-size", "--ctx", dest="ctx_size", type=whole(0), metavar="N",
+                 help=f"context in tokens, 0 = the model's own (default: {ctx_size})")  # fmt: skip
+    optional(group, "-t", "--threads", dest="threads", type=whole(1, 1024), metavar="N",
+             help="threads to compute with (default: the physical cores)")  # fmt: skip
+    group.add_argument("--activations", choices=["int8", "int16", "f32"], default="int8",
+                       help="how activations enter the matrix products: int8 is fast, f32 exact")  # fmt: skip
+    group.add_argument("--no-mmap", action="store_true", help="read the whole model instead of mapping the file")
+    optional(group, "--rms-eps", dest="rms_eps", type=real(0, 1), metavar="F",
+             help="norm epsilon, where the file does not say or is wrong")  # fmt: skip
+    optional(group, "--rope-theta", "--rope-freq-base", dest="rope_theta", type=real(1), metavar="F",
+             help="rotary base, where the file does not say or is wrong")  # fmt: skip
+
+
+def optional(group, *flags, dest, default=None, **rest):
+    """Add an argument whose `default` is not printed in `--help`: the text says what happens without it."""
+    # Set first: argparse writes a later set_defaults() into the argument, and from there into the help.
+    if group.get_default(dest) is None:
+        group.set_defaults(**{dest: default})
+    group.add_argument(*flags, dest=dest, default=argparse.SUPPRESS, **rest)
+
+
+class _Append(argparse.Action):
+    """Collect a repeatable flag's values in a new list, so that the default stays as it is."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), values])
+
+
+class _AppendAdapter(_Append):
+    """Collect (path, scale) pairs from `--lora FILE[:SCALE]` and `--lora-scaled FILE SCALE` in one list, in order."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        try:
+            pair = adapter_and_scale(values) if isinstance(values, str) else (values[0], _scale(values[1]))
+        except UsageError as error:
+            raise argparse.ArgumentError(self, str(error)) from None
+        super().__call__(parser, namespace, pair, option_string)
+
+
+def _scale(text):
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UsageError(f"wanted a finite number as the scale, got {text!r}")
+    return value
+
+
+def adapter_and_scale(text):
+    """Split `FILE[:SCALE]` into (path, scale); without a scale it is 1.
+
+    A path that exists as it stands wins, and so does a drive letter: `C:\\a.gguf` has no scale, `C:\\a.gguf:0.5` has.
+    """
+    head, colon, tail = text.rpartition(":")
+    drive = len(head) == 1 and head.isalpha() and not os.path.exists(head)
+    if not colon or not head or drive or os.path.exists(text):
+        return text, 1.0
+    try:
+        float(tail)
+    except ValueError:
+        return text, 1.0
+    return head, _scale(tail)
+
+
+def add_lora_flags(parser):
+    """Add the adapters to apply at run time; `args.lora` is a list of (path, scale), in the order given."""
+    group = parser.add_argument_group("adapters")
+    optional(group, "--lora", "--lora-adapter", dest="lora", default=[], action=_AppendAdapter,
+             metavar="FILE[:SCALE]", help="apply this LoRA adapter (repeatable)")  # fmt: skip
+    optional(group, "--lora-scaled", dest="lora", default=[], nargs=2, action=_AppendAdapter,
+             metavar=("FILE", "SCALE"), help="the same with its scale as a word of its own")  # fmt: skip
+
+
+def logit_bias(text):
+    """Parse `ID+V` or `ID-V` (llama.cpp's form) into (id, bias); `ID-inf` forbids the token."""
+    for sign in "+-":
+        token, found, value = text.partition(sign)
+        if not found or not token.strip().isdigit():
+            continue
+        try:
+            bias = float(sign + value)
+        except ValueError:
+            break
+        if bias < math.inf:
+            return int(token), bias
+    raise argparse.ArgumentTypeError(f"wanted ID+BIAS or ID-BIAS such as 15043+1.5, got {text!r}")
+
+
+# flags, SamplingParams' field, type, default, metavar, help
+SAMPLING_FLAGS = [
+    (("-s", "--seed"), "seed", whole(-1, 2**64 - 1), -1, "N", "random seed, -1 = a new one each time"),
+    (("--temp", "--temperature"), "temperature", real(), 0.8, "F", "temperature, 0 = always the likeliest token"),
+    (("--top-k",), "top_k", whole(), 40, "N", "keep the N likeliest tokens, 0 = all"),
+    (("--top-p",), "top_p", real(0, 1), 0.95, "F", "keep the likeliest tokens that make up F together, 1 = all"),
+    (("--min-p",), "min_p", real(0, 1), 0.05, "F", "drop tokens less likely than F times the likeliest, 0 = none"),
+    (("--typical", "--typical-p"), "typical_p", real(0, 1), 1.0, "F", "locally typical sampling, 1 = off"),
+    (("--repeat-penalty",), "repeat_penalty", real(1e-6), 1.0, "F", "penalise repeated tokens, 1 = off"),
+    (("--repeat-last-n",), "repeat_last_n", whole(-1), 64, "N", "tokens looked at for it, 0 = off, -1 = all"),
+    (("--presence-penalty",), "presence_penalty", real(), 0.0, "F", "subtracted once from tokens seen, 0 = off"),
+    (("--frequency-penalty",), "frequency_penalty", real(), 0.0, "F", "subtracted once per time seen, 0 = off"),
+]
+
+
+def add_sampling_flags(parser):
+    """Add how the next token is chosen; `sampling_from(args)` makes SamplingParams of them."""
+    group = parser.add_argument_group("sampling")
+    for flags, field, kind, default, metavar, text in SAMPLING_FLAGS:
+        group.add_argument(*flags, dest=field, type=kind, default=default, metavar=metavar, help=text)
+    optional(group, "--logit-bias", "-l", dest="logit_bias", default=[], action=_Append, type=logit_bias,
+             metavar="ID+V", help="add V to this token's logit, ID-V subtracts (repeatable)")  # fmt: skip
+    group.add_argument("--ignore-eos", action="store_true", help="never choose an end-of-text token, go on instead")
+
+
+def sampling_from(args):
+    """Return the SamplingParams of parsed flags."""
+    from llamacy.generate.sampler import SamplingParams
+
+    fields = {field: getattr(args, field) for _, field, *_ in SAMPLING_FLAGS}
+    return SamplingParams(**fields, logit_bias=tuple(args.logit_bias), ignore_eos=args.ignore_eos)
+
+
+def open_model_from(args):
+    """Load the model that the flags name, with the adapters that they name; LlamacyError in one line otherwise."""
+    path = args.model if args.model is not None else default_model()
+    from llamacy.model import load_model
+
+    model = load_model(
+        path,
+        activations=args.activations,
+        threads=args.threads or physical_cores(),
+        mmap=not args.no_mmap,
+        rms_eps=args.rms_eps,
+        rope_theta=args.rope_theta,
+    )
+    if getattr(args, "lora", None):
+        from llamacy.formats.adapter import load_adapter
+
+        for adapter_path, scale in args.lora:
+            model.add_adapter(load_adapter(adapter_path), scale)
+    return model
+
+
+def context_of(args, model):
+    """Return the context to use in tokens: `-c`, 0 the model's own, unset DEFAULT_CTX at most the model's.
+
+    More than the model was trained on works, with a warning on stderr: people do it on purpose.
+    """
+    trained = model.config.n_ctx_train
+    if args.ctx_size is None:
+        return min(DEFAULT_CTX, trained)
+    if args.ctx_size > trained:
+        print(f"warning: --ctx-size {args.ctx_size} is above the model's {trained}: text may degrade", file=sys.stderr)
+    return args.ctx_size or trained
