@@ -1,0 +1,73 @@
+# make             everything the commands need: .venv, compiled kernels, the default model
+# make test        the tests          make test-peers  those that need torch, PEFT or llama.cpp (own environment)
+# make bench       compare with them  make demo        fine-tune, generate, serve one request
+# make lint        ruff, cython-lint  make fuzz        100,000 damaged files against the readers
+# make docs        write docs/commands.md from --help      make clean       remove what make made, but not models/
+
+PYTHON = python3
+VENV = .venv
+PY = $(VENV)/bin/python
+PIP = $(PY) -m pip install -q --disable-pip-version-check
+MODEL = models/SmolLM2-135M-Instruct.Q4_1.gguf
+BENCH_PYTHON = bench/.venv/bin/python
+SOURCES = setup.py $(wildcard pyx/*.pyx pyx/*.pxd pyx/simd/*.pxd)
+
+all: $(VENV)/.installed $(MODEL)
+
+$(VENV)/.packages: tools/setup_env.py
+	@$(PYTHON) tools/setup_env.py $(VENV) 'setuptools>=70.1' 'cython>=3.0' 'numpy>=1.24'
+	@touch $@
+
+build/.compiled: $(VENV)/.packages $(SOURCES)
+	@echo "make: compiling the kernels"
+	@$(PY) setup.py -q build_ext --inplace --parallel $$(getconf _NPROCESSORS_ONLN)
+	@touch $@
+
+# The extras are a comfort: without a network the package works without them, and says so where one is needed.
+$(VENV)/.installed: pyproject.toml | build/.compiled
+	@$(PIP) --no-build-isolation -e '.[all]' || $(PIP) --no-build-isolation --no-deps -e . || \
+		echo "make: not installed in $(VENV) (no network?): jinja2, tqdm and matplotlib features are off; ./bin/* work"
+	@touch $@
+
+$(MODEL): | $(VENV)/.packages
+	@$(PY) tools/fetch_model.py $@ || true
+
+$(VENV)/.test: pyproject.toml | all
+	@$(PIP) --no-build-isolation -e '.[all,test]'
+	@touch $@
+
+bench/.venv/bin/python: bench/requirements.txt
+	@$(PYTHON) -m venv bench/.venv
+	@CMAKE_ARGS=-DGGML_NATIVE=ON $@ -m pip install -q --disable-pip-version-check -r $<
+	@touch $@
+
+test: all $(VENV)/.test
+	@$(PY) -m pytest tests --ignore=tests/peers
+
+test-peers: all $(BENCH_PYTHON)
+	@PYTHONPATH=. $(BENCH_PYTHON) -m pytest tests/peers
+
+bench: all $(BENCH_PYTHON)
+	@$(PY) bench/run.py --peer-python $(BENCH_PYTHON)
+
+demo: all
+	@$(PY) tools/demo.py
+
+lint: all $(VENV)/.test
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(VENV)/bin/cython-lint pyx
+
+fuzz: all $(VENV)/.test
+	@$(PY) -m tests.formats.fuzz 100000
+
+docs: all
+	@$(PY) tools/commands_doc.py
+
+clean:
+	rm -rf $(VENV) bench/.venv bench/work build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -f llamacy/kernels/*/*.so
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+
+.PHONY: all test test-peers bench demo lint fuzz docs clean
+.DELETE_ON_ERROR:

@@ -1,0 +1,50 @@
+"""Where every command starts: the scripts in bin/ call `launch`, the installed console scripts the functions below."""
+
+import importlib
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+from llamacy.cli.run import run
+from llamacy.errors import LlamacyError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def launch(command):
+    """Run a command for a script in bin/, in the project's own .venv where there is one; return the exit code."""
+    venv = ROOT / ".venv"
+    python = venv / "bin" / "python"
+    # -I keeps the caller's PYTHONPATH and user packages out; it also marks that this was done, so it is done once.
+    if not sys.flags.isolated and Path(sys.prefix) != venv and os.access(python, os.X_OK):
+        os.execv(python, [str(python), "-I", *sys.argv])
+    return start(command)
+
+
+def start(command):
+    """Import `llamacy.cli.<command>` and run its `main`; return the exit code."""
+    # Matrix products are our own: NumPy's pool of BLAS threads would cost 30 ms at the start and be idle.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    return run(partial(_import_and_run, command))
+
+
+def _import_and_run(command, argv):
+    try:
+        module = importlib.import_module(f"llamacy.cli.{command.replace('-', '_')}")
+    except ModuleNotFoundError as error:
+        if error.name.split(".")[0] == "llamacy":
+            raise
+        raise LlamacyError(
+            f"{sys.executable} has no module {error.name}: run `make` in {ROOT}, or `pip install .` for the console scripts"
+        ) from error
+    return module.main(argv)
+
+
+main = partial(start, "main")
+finetune = partial(start, "finetune")
+server = partial(start, "server")
+perplexity = partial(start, "perplexity")
+tokenize = partial(start, "tokenize")
+info = partial(start, "info")
+bench = partial(start, "bench")
