@@ -23,7 +23,7 @@ COMMON = ["scan", "bpe", "sampling"]
 
 # -O3 without -ffast-math: masks need infinities, and importing a module must not switch the thread to flush-to-zero.
 # Trees of integer adds stay as written: reordered, they no longer fit the registers (see pyx/matmul.pyx).
-FLAGS = "-O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast -fno-tree-reassoc -fopenmp -g0".split()
+FLAGS = "-O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast -fno-tree-reassoc -fno-strict-aliasing -fopenmp -g0".split()
 X86, ARM = ("x86_64", "AMD64"), ("aarch64", "arm64")
 ISAS = {
     "generic": (X86 + ARM, [], []),
@@ -108,6 +108,8 @@ if __name__ == "__main__":
     packages = package_folders()
     setup(
         packages=packages,
+        # A plain .pth: the import hook that is setuptools' default costs every start of a command 20 ms.
+        options={"editable_wheel": {"mode": "compat"}},
         ext_modules=cythonize(
             extensions(),
             include_path=[str(STAGE)],
