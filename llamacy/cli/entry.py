@@ -36,7 +36,7 @@ def _import_and_run(command, argv):
         if error.name.split(".")[0] == "llamacy":
             raise
         raise LlamacyError(
-            f"{sys.executable} has no module {error.name}: run `make` in {ROOT}, or `pip install .` for the console scripts"
+            f"{sys.executable} has no module {error.name}: run `make` in {ROOT}, or `pip install .` there"
         ) from error
     return module.main(argv)
 
