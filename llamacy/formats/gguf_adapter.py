@@ -1,0 +1,110 @@
+"""Adapters as GGUF: what llama.cpp loads.
+
+Source: llama.cpp's llama-adapter.cpp. `general.type` "adapter", `adapter.type` "lora", `adapter.lora.alpha` f32;
+tensors `<base>.lora_a` (r, n_in) and `<base>.lora_b` (n_out, r); for token_embd a is (n_vocab, r) and b (n_embd, r).
+Scale is alpha / r with the tensor's own r; alpha 0 means 1.
+"""
+
+from collections import Counter
+
+import numpy as np
+
+from llamacy.formats.arrays import float_tensor
+from llamacy.formats.gguf import read_gguf
+from llamacy.formats.gguf_writer import write_gguf
+from llamacy.formats.lora import Adapter, LoraPair
+from llamacy.formats.types import by_name
+
+EMBEDDING = "token_embd.weight"
+_OWN_KEYS = ("general.architecture", "general.type", "adapter.type", "adapter.lora.alpha")
+
+
+def read_gguf_adapter(source):
+    """Return the Adapter in an open MappedFile that begins with "GGUF"."""
+    with read_gguf(source) as file:
+        kind = file.metadata.get("general.type", "model")
+        if kind != "adapter" or file.metadata.get("adapter.type") != "lora":
+            what = file.metadata.get("adapter.type") if kind == "adapter" else kind
+            raise file.error(
+                f"holds a {what}, wanted a LoRA adapter", "give a model with -m and an adapter with --lora"
+            )
+        alpha = _alpha(file)
+        pairs, left_out = {}, []
+        for base, found in _grouped(file).items():
+            if found.keys() == {"a", "b"}:
+                pairs[base] = _pair(file, base, found, alpha)
+            elif found.keys() == {"other"}:
+                left_out.append(found["other"])
+            else:
+                raise file.error(f"{base} has lora_{min(found)} without its counterpart", "the file is damaged")
+        metadata = {key: value for key, value in file.metadata.items() if key not in _OWN_KEYS}
+        architecture = str(file.metadata.get("general.architecture", ""))
+        return Adapter(architecture, pairs, alpha, metadata, file.path, left_out)
+
+
+def _alpha(file):
+    alpha = file.metadata.get("adapter.lora.alpha", 0.0)
+    if isinstance(alpha, (int, float)) and np.isfinite(alpha):
+        return float(alpha)
+    raise file.error(f"adapter.lora.alpha is {alpha!r}, wanted a finite number", "the file is damaged")
+
+
+def _grouped(file):
+    """Return base name -> {"a": name, "b": name} or {"other": name}."""
+    groups = {}
+    for name in file.tensors:
+        base, _, side = name.rpartition(".lora_")
+        key, base = (side, base) if side in ("a", "b") and base else ("other", name)
+        groups.setdefault(base, {})[key] = name
+    return groups
+
+
+def _pair(file, base, found, alpha):
+    a, b = float_tensor(file, found["a"]), float_tensor(file, found["b"])
+    if base == EMBEDDING and a.ndim == b.ndim == 2:
+        a, b = np.ascontiguousarray(b.T), a
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or a.shape[0] == 0:
+        raise file.error(
+            f"{base}: lora_a is {file.tensors[found['a']].shape} and lora_b {file.tensors[found['b']].shape}, "
+            "wanted (r, n_in) and (n_out, r)",
+            "adapters of mixture-of-experts tensors and other kinds are not supported",
+        )
+    return LoraPair(a, b, alpha / a.shape[0] if alpha else 1.0)
+
+
+def write_gguf_adapter(path, adapter):
+    """Write `adapter` as GGUF with f32 tensors; return the names of what GGUF cannot carry (norm deltas)."""
+    alpha = common_alpha(adapter)
+    metadata = {
+        "general.architecture": adapter.architecture,
+        "general.type": "adapter",
+        "adapter.type": "lora",
+        "adapter.lora.alpha": float(alpha),
+    }
+    metadata.update((key, value) for key, value in adapter.metadata.items() if key not in _OWN_KEYS)
+    f32, tensors = by_name("F32"), []
+    for base, pair in adapter.pairs.items():
+        a, b = pair.a, folded_b(pair, alpha / pair.rank if alpha else 1.0)
+        if base == EMBEDDING:
+            a, b = b, a.T
+        for side, array in (("a", a), ("b", b)):
+            tensors.append((f"{base}.lora_{side}", f32, array.shape, np.ascontiguousarray(array, np.float32)))
+    write_gguf(path, metadata, tensors)
+    return list(adapter.norms)
+
+
+def common_alpha(adapter):
+    """Return the alpha that gives most pairs their scale as alpha / r, the adapter's own where that does."""
+    votes = Counter(round(pair.scale * pair.rank, 6) for pair in adapter.pairs.values())
+    if not votes or votes.get(round(adapter.alpha, 6)) == max(votes.values()):
+        return adapter.alpha
+    if adapter.alpha == 0 and all(pair.scale == 1.0 for pair in adapter.pairs.values()):
+        return 0.0
+    return votes.most_common(1)[0][0]
+
+
+def folded_b(pair, scale):
+    """Return the pair's B for a file whose rule gives `scale`: B itself, or B times what is missing."""
+    factor = pair.scale / scale if scale else 0.0
+    # Scales went through f32 on their way; a last bit is no difference.
+    return pair.b if abs(factor - 1) < 1e-6 else (pair.b * np.float32(factor)).astype(np.float32)
