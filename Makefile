@@ -7,7 +7,7 @@
 PYTHON = python3
 VENV = .venv
 PY = $(VENV)/bin/python
-PIP = $(PY) -m pip install -q --disable-pip-version-check
+PIP = $(PY) -m pip install -qq --disable-pip-version-check
 MODEL = models/SmolLM2-135M-Instruct.Q4_1.gguf
 BENCH_PYTHON = bench/.venv/bin/python
 SOURCES = setup.py $(wildcard pyx/*.pyx pyx/*.pxd pyx/simd/*.pxd)
@@ -23,10 +23,12 @@ build/.compiled: $(VENV)/.packages $(SOURCES)
 	@$(PY) setup.py -q build_ext --inplace --parallel $$(getconf _NPROCESSORS_ONLN)
 	@touch $@
 
-# The extras are a comfort: without a network the package works without them, and says so where one is needed.
+# The extras are a comfort: without a network the commands work without them, and say so where one is needed.
 $(VENV)/.installed: pyproject.toml | build/.compiled
-	@$(PIP) --no-build-isolation -e '.[all]' || $(PIP) --no-build-isolation --no-deps -e . || \
-		echo "make: not installed in $(VENV) (no network?): jinja2, tqdm and matplotlib features are off; ./bin/* work"
+	@$(PIP) --no-build-isolation -e '.[all]' >$(VENV)/install.log 2>&1 || \
+		{ echo "make: the extras (jinja2, matplotlib, tqdm, safetensors) are not installed: see $(VENV)/install.log"; \
+		$(PIP) --no-build-isolation --no-deps -e . >>$(VENV)/install.log 2>&1; } || \
+		echo "make: the llamacy-* console scripts are not installed either; ./bin/* work"
 	@touch $@
 
 $(MODEL): | $(VENV)/.packages
@@ -38,7 +40,7 @@ $(VENV)/.test: pyproject.toml | all
 
 bench/.venv/bin/python: bench/requirements.txt
 	@$(PYTHON) -m venv bench/.venv
-	@CMAKE_ARGS=-DGGML_NATIVE=ON $@ -m pip install -q --disable-pip-version-check -r $<
+	@CMAKE_ARGS=-DGGML_NATIVE=ON $@ -m pip install -qq --disable-pip-version-check -r $<
 	@touch $@
 
 test: all $(VENV)/.test

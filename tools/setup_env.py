@@ -61,7 +61,7 @@ def main(venv, *packages):
     if subprocess.call([sys.executable, "-m", "venv", "--clear", venv]):
         return f"make: could not create {venv} (see above)"
     python = Path(venv, "bin", "python")
-    if subprocess.call([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages]) == 0:
+    if subprocess.call([python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", *packages]) == 0:
         return 0
     absent = borrow(python)
     if absent:
