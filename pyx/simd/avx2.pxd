@@ -1,0 +1,487 @@
+# AVX2 + FMA + F16C: the verbs the kernels are written in. Every vector has 16 lanes, one per matrix row (or column):
+#   vf  16 x f32          vi  16 x i32
+#   vb  16 rows x 4 x u8  (four neighbours of k per row)     vw  16 rows x 2 x i16 (two neighbours of k per row)
+#   vh  16 rows x 2 x i16 partial sums
+# Same names, same meaning in every file of this folder; generic.pxd is the plain statement of what each verb does.
+
+from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t, uint16_t, uint32_t
+
+cdef extern from "immintrin.h" nogil:
+    ctypedef struct __m128i:
+        pass
+    ctypedef struct __m128:
+        pass
+    ctypedef struct __m256:
+        pass
+    ctypedef struct __m256i:
+        pass
+    __m256 _mm256_loadu_ps(const float*)
+    void _mm256_storeu_ps(float*, __m256)
+    __m256 _mm256_setzero_ps()
+    __m256 _mm256_set1_ps(float)
+    __m256 _mm256_add_ps(__m256, __m256)
+    __m256 _mm256_sub_ps(__m256, __m256)
+    __m256 _mm256_mul_ps(__m256, __m256)
+    __m256 _mm256_div_ps(__m256, __m256)
+    __m256 _mm256_max_ps(__m256, __m256)
+    __m256 _mm256_min_ps(__m256, __m256)
+    __m256 _mm256_and_ps(__m256, __m256)
+    __m256 _mm256_fmadd_ps(__m256, __m256, __m256)
+    __m256 _mm256_fnmadd_ps(__m256, __m256, __m256)
+    __m256 _mm256_round_ps(__m256, int)
+    __m256 _mm256_cvtph_ps(__m128i)
+    __m128i _mm256_cvtps_ph(__m256, int)
+    __m256 _mm256_cvtepi32_ps(__m256i)
+    __m256i _mm256_cvtps_epi32(__m256)
+    __m256 _mm256_castsi256_ps(__m256i)
+    __m256i _mm256_castps_si256(__m256)
+    __m256 _mm256_unpacklo_ps(__m256, __m256)
+    __m256 _mm256_unpackhi_ps(__m256, __m256)
+    __m256 _mm256_shuffle_ps(__m256, __m256, int)
+    __m256 _mm256_permute2f128_ps(__m256, __m256, int)
+    __m128 _mm256_castps256_ps128(__m256)
+    __m128 _mm256_extractf128_ps(__m256, int)
+    __m128 _mm_add_ps(__m128, __m128)
+    __m128 _mm_max_ps(__m128, __m128)
+    __m128 _mm_movehl_ps(__m128, __m128)
+    __m128 _mm_movehdup_ps(__m128)
+    float _mm_cvtss_f32(__m128)
+    __m128i _mm_loadu_si128(const __m128i*)
+    void _mm_storeu_si128(__m128i*, __m128i)
+    __m256i _mm256_loadu_si256(const __m256i*)
+    void _mm256_storeu_si256(__m256i*, __m256i)
+    __m256i _mm256_setzero_si256()
+    __m256i _mm256_set1_epi8(char)
+    __m256i _mm256_set1_epi16(short)
+    __m256i _mm256_set1_epi32(int)
+    __m256i _mm256_and_si256(__m256i, __m256i)
+    __m256i _mm256_or_si256(__m256i, __m256i)
+    __m256i _mm256_srli_epi16(__m256i, int)
+    __m256i _mm256_slli_epi16(__m256i, int)
+    __m256i _mm256_srli_epi32(__m256i, int)
+    __m256i _mm256_slli_epi32(__m256i, int)
+    __m256i _mm256_srai_epi32(__m256i, int)
+    __m256i _mm256_add_epi16(__m256i, __m256i)
+    __m256i _mm256_add_epi32(__m256i, __m256i)
+    __m256i _mm256_sub_epi16(__m256i, __m256i)
+    __m256i _mm256_maddubs_epi16(__m256i, __m256i)
+    __m256i _mm256_madd_epi16(__m256i, __m256i)
+    __m256i _mm256_cvtepi8_epi16(__m128i)
+    __m256i _mm256_cvtepu16_epi32(__m128i)
+    __m256i _mm256_packs_epi32(__m256i, __m256i)
+    __m256i _mm256_packs_epi16(__m256i, __m256i)
+    __m256i _mm256_packus_epi32(__m256i, __m256i)
+    __m256i _mm256_permute4x64_epi64(__m256i, int)
+    __m256i _mm256_permutevar8x32_epi32(__m256i, __m256i)
+    __m256i _mm256_setr_epi32(int, int, int, int, int, int, int, int)
+    void _mm_pause()
+    void _mm_prefetch(const char*, int)
+
+cdef enum:
+    HAS_HALF = 1
+
+cdef struct vf:
+    __m256 lo
+    __m256 hi
+
+cdef struct vi:
+    __m256i lo
+    __m256i hi
+
+cdef struct vb:
+    __m256i lo
+    __m256i hi
+
+cdef struct vw:
+    __m256i lo
+    __m256i hi
+
+cdef struct vh:
+    __m256i lo
+    __m256i hi
+
+
+cdef inline void pause() noexcept nogil:
+    _mm_pause()
+
+
+cdef inline void prefetch(const void* p) noexcept nogil:
+    _mm_prefetch(<const char*>p, 3)
+
+
+# ---- f32 ----
+
+cdef inline vf vf_load(const float* p) noexcept nogil:
+    cdef vf r
+    r.lo = _mm256_loadu_ps(p)
+    r.hi = _mm256_loadu_ps(p + 8)
+    return r
+
+
+cdef inline void vf_store(float* p, vf a) noexcept nogil:
+    _mm256_storeu_ps(p, a.lo)
+    _mm256_storeu_ps(p + 8, a.hi)
+
+
+cdef inline vf vf_set1(float x) noexcept nogil:
+    cdef vf r
+    r.lo = _mm256_set1_ps(x)
+    r.hi = r.lo
+    return r
+
+
+cdef inline vf vf_add(vf a, vf b) noexcept nogil:
+    cdef vf r
+    r.lo = _mm256_add_ps(a.lo, b.lo)
+    r.hi = _mm256_add_ps(a.hi, b.hi)
+    return r
+
+
+cdef inline vf vf_sub(vf a, vf b) noexcept nogil:
+    cdef vf r
+    r.lo = _mm256_sub_ps(a.lo, b.lo)
+    r.hi = _mm256_sub_ps(a.hi, b.hi)
+    return r
+
+
+cdef inline vf vf_mul(vf a, vf b) noexcept nogil:
+    cdef vf r
+    r.lo = _mm256_mul_ps(a.lo, b.lo)
+    r.hi = _mm256_mul_ps(a.hi, b.hi)
+    return r
+
+
+cdef inline vf vf_div(vf a, vf b) noexcept nogil:
+    cdef vf r
+    r.lo = _mm256_div_ps(a.lo, b.lo)
+    r.hi = _mm256_div_ps(a.hi, b.hi)
+    return r
+
+
+cdef inline vf vf_max(vf a, vf b) noexcept nogil:
+    cdef vf r
+    r.lo = _mm256_max_ps(a.lo, b.lo)
+    r.hi = _mm256_max_ps(a.hi, b.hi)
+    return r
+
+
+cdef inline vf vf_min(vf a, vf b) noexcept nogil:
+    cdef vf r
+    r.lo = _mm256_min_ps(a.lo, b.lo)
+    r.hi = _mm256_min_ps(a.hi, b.hi)
+    return r
+
+
+cdef inline vf vf_abs(vf a) noexcept nogil:
+    cdef vf r
+    cdef __m256 mask = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff))
+    r.lo = _mm256_and_ps(a.lo, mask)
+    r.hi = _mm256_and_ps(a.hi, mask)
+    return r
+
+
+cdef inline vf vf_fma(vf a, vf b, vf c) noexcept nogil:
+    """a * b + c"""
+    cdef vf r
+    r.lo = _mm256_fmadd_ps(a.lo, b.lo, c.lo)
+    r.hi = _mm256_fmadd_ps(a.hi, b.hi, c.hi)
+    return r
+
+
+cdef inline vf vf_fnma(vf a, vf b, vf c) noexcept nogil:
+    """c - a * b"""
+    cdef vf r
+    r.lo = _mm256_fnmadd_ps(a.lo, b.lo, c.lo)
+    r.hi = _mm256_fnmadd_ps(a.hi, b.hi, c.hi)
+    return r
+
+
+cdef inline vf vf_fma1(vf a, float x, vf c) noexcept nogil:
+    """a * x + c with one x for all lanes"""
+    cdef vf r
+    cdef __m256 b = _mm256_set1_ps(x)
+    r.lo = _mm256_fmadd_ps(a.lo, b, c.lo)
+    r.hi = _mm256_fmadd_ps(a.hi, b, c.hi)
+    return r
+
+
+cdef inline vf vf_round(vf a) noexcept nogil:
+    """nearest integer, halves to even"""
+    cdef vf r
+    r.lo = _mm256_round_ps(a.lo, 8)
+    r.hi = _mm256_round_ps(a.hi, 8)
+    return r
+
+
+cdef inline vf vf_pow2(vf n) noexcept nogil:
+    """2 ** n for whole n in -126..127"""
+    cdef vf r
+    cdef __m256i bias = _mm256_set1_epi32(127)
+    r.lo = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.lo), bias), 23))
+    r.hi = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.hi), bias), 23))
+    return r
+
+
+cdef inline float vf_hsum(vf a) noexcept nogil:
+    """sum of the lanes, as a tree"""
+    cdef __m256 s = _mm256_add_ps(a.lo, a.hi)
+    cdef __m128 h = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1))
+    h = _mm_add_ps(h, _mm_movehl_ps(h, h))
+    return _mm_cvtss_f32(_mm_add_ps(h, _mm_movehdup_ps(h)))
+
+
+cdef inline float vf_hmax(vf a) noexcept nogil:
+    """largest lane"""
+    cdef __m256 s = _mm256_max_ps(a.lo, a.hi)
+    cdef __m128 h = _mm_max_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1))
+    h = _mm_max_ps(h, _mm_movehl_ps(h, h))
+    return _mm_cvtss_f32(_mm_max_ps(h, _mm_movehdup_ps(h)))
+
+
+# ---- 16-bit floats in memory ----
+
+cdef inline vf vf_load_f16(const void* p) noexcept nogil:
+    cdef vf r
+    r.lo = _mm256_cvtph_ps(_mm_loadu_si128(<const __m128i*>p))
+    r.hi = _mm256_cvtph_ps(_mm_loadu_si128(<const __m128i*>p + 1))
+    return r
+
+
+cdef inline void vf_store_f16(void* p, vf a) noexcept nogil:
+    _mm_storeu_si128(<__m128i*>p, _mm256_cvtps_ph(a.lo, 0))
+    _mm_storeu_si128(<__m128i*>p + 1, _mm256_cvtps_ph(a.hi, 0))
+
+
+cdef inline vf vf_load_bf16(const void* p) noexcept nogil:
+    cdef vf r
+    r.lo = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(<const __m128i*>p)), 16))
+    r.hi = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(<const __m128i*>p + 1)), 16))
+    return r
+
+
+cdef inline __m256i _bf16_bits(__m256 a) noexcept nogil:
+    # round half to even: add 0x7fff plus the lowest kept bit
+    cdef __m256i x = _mm256_castps_si256(a)
+    cdef __m256i odd = _mm256_and_si256(_mm256_srli_epi32(x, 16), _mm256_set1_epi32(1))
+    return _mm256_srli_epi32(_mm256_add_epi32(x, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16)
+
+
+cdef inline void vf_store_bf16(void* p, vf a) noexcept nogil:
+    cdef __m256i x = _mm256_packus_epi32(_bf16_bits(a.lo), _bf16_bits(a.hi))
+    _mm256_storeu_si256(<__m256i*>p, _mm256_permute4x64_epi64(x, 0xd8))
+
+
+# ---- integers ----
+
+cdef inline vi vi_zero() noexcept nogil:
+    cdef vi r
+    r.lo = _mm256_setzero_si256()
+    r.hi = r.lo
+    return r
+
+
+cdef inline vi vi_add(vi a, vi b) noexcept nogil:
+    cdef vi r
+    r.lo = _mm256_add_epi32(a.lo, b.lo)
+    r.hi = _mm256_add_epi32(a.hi, b.hi)
+    return r
+
+
+cdef inline vf vi_to_f(vi a) noexcept nogil:
+    cdef vf r
+    r.lo = _mm256_cvtepi32_ps(a.lo)
+    r.hi = _mm256_cvtepi32_ps(a.hi)
+    return r
+
+
+cdef inline vi vf_to_i(vf a) noexcept nogil:
+    """nearest integer, halves to even; |a| < 2 ** 31"""
+    cdef vi r
+    r.lo = _mm256_cvtps_epi32(a.lo)
+    r.hi = _mm256_cvtps_epi32(a.hi)
+    return r
+
+
+cdef inline int32_t vi_hsum(vi a) noexcept nogil:
+    cdef int32_t x[8]
+    _mm256_storeu_si256(<__m256i*>x, _mm256_add_epi32(a.lo, a.hi))
+    return ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]))
+
+
+cdef inline void vi_store_s16(int16_t* p, vi a) noexcept nogil:
+    """16 lanes as int16, saturated"""
+    cdef __m256i x = _mm256_packs_epi32(a.lo, a.hi)
+    _mm256_storeu_si256(<__m256i*>p, _mm256_permute4x64_epi64(x, 0xd8))
+
+
+cdef inline void vi_store_s8(int8_t* p, vi a) noexcept nogil:
+    """16 lanes as int8, saturated"""
+    cdef __m256i x = _mm256_packs_epi32(a.lo, a.hi)
+    x = _mm256_packs_epi16(x, x)
+    x = _mm256_permutevar8x32_epi32(x, _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5))
+    _mm_storeu_si128(<__m128i*>p, _lower(x))
+
+
+cdef extern from "immintrin.h" nogil:
+    __m128i _lower "_mm256_castsi256_si128"(__m256i)
+
+
+cdef inline vb vb_load(const uint8_t* p) noexcept nogil:
+    """64 bytes"""
+    cdef vb r
+    r.lo = _mm256_loadu_si256(<const __m256i*>p)
+    r.hi = _mm256_loadu_si256(<const __m256i*>p + 1)
+    return r
+
+
+cdef inline void vb_store(uint8_t* p, vb a) noexcept nogil:
+    _mm256_storeu_si256(<__m256i*>p, a.lo)
+    _mm256_storeu_si256(<__m256i*>p + 1, a.hi)
+
+
+cdef inline vb vb_nibbles(const uint8_t* p) noexcept nogil:
+    """32 bytes to 64 values: the low nibbles are rows 0..7, the high nibbles rows 8..15"""
+    cdef vb r
+    cdef __m256i x = _mm256_loadu_si256(<const __m256i*>p), mask = _mm256_set1_epi8(15)
+    r.lo = _mm256_and_si256(x, mask)
+    r.hi = _mm256_and_si256(_mm256_srli_epi16(x, 4), mask)
+    return r
+
+
+cdef inline vb vb_or_bit(vb a, vb bits, int g, int to) noexcept nogil:
+    """a with bit g of each byte of `bits` put in as bit `to` (constants)"""
+    cdef vb r
+    cdef __m256i mask = _mm256_set1_epi8(<char>(1 << to))
+    if g <= to:
+        r.lo = _mm256_slli_epi16(bits.lo, to - g)
+        r.hi = _mm256_slli_epi16(bits.hi, to - g)
+    else:
+        r.lo = _mm256_srli_epi16(bits.lo, g - to)
+        r.hi = _mm256_srli_epi16(bits.hi, g - to)
+    r.lo = _mm256_or_si256(a.lo, _mm256_and_si256(r.lo, mask))
+    r.hi = _mm256_or_si256(a.hi, _mm256_and_si256(r.hi, mask))
+    return r
+
+
+cdef inline vh vh_zero() noexcept nogil:
+    cdef vh r
+    r.lo = _mm256_setzero_si256()
+    r.hi = r.lo
+    return r
+
+
+cdef inline vh vh_dot(vh acc, vb w, const int8_t* a) noexcept nogil:
+    """acc += w * a[0..4) per row, in int16: two products a lane; the caller bounds the sum"""
+    cdef vh r
+    cdef __m256i x = _mm256_set1_epi32((<const int32_t*>a)[0])
+    r.lo = _mm256_add_epi16(acc.lo, _mm256_maddubs_epi16(w.lo, x))
+    r.hi = _mm256_add_epi16(acc.hi, _mm256_maddubs_epi16(w.hi, x))
+    return r
+
+
+cdef inline vi vh_sum(vh acc) noexcept nogil:
+    """the two int16 lanes of each row added to one int32"""
+    cdef vi r
+    cdef __m256i ones = _mm256_set1_epi16(1)
+    r.lo = _mm256_madd_epi16(acc.lo, ones)
+    r.hi = _mm256_madd_epi16(acc.hi, ones)
+    return r
+
+
+cdef inline vw vw_load(const int16_t* p) noexcept nogil:
+    """16 rows x 2 int16"""
+    cdef vw r
+    r.lo = _mm256_loadu_si256(<const __m256i*>p)
+    r.hi = _mm256_loadu_si256(<const __m256i*>p + 1)
+    return r
+
+
+cdef inline void vw_store(int16_t* p, vw a) noexcept nogil:
+    _mm256_storeu_si256(<__m256i*>p, a.lo)
+    _mm256_storeu_si256(<__m256i*>p + 1, a.hi)
+
+
+cdef inline vw vw_load_s8(const int8_t* p) noexcept nogil:
+    """16 rows x 2 int8, widened"""
+    cdef vw r
+    r.lo = _mm256_cvtepi8_epi16(_mm_loadu_si128(<const __m128i*>p))
+    r.hi = _mm256_cvtepi8_epi16(_mm_loadu_si128(<const __m128i*>p + 1))
+    return r
+
+
+cdef inline __m256i _pair(__m256i x, int shift, int offset) noexcept nogil:
+    cdef __m256i even = _mm256_and_si256(_mm256_srli_epi32(x, shift), _mm256_set1_epi32(0xff))
+    cdef __m256i odd = _mm256_and_si256(_mm256_srli_epi32(x, shift + 8), _mm256_set1_epi32(0xff))
+    return _mm256_sub_epi16(_mm256_or_si256(even, _mm256_slli_epi32(odd, 16)), _mm256_set1_epi16(<short>offset))
+
+
+cdef inline vw vb_pair(vb a, int j, int offset) noexcept nogil:
+    """bytes 2j and 2j + 1 (j constant, 0 or 1) of each row less `offset`, as int16"""
+    cdef vw r
+    r.lo = _pair(a.lo, 16 * j, offset)
+    r.hi = _pair(a.hi, 16 * j, offset)
+    return r
+
+
+cdef inline vi vi_dot(vi acc, vw w, const int16_t* a) noexcept nogil:
+    """acc += w * a[0..2) per row"""
+    cdef vi r
+    cdef __m256i x = _mm256_set1_epi32((<const int32_t*>a)[0])
+    r.lo = _mm256_add_epi32(acc.lo, _mm256_madd_epi16(w.lo, x))
+    r.hi = _mm256_add_epi32(acc.hi, _mm256_madd_epi16(w.hi, x))
+    return r
+
+
+cdef inline vf vw_even(vw a) noexcept nogil:
+    """the first int16 of each row as f32"""
+    cdef vf r
+    r.lo = _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(a.lo, 16), 16))
+    r.hi = _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(a.hi, 16), 16))
+    return r
+
+
+cdef inline vf vw_odd(vw a) noexcept nogil:
+    """the second int16 of each row as f32"""
+    cdef vf r
+    r.lo = _mm256_cvtepi32_ps(_mm256_srai_epi32(a.lo, 16))
+    r.hi = _mm256_cvtepi32_ps(_mm256_srai_epi32(a.hi, 16))
+    return r
+
+
+cdef inline vw vw_join(vi even, vi odd) noexcept nogil:
+    """int32 lanes that fit int16, as pairs (even, odd)"""
+    cdef vw r
+    cdef __m256i mask = _mm256_set1_epi32(0xffff)
+    r.lo = _mm256_or_si256(_mm256_and_si256(even.lo, mask), _mm256_slli_epi32(odd.lo, 16))
+    r.hi = _mm256_or_si256(_mm256_and_si256(even.hi, mask), _mm256_slli_epi32(odd.hi, 16))
+    return r
+
+
+# ---- shuffles ----
+
+cdef inline void transpose8(const float* src, size_t ss, float* dst, size_t ds) noexcept nogil:
+    """8 x 8 words: dst[j * ds + i] = src[i * ss + j]"""
+    cdef __m256 a0 = _mm256_loadu_ps(src), a1 = _mm256_loadu_ps(src + ss)
+    cdef __m256 a2 = _mm256_loadu_ps(src + 2 * ss), a3 = _mm256_loadu_ps(src + 3 * ss)
+    cdef __m256 a4 = _mm256_loadu_ps(src + 4 * ss), a5 = _mm256_loadu_ps(src + 5 * ss)
+    cdef __m256 a6 = _mm256_loadu_ps(src + 6 * ss), a7 = _mm256_loadu_ps(src + 7 * ss)
+    cdef __m256 b0 = _mm256_unpacklo_ps(a0, a1), b1 = _mm256_unpackhi_ps(a0, a1)
+    cdef __m256 b2 = _mm256_unpacklo_ps(a2, a3), b3 = _mm256_unpackhi_ps(a2, a3)
+    cdef __m256 b4 = _mm256_unpacklo_ps(a4, a5), b5 = _mm256_unpackhi_ps(a4, a5)
+    cdef __m256 b6 = _mm256_unpacklo_ps(a6, a7), b7 = _mm256_unpackhi_ps(a6, a7)
+    a0 = _mm256_shuffle_ps(b0, b2, 0x44)
+    a1 = _mm256_shuffle_ps(b0, b2, 0xee)
+    a2 = _mm256_shuffle_ps(b1, b3, 0x44)
+    a3 = _mm256_shuffle_ps(b1, b3, 0xee)
+    a4 = _mm256_shuffle_ps(b4, b6, 0x44)
+    a5 = _mm256_shuffle_ps(b4, b6, 0xee)
+    a6 = _mm256_shuffle_ps(b5, b7, 0x44)
+    a7 = _mm256_shuffle_ps(b5, b7, 0xee)
+    _mm256_storeu_ps(dst, _mm256_permute2f128_ps(a0, a4, 0x20))
+    _mm256_storeu_ps(dst + ds, _mm256_permute2f128_ps(a1, a5, 0x20))
+    _mm256_storeu_ps(dst + 2 * ds, _mm256_permute2f128_ps(a2, a6, 0x20))
+    _mm256_storeu_ps(dst + 3 * ds, _mm256_permute2f128_ps(a3, a7, 0x20))
+    _mm256_storeu_ps(dst + 4 * ds, _mm256_permute2f128_ps(a0, a4, 0x31))
+    _mm256_storeu_ps(dst + 5 * ds, _mm256_permute2f128_ps(a1, a5, 0x31))
+    _mm256_storeu_ps(dst + 6 * ds, _mm256_permute2f128_ps(a2, a6, 0x31))
+    _mm256_storeu_ps(dst + 7 * ds, _mm256_permute2f128_ps(a3, a7, 0x31))

@@ -1,0 +1,422 @@
+# Any CPU: the verbs of avx2.pxd in plain loops over 16 lanes, which is also the definition of what each verb does.
+
+from libc.math cimport fabsf, rintf
+from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t, uint16_t, uint32_t
+from libc.string cimport memcpy
+
+cdef enum:
+    HAS_HALF = 0
+
+cdef struct vf:
+    float x[16]
+
+cdef struct vi:
+    int32_t x[16]
+
+cdef struct vb:
+    uint8_t x[64]
+
+cdef struct vw:
+    int16_t x[32]
+
+cdef struct vh:
+    int16_t x[32]
+
+
+cdef inline void pause() noexcept nogil:
+    pass
+
+
+cdef inline void prefetch(const void* p) noexcept nogil:
+    pass
+
+
+# ---- f32 ----
+
+cdef inline vf vf_load(const float* p) noexcept nogil:
+    cdef vf r
+    memcpy(&r, p, 64)
+    return r
+
+
+cdef inline void vf_store(float* p, vf a) noexcept nogil:
+    memcpy(p, &a, 64)
+
+
+cdef inline vf vf_set1(float x) noexcept nogil:
+    cdef vf r
+    cdef int i
+    for i in range(16):
+        r.x[i] = x
+    return r
+
+
+cdef inline vf vf_add(vf a, vf b) noexcept nogil:
+    cdef int i
+    for i in range(16):
+        a.x[i] = a.x[i] + b.x[i]
+    return a
+
+
+cdef inline vf vf_sub(vf a, vf b) noexcept nogil:
+    cdef int i
+    for i in range(16):
+        a.x[i] = a.x[i] - b.x[i]
+    return a
+
+
+cdef inline vf vf_mul(vf a, vf b) noexcept nogil:
+    cdef int i
+    for i in range(16):
+        a.x[i] = a.x[i] * b.x[i]
+    return a
+
+
+cdef inline vf vf_div(vf a, vf b) noexcept nogil:
+    cdef int i
+    for i in range(16):
+        a.x[i] = a.x[i] / b.x[i]
+    return a
+
+
+cdef inline vf vf_max(vf a, vf b) noexcept nogil:
+    cdef int i
+    for i in range(16):
+        a.x[i] = a.x[i] if a.x[i] > b.x[i] else b.x[i]
+    return a
+
+
+cdef inline vf vf_min(vf a, vf b) noexcept nogil:
+    cdef int i
+    for i in range(16):
+        a.x[i] = a.x[i] if a.x[i] < b.x[i] else b.x[i]
+    return a
+
+
+cdef inline vf vf_abs(vf a) noexcept nogil:
+    cdef int i
+    for i in range(16):
+        a.x[i] = fabsf(a.x[i])
+    return a
+
+
+cdef inline vf vf_fma(vf a, vf b, vf c) noexcept nogil:
+    """a * b + c"""
+    cdef int i
+    for i in range(16):
+        c.x[i] = a.x[i] * b.x[i] + c.x[i]
+    return c
+
+
+cdef inline vf vf_fnma(vf a, vf b, vf c) noexcept nogil:
+    """c - a * b"""
+    cdef int i
+    for i in range(16):
+        c.x[i] = c.x[i] - a.x[i] * b.x[i]
+    return c
+
+
+cdef inline vf vf_fma1(vf a, float x, vf c) noexcept nogil:
+    """a * x + c with one x for all lanes"""
+    cdef int i
+    for i in range(16):
+        c.x[i] = a.x[i] * x + c.x[i]
+    return c
+
+
+cdef inline vf vf_round(vf a) noexcept nogil:
+    """nearest integer, halves to even"""
+    cdef int i
+    for i in range(16):
+        a.x[i] = rintf(a.x[i])
+    return a
+
+
+cdef inline vf vf_pow2(vf n) noexcept nogil:
+    """2 ** n for whole n in -126..127"""
+    cdef int32_t bits[16]
+    cdef int i
+    for i in range(16):
+        bits[i] = (<int32_t>n.x[i] + 127) << 23
+    memcpy(&n, bits, 64)
+    return n
+
+
+cdef inline float vf_hsum(vf a) noexcept nogil:
+    """sum of the lanes, as a tree"""
+    cdef int i
+    for i in range(8):
+        a.x[i] = a.x[i] + a.x[i + 8]
+    for i in range(4):
+        a.x[i] = a.x[i] + a.x[i + 4]
+    return (a.x[0] + a.x[2]) + (a.x[1] + a.x[3])
+
+
+cdef inline float vf_hmax(vf a) noexcept nogil:
+    """largest lane"""
+    cdef int i
+    for i in range(1, 16):
+        a.x[0] = a.x[0] if a.x[0] > a.x[i] else a.x[i]
+    return a.x[0]
+
+
+# ---- 16-bit floats in memory ----
+
+cdef inline float half_to_float(uint16_t h) noexcept nogil:
+    """f16 bits to f32, subnormals, infinities and NaN included"""
+    cdef uint32_t sign = <uint32_t>(h & 0x8000) << 16, rest = h & 0x7fff, bits
+    cdef float f
+    if rest >= 0x7c00:
+        bits = sign | 0x7f800000 | ((rest & 0x3ff) << 13)
+        memcpy(&f, &bits, 4)
+        return f
+    # Placed in f32's exponent field the number is 2 ** 112 times too small, for subnormals too: one exact multiply.
+    bits = rest << 13
+    memcpy(&f, &bits, 4)
+    f = f * 5.192296858534828e33
+    memcpy(&bits, &f, 4)
+    bits |= sign
+    memcpy(&f, &bits, 4)
+    return f
+
+
+cdef inline uint16_t float_to_half(float f) noexcept nogil:
+    """f32 to f16 bits, round half to even; overflow to infinity"""
+    cdef uint32_t bits, sign, shift, kept, rest, half
+    memcpy(&bits, &f, 4)
+    sign = (bits >> 16) & 0x8000
+    bits &= 0x7fffffff
+    if bits > 0x7f800000:
+        return <uint16_t>(sign | 0x7e00)
+    if bits >= 0x477ff000:
+        return <uint16_t>(sign | 0x7c00)
+    if bits < 0x33000000:
+        return <uint16_t>sign
+    if bits >= 0x38800000:
+        kept, rest, half = (bits >> 13) - 0x1c000, bits & 0x1fff, 0x1000
+    else:
+        shift = 126 - (bits >> 23)
+        bits = (bits & 0x7fffff) | 0x800000
+        kept, rest, half = bits >> shift, bits & ((<uint32_t>1 << shift) - 1), <uint32_t>1 << (shift - 1)
+    if rest > half or (rest == half and kept & 1):
+        kept += 1
+    return <uint16_t>(sign | kept)
+
+
+cdef inline vf vf_load_f16(const void* p) noexcept nogil:
+    cdef vf r
+    cdef int i
+    for i in range(16):
+        r.x[i] = half_to_float((<const uint16_t*>p)[i])
+    return r
+
+
+cdef inline void vf_store_f16(void* p, vf a) noexcept nogil:
+    cdef int i
+    for i in range(16):
+        (<uint16_t*>p)[i] = float_to_half(a.x[i])
+
+
+cdef inline vf vf_load_bf16(const void* p) noexcept nogil:
+    cdef vf r
+    cdef uint32_t bits[16]
+    cdef int i
+    for i in range(16):
+        bits[i] = <uint32_t>(<const uint16_t*>p)[i] << 16
+    memcpy(&r, bits, 64)
+    return r
+
+
+cdef inline void vf_store_bf16(void* p, vf a) noexcept nogil:
+    cdef uint32_t bits[16]
+    cdef int i
+    memcpy(bits, &a, 64)
+    for i in range(16):
+        (<uint16_t*>p)[i] = <uint16_t>((bits[i] + 0x7fff + ((bits[i] >> 16) & 1)) >> 16)
+
+
+# ---- integers ----
+
+cdef inline vi vi_zero() noexcept nogil:
+    cdef vi r
+    cdef int i
+    for i in range(16):
+        r.x[i] = 0
+    return r
+
+
+cdef inline vi vi_add(vi a, vi b) noexcept nogil:
+    cdef int i
+    for i in range(16):
+        a.x[i] = a.x[i] + b.x[i]
+    return a
+
+
+cdef inline vf vi_to_f(vi a) noexcept nogil:
+    cdef vf r
+    cdef int i
+    for i in range(16):
+        r.x[i] = <float>a.x[i]
+    return r
+
+
+cdef inline vi vf_to_i(vf a) noexcept nogil:
+    """nearest integer, halves to even; |a| < 2 ** 31"""
+    cdef vi r
+    cdef int i
+    for i in range(16):
+        r.x[i] = <int32_t>rintf(a.x[i])
+    return r
+
+
+cdef inline int32_t vi_hsum(vi a) noexcept nogil:
+    cdef int32_t s = 0
+    cdef int i
+    for i in range(16):
+        s += a.x[i]
+    return s
+
+
+cdef inline void vi_store_s16(int16_t* p, vi a) noexcept nogil:
+    """16 lanes as int16, saturated"""
+    cdef int i
+    for i in range(16):
+        p[i] = <int16_t>(32767 if a.x[i] > 32767 else (-32768 if a.x[i] < -32768 else a.x[i]))
+
+
+cdef inline void vi_store_s8(int8_t* p, vi a) noexcept nogil:
+    """16 lanes as int8, saturated"""
+    cdef int i
+    for i in range(16):
+        p[i] = <int8_t>(127 if a.x[i] > 127 else (-128 if a.x[i] < -128 else a.x[i]))
+
+
+cdef inline vb vb_load(const uint8_t* p) noexcept nogil:
+    """64 bytes"""
+    cdef vb r
+    memcpy(&r, p, 64)
+    return r
+
+
+cdef inline void vb_store(uint8_t* p, vb a) noexcept nogil:
+    memcpy(p, &a, 64)
+
+
+cdef inline vb vb_nibbles(const uint8_t* p) noexcept nogil:
+    """32 bytes to 64 values: the low nibbles are rows 0..7, the high nibbles rows 8..15"""
+    cdef vb r
+    cdef int i
+    for i in range(32):
+        r.x[i] = p[i] & 15
+        r.x[i + 32] = p[i] >> 4
+    return r
+
+
+cdef inline vb vb_or_bit(vb a, vb bits, int g, int to) noexcept nogil:
+    """a with bit g of each byte of `bits` put in as bit `to` (constants)"""
+    cdef int i
+    for i in range(64):
+        a.x[i] |= ((bits.x[i] >> g) & 1) << to
+    return a
+
+
+cdef inline vh vh_zero() noexcept nogil:
+    cdef vh r
+    cdef int i
+    for i in range(32):
+        r.x[i] = 0
+    return r
+
+
+cdef inline vh vh_dot(vh acc, vb w, const int8_t* a) noexcept nogil:
+    """acc += w * a[0..4) per row, in int16: two products a lane; the caller bounds the sum"""
+    cdef int i
+    for i in range(16):
+        acc.x[2 * i] += <int16_t>(w.x[4 * i] * a[0] + w.x[4 * i + 1] * a[1])
+        acc.x[2 * i + 1] += <int16_t>(w.x[4 * i + 2] * a[2] + w.x[4 * i + 3] * a[3])
+    return acc
+
+
+cdef inline vi vh_sum(vh acc) noexcept nogil:
+    """the two int16 lanes of each row added to one int32"""
+    cdef vi r
+    cdef int i
+    for i in range(16):
+        r.x[i] = <int32_t>acc.x[2 * i] + <int32_t>acc.x[2 * i + 1]
+    return r
+
+
+cdef inline vw vw_load(const int16_t* p) noexcept nogil:
+    """16 rows x 2 int16"""
+    cdef vw r
+    memcpy(&r, p, 64)
+    return r
+
+
+cdef inline void vw_store(int16_t* p, vw a) noexcept nogil:
+    memcpy(p, &a, 64)
+
+
+cdef inline vw vw_load_s8(const int8_t* p) noexcept nogil:
+    """16 rows x 2 int8, widened"""
+    cdef vw r
+    cdef int i
+    for i in range(32):
+        r.x[i] = p[i]
+    return r
+
+
+cdef inline vw vb_pair(vb a, int j, int offset) noexcept nogil:
+    """bytes 2j and 2j + 1 (j constant, 0 or 1) of each row less `offset`, as int16"""
+    cdef vw r
+    cdef int i
+    for i in range(16):
+        r.x[2 * i] = <int16_t>(a.x[4 * i + 2 * j] - offset)
+        r.x[2 * i + 1] = <int16_t>(a.x[4 * i + 2 * j + 1] - offset)
+    return r
+
+
+cdef inline vi vi_dot(vi acc, vw w, const int16_t* a) noexcept nogil:
+    """acc += w * a[0..2) per row"""
+    cdef int i
+    for i in range(16):
+        acc.x[i] += <int32_t>w.x[2 * i] * a[0] + <int32_t>w.x[2 * i + 1] * a[1]
+    return acc
+
+
+cdef inline vf vw_even(vw a) noexcept nogil:
+    """the first int16 of each row as f32"""
+    cdef vf r
+    cdef int i
+    for i in range(16):
+        r.x[i] = <float>a.x[2 * i]
+    return r
+
+
+cdef inline vf vw_odd(vw a) noexcept nogil:
+    """the second int16 of each row as f32"""
+    cdef vf r
+    cdef int i
+    for i in range(16):
+        r.x[i] = <float>a.x[2 * i + 1]
+    return r
+
+
+cdef inline vw vw_join(vi even, vi odd) noexcept nogil:
+    """int32 lanes that fit int16, as pairs (even, odd)"""
+    cdef vw r
+    cdef int i
+    for i in range(16):
+        r.x[2 * i] = <int16_t>even.x[i]
+        r.x[2 * i + 1] = <int16_t>odd.x[i]
+    return r
+
+
+# ---- shuffles ----
+
+cdef inline void transpose8(const float* src, size_t ss, float* dst, size_t ds) noexcept nogil:
+    """8 x 8 words: dst[j * ds + i] = src[i * ss + j]"""
+    cdef int i, j
+    for i in range(8):
+        for j in range(8):
+            dst[j * ds + i] = src[i * ss + j]

@@ -1,0 +1,77 @@
+# Weights as the kernels read them: tiles of 16 rows x 32 columns, a row group's tiles one after the other.
+#
+#   quads   codes [g = 8][32 bytes]: byte 4 r + i holds columns 4 g + i of row r (low nibble) and row r + 8 (high nibble);
+#           5-bit types then have [64 bytes] of fifth bits: bit g of byte 4 r + i;   f16 d[16];   f16 m[16] where there is one
+#   pairs   codes [p = 16][16 rows][2] int8: columns 2 p, 2 p + 1;   f16 d[16]
+#   floats  [32 columns][16 rows] f32, f16 or bf16
+#
+# A weight is d * (code - offset) + m. Rows past the matrix are zero.
+
+from libc.stdint cimport int8_t, int16_t, uint8_t, uint16_t, uint32_t
+from libc.string cimport memcpy
+
+from .simd cimport *
+
+cdef enum:
+    TILE_ROWS = 16
+    TILE_COLS = 32
+    TILE = 512
+
+
+cdef inline vb quad(const uint8_t* tile, bint fifth, vb high, int g) noexcept nogil:
+    """Codes of columns 4 g .. 4 g + 3 for the 16 rows (g constant)."""
+    cdef vb q = vb_nibbles(tile + 32 * g)
+    if fifth:
+        q = vb_or_bit(q, high, g, 4)
+    return q
+
+
+cdef inline vb quad_high(const uint8_t* tile, bint fifth) noexcept nogil:
+    return vb_load(tile + 256) if fifth else vb_load(tile)
+
+
+cdef inline vf quad_scale(const uint8_t* tile, bint fifth) noexcept nogil:
+    return vf_load_f16(tile + (320 if fifth else 256))
+
+
+cdef inline vf quad_min(const uint8_t* tile, bint fifth) noexcept nogil:
+    return vf_load_f16(tile + (352 if fifth else 288))
+
+
+# ---- packing: 16 rows of blocks to a tile ----
+
+cdef inline void write_quads(uint8_t* tile, const uint32_t* codes, bint fifth) noexcept nogil:
+    """codes [16 rows][8]: dword g holds the codes of columns 4 g .. 4 g + 3"""
+    cdef int r, g
+    cdef uint32_t word
+    for g in range(8):
+        for r in range(8):
+            word = (codes[8 * r + g] & 0x0f0f0f0f) | ((codes[8 * r + 64 + g] & 0x0f0f0f0f) << 4)
+            memcpy(tile + 32 * g + 4 * r, &word, 4)
+    if fifth:
+        for r in range(16):
+            word = 0
+            for g in range(8):
+                word |= ((codes[8 * r + g] >> 4) & 0x01010101) << g
+            memcpy(tile + 256 + 4 * r, &word, 4)
+
+
+cdef inline void nibble_words(const uint8_t* qs, uint32_t* codes) noexcept nogil:
+    """16 bytes of nibbles to 8 words of four codes"""
+    cdef uint32_t word
+    cdef int g
+    for g in range(4):
+        memcpy(&word, qs + 4 * g, 4)
+        codes[g] = word & 0x0f0f0f0f
+        codes[g + 4] = (word >> 4) & 0x0f0f0f0f
+
+
+cdef inline void fifth_words(const uint8_t* qh, uint32_t* codes) noexcept nogil:
+    """32 high bits into bit 4 of 8 words of four codes"""
+    cdef uint32_t bits, nibble
+    cdef int g
+    memcpy(&bits, qh, 4)
+    for g in range(8):
+        nibble = (bits >> (4 * g)) & 15
+        # spread four bits to the lowest bit of four bytes
+        codes[g] |= ((nibble * 0x00204081) & 0x01010101) << 4
