@@ -180,7 +180,7 @@ def attention(q, k, v, mask, scale=None):
 
 
 def attention_backward(dout, q, k, v, mask, scale=None):
-    """Return dq (T, H, D), dk and dv (K, G, D): ds = p (dp - sum(p dp)) with probabilities p; a group's heads add up."""
+    """Return dq (T, H, D), dk and dv (K, G, D): ds = p (dp - sum(p dp)), p the softmax; a group's heads add up."""
     n_head_kv = np.shape(k)[1]
     q, k, v, scale = _attention_inputs(q, k, v, scale)
     dout = _f64(dout)
