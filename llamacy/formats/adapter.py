@@ -2,16 +2,26 @@
 
 from llamacy.errors import UsageError
 from llamacy.formats import gguf
-from llamacy.formats.gguf_adapter import read_gguf_adapter, write_gguf_adapter
+from llamacy.formats.gguf_adapter import is_gguf_adapter, read_gguf_adapter, write_gguf_adapter
 from llamacy.formats.lora import Adapter, LoraPair
 from llamacy.formats.mapped import MappedFile
 
 __all__ = ["Adapter", "LoraPair", "load_adapter", "save_adapter"]
 
-# First four bytes -> reader of a MappedFile.
-READERS = {gguf.MAGIC: read_gguf_adapter}
+# First four bytes -> format's name, test whether it is an adapter at all, reader of a MappedFile.
+READERS = {gguf.MAGIC: ("gguf", is_gguf_adapter, read_gguf_adapter)}
 # Format -> writer(path, adapter) that returns the names it could not carry.
 WRITERS = {"gguf": write_gguf_adapter}
+
+
+def adapter_format(path):
+    """Return the name of the adapter format of `path`, None for anything that is no adapter."""
+    source = MappedFile(path)
+    try:
+        name, is_adapter, _ = READERS.get(source.bytes[:4].tobytes(), (None, None, None))
+        return name if name and is_adapter(source) else None
+    finally:
+        source.close()
 
 
 def load_adapter(path):
@@ -20,11 +30,11 @@ def load_adapter(path):
     Raises LlamacyError, one line, for what is missing, damaged or no adapter.
     """
     source = MappedFile(path)
-    reader = READERS.get(source.bytes[:4].tobytes())
-    if reader is None:
-        raise source.stranger("a LoRA adapter")
     try:
-        return reader(source)
+        _, _, read = READERS.get(source.bytes[:4].tobytes(), (None, None, None))
+        if read is None:
+            raise source.stranger("a LoRA adapter")
+        return read(source)
     finally:
         source.close()
 

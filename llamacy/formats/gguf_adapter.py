@@ -19,6 +19,11 @@ EMBEDDING = "token_embd.weight"
 _OWN_KEYS = ("general.architecture", "general.type", "adapter.type", "adapter.lora.alpha")
 
 
+def is_gguf_adapter(source):
+    """Tell whether an open MappedFile that begins with "GGUF" is an adapter."""
+    return read_gguf(source).metadata.get("general.type") == "adapter"
+
+
 def read_gguf_adapter(source):
     """Return the Adapter in an open MappedFile that begins with "GGUF"."""
     with read_gguf(source) as file:

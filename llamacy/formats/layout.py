@@ -36,7 +36,8 @@ class TensorInfo:
 class ModelFile:
     """An open model or adapter file.
 
-    path, format ("gguf", "ggml", "ggmf", "ggjt"), version
+    path, size   of the file in bytes; of all parts together when it is split
+    format       "gguf", or "ggml", "ggmf", "ggjt"; and its version
     metadata     dict of GGUF keys; legacy files present theirs under GGUF's names
     value_types  for scalar metadata the file's own type ("u32", "f32", ...), for those who write it again
     tensors      dict name -> TensorInfo, in the file's order
@@ -46,6 +47,7 @@ class ModelFile:
         """`sources` are MappedFiles; `converter(info, bytes)` rebuilds old layouts as GGUF's, None: as they stand."""
         self._sources = list(sources)
         self.path = self._sources[0].path
+        self.size = sum(source.size for source in self._sources)
         self.format, self.version = format, version
         self.metadata, self.tensors = metadata, {info.name: info for info in tensors}
         self.value_types = value_types or {}
