@@ -48,7 +48,7 @@ class Score:
 
 
 def cross_entropy(logits, targets):
-    """Return -log softmax(logits)[targets], float64 (n,): logits float32 (n, n_vocab), overwritten; targets int (n,)."""
+    """Return -log softmax(logits)[targets], float64 (n,); logits are float32 (n, n_vocab) and overwritten."""
     picked = logits[np.arange(len(targets)), targets].astype(np.float64)
     highest = logits.max(axis=1, keepdims=True)
     np.exp(np.subtract(logits, highest, out=logits), out=logits)

@@ -1,0 +1,172 @@
+"""`bench`: tokens per second of this machine with a model, in rows like llama-bench's.
+
+`pp512` is a prompt of 512 tokens, `tg128` the generation of 128 one after another, ` @ d4096` either with 4096 tokens
+already in the cache. Random tokens: no test depends on what they are. Every test runs once unmeasured first.
+"""
+
+import json
+import os
+import platform
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+
+import numpy as np
+
+from llamacy import __version__, kernels
+from llamacy.cli.common import add_lora_flags, add_model_flags, open_model_from, physical_cores, whole
+from llamacy.cli.run import make_parser
+from llamacy.errors import UsageError
+from llamacy.formats.model_file import open_model
+
+SEED = 1
+
+
+@dataclass
+class Row:
+    """One measured test; times in nanoseconds, speeds in tokens per second, named as llama-bench names them."""
+
+    test: str
+    n_prompt: int = 0
+    n_gen: int = 0
+    n_depth: int = 0
+    avg_ns: float = 0.0
+    stddev_ns: float = 0.0
+    avg_ts: float = 0.0
+    stddev_ts: float = 0.0
+    samples_ns: list = field(default_factory=list)
+    samples_ts: list = field(default_factory=list)
+    peak_rss_bytes: int = 0
+
+    def fill(self, seconds, n_tokens):
+        """Set the figures from the repetitions' times, each for `n_tokens`."""
+        speeds = [n_tokens / s for s in seconds]
+        self.samples_ns, self.samples_ts = [round(s * 1e9) for s in seconds], speeds
+        self.avg_ns, self.stddev_ns = _mean_and_deviation(self.samples_ns)
+        self.avg_ts, self.stddev_ts = _mean_and_deviation(speeds)
+        self.peak_rss_bytes = peak_rss_bytes()
+        return self
+
+
+def _mean_and_deviation(values):
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def peak_rss_bytes():
+    """Return the most memory this process has had resident; unlike getrusage's figure, without its parent's."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+
+
+def read_prompt(session, tokens, start=0):
+    """Run `tokens` from position `start` on through slot 0 in the largest batches; logits of the last token only."""
+    for i in range(0, len(tokens), session.max_batch):
+        batch = tokens[i : i + session.max_batch]
+        last = [len(batch) - 1] if i + len(batch) == len(tokens) else []
+        session.step(batch, range(start + i, start + i + len(batch)), [0] * len(batch), last)
+
+
+def generate(session, tokens, start=0):
+    """Run `tokens` one by one from position `start` on through slot 0, with logits each time."""
+    for i, token in enumerate(tokens):
+        session.step([token], [start + i], [0], [0])
+
+
+def measure(model, row, repetitions):
+    """Fill `row` with the times of its prompt and its generation behind `n_depth` cached tokens."""
+    depth, n_prompt, n_gen = row.n_depth, row.n_prompt, row.n_gen
+    session = model.new_session(1, depth + n_prompt + n_gen)
+    random = np.random.default_rng(SEED)
+    tokens = random.integers(0, model.config.n_vocab, depth + n_prompt + n_gen).tolist()
+    read_prompt(session, tokens[:depth])
+    seconds = []
+    for _ in range(repetitions + 1):
+        begin = time.perf_counter()
+        read_prompt(session, tokens[depth : depth + n_prompt], depth)
+        generate(session, tokens[depth + n_prompt :], depth + n_prompt)
+        seconds.append(time.perf_counter() - begin)
+    return row.fill(seconds[1:], n_prompt + n_gen)
+
+
+def rows_of(args):
+    """Return the rows that the flags ask for, not yet measured."""
+    rows = []
+    for depth in args.n_depth:
+        suffix = f" @ d{depth}" if depth else ""
+        rows += [Row(f"pp{n}{suffix}", n_prompt=n, n_depth=depth) for n in args.n_prompt if n]
+        rows += [Row(f"tg{n}{suffix}", n_gen=n, n_depth=depth) for n in args.n_gen if n]
+    return rows
+
+
+def facts_of(args, model):
+    """Return what is the same in all rows: the model, the machine, the settings."""
+    with open_model(model.path) as file:
+        n_params = sum(int(np.prod(tensor.shape)) for tensor in file.tensors.values())
+    return {
+        "build_commit": __version__,
+        "cpu_info": cpu_name(),
+        "isa": kernels.isa,
+        "model_filename": str(model.path),
+        "model_type": f"{model.config.architecture} {model.name}".strip(),
+        "model_size": os.path.getsize(model.path),
+        "model_n_params": n_params,
+        "n_threads": args.threads or physical_cores(),
+        "activations": args.activations,
+        "test_time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+
+
+def cpu_name():
+    """Return the processor's name."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def as_markdown(rows):
+    """Return the rows as llama-bench's table."""
+    head = ("model", "size", "params", "threads", "test", "t/s")
+    lines = [head, tuple("-" * len(name) for name in head)]
+    for row in rows:
+        size, params = f"{row['model_size'] / 2**20:.2f} MiB", f"{row['model_n_params'] / 1e6:.2f} M"
+        speed = f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}"
+        lines.append((row["model_type"], size, params, str(row["n_threads"]), row["test"], speed))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
+
+
+def whole_list(text):
+    """Parse `512` or `128,512` into a list of whole numbers."""
+    return [whole(0)(part) for part in text.split(",")]
+
+
+def build_parser():
+    """Return the parser of `bench`'s flags."""
+    parser = make_parser("bench", "Measure tokens per second with a model, as llama-bench does.")
+    lists = {"type": whole_list, "metavar": "N[,N...]"}
+    parser.add_argument("-p", "--n-prompt", default=[512], help="prompt lengths to measure, 0 = none", **lists)
+    parser.add_argument("-n", "--n-gen", default=[128], help="generation lengths to measure, 0 = none", **lists)
+    parser.add_argument("-d", "--n-depth", default=[0], help="tokens already in the cache", **lists)
+    parser.add_argument("-r", "--repetitions", type=whole(1), default=5, metavar="N", help="repetitions of each test")
+    parser.add_argument("-o", "--output", choices=["md", "json"], default="md", help="how the rows are printed")
+    add_model_flags(parser)
+    add_lora_flags(parser)
+    return parser
+
+
+def main(argv):
+    """Measure what the flags ask for; a table or a JSON array on stdout, a line as each test ends on stderr."""
+    args = build_parser().parse_args(argv)
+    rows = rows_of(args)
+    if not rows:
+        raise UsageError("nothing to measure: wanted -p, -n above 0")
+    model = open_model_from(args)
+    results = []
+    for row in rows:
+        results.append(facts_of(args, model) | asdict(measure(model, row, args.repetitions)))
+        print(f"{row.test}: {row.avg_ts:.2f} tokens/s", file=sys.stderr)
+    print(json.dumps(results, indent=2) if args.output == "json" else as_markdown(results))
+    return 0
