@@ -34,9 +34,14 @@ def lora_linear(x, w, a, b, scale, keep=None):
     `scale` is one number or one a token (T,). `keep` (T, n_in) is dropout on the adapter's input: 0 or 1 / (1 - p)
     each; None keeps all.
     """
-    x, w, a, b = _f64(x, w, a, b)
+    return linear(x, w) + low_rank(x, a, b, scale, keep)
+
+
+def low_rank(x, a, b, scale, keep=None):
+    """The adapter's part alone, scale * B (A (x * keep)); several adapters add up."""
+    x, a, b = _f64(x, a, b)
     adapted = x if keep is None else x * keep
-    return x @ w.T + _per_token(scale) * (adapted @ a.T @ b.T)
+    return _per_token(scale) * (adapted @ a.T @ b.T)
 
 
 def lora_linear_backward(dy, x, w, a, b, scale, keep=None):

@@ -1,0 +1,219 @@
+"""A whole llama in float64: packed samples -> logits and loss, and back to the gradients of every LoRA pair.
+
+`weights` is a dict of arrays under GGUF's names (`blk.0.attn_q.weight` (n_out, n_in), norms (n_embd,)); without
+`output.weight` the embedding is the head. `lora` is a dict of (a (R, n_in), b (n_out, R)) under the names of the
+matrices that they adapt. Tokens of several samples lie one after the other; `segments` (T,) tells them apart.
+Axes as in layers.py, and F n_ff.
+"""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+
+from llamacy.kernels.reference import layers
+from llamacy.kernels.reference.quants import round_activations
+
+
+@dataclass(frozen=True)
+class Config:
+    """The numbers of a llama; activation_bits 8 or 16 rounds what enters the matrices (their adapters see it exact)."""
+
+    n_vocab: int
+    n_embd: int
+    n_head: int
+    n_head_kv: int
+    n_ff: int
+    n_layer: int
+    rope_theta: float = 10000.0
+    rope_scale: float = 1.0
+    rope_factors: tuple | None = None
+    rope_layout: str = "pairs"
+    rms_eps: float = 1e-5
+    activation_bits: int | None = None
+
+    @property
+    def head_dim(self):
+        """Elements of a head."""
+        return self.n_embd // self.n_head
+
+
+def linear_shapes(config):
+    """Return {name within a layer: (n_out, n_in)} of the seven matrices that LoRA adapts."""
+    c, f, kv = config.n_embd, config.n_ff, config.n_head_kv * config.head_dim
+    attention = {"attn_q": (c, c), "attn_k": (kv, c), "attn_v": (kv, c), "attn_output": (c, c)}
+    return attention | {"ffn_gate": (f, c), "ffn_up": (f, c), "ffn_down": (c, f)}
+
+
+def tensor_shapes(config, tied=False):
+    """Return {GGUF name: shape} of all tensors, in file order."""
+    shapes = {"token_embd.weight": (config.n_vocab, config.n_embd)}
+    for n in range(config.n_layer):
+        for name, shape in linear_shapes(config).items():
+            shapes[f"blk.{n}.{name}.weight"] = shape
+        shapes |= {f"blk.{n}.{name}.weight": (config.n_embd,) for name in ("attn_norm", "ffn_norm")}
+    shapes["output_norm.weight"] = (config.n_embd,)
+    return shapes if tied else shapes | {"output.weight": (config.n_vocab, config.n_embd)}
+
+
+def uniform(seed, shape):
+    """Random float64 in [-1, 1), the same from every version of NumPy: PCG64's raw stream is promised not to change."""
+    raw = np.random.PCG64(seed).random_raw(int(np.prod(shape)))
+    return (np.asarray(raw, np.uint64) >> np.uint64(11)).reshape(shape) * 2.0**-52 - 1
+
+
+def random_weights(config, seed, tied=False):
+    """Return weights whose layers keep variances near 1: matrices uniform with variance 1 / n_in, norms in [0.5, 1.5).
+
+    The numbers are exact in float32, so that programs that compute in it start from the same model.
+    """
+    weights = {}
+    for i, (name, shape) in enumerate(tensor_shapes(config, tied).items()):
+        u = uniform((seed, i), shape)
+        spread = 3.0 if name == "token_embd.weight" else 3.0 / shape[-1]
+        values = 1 + u / 2 if len(shape) == 1 else u * np.sqrt(spread)
+        weights[name] = values.astype(np.float32).astype(np.float64)
+    return weights
+
+
+def random_lora(config, rank, seed):
+    """Return LoRA pairs for all linear matrices, B not zero so that A has gradients too; exact in float32."""
+    lora = {}
+    for n in range(config.n_layer):
+        for i, (name, (n_out, n_in)) in enumerate(linear_shapes(config).items()):
+            a = uniform((seed, n, i, 0), (rank, n_in)) * np.sqrt(3 / n_in)
+            b = uniform((seed, n, i, 1), (n_out, rank)) * np.sqrt(3 / rank)
+            lora[f"blk.{n}.{name}.weight"] = tuple(x.astype(np.float32).astype(np.float64) for x in (a, b))
+    return lora
+
+
+def next_token_targets(tokens, segments, trained=None):
+    """Return targets (T,): the token after, or -1 at a sample's end and where that token is not `trained` on."""
+    tokens, segments = np.asarray(tokens), np.asarray(segments)
+    kept = np.r_[segments[1:] == segments[:-1], False]
+    if trained is not None:
+        kept &= np.r_[np.asarray(trained, bool)[1:], False]
+    return np.where(kept, np.r_[tokens[1:], -1], -1)
+
+
+# --- one matrix and its adapter, by name -----------------------------------------------------------------------------
+
+
+class _Linears:
+    """The matrices of a model by name, adapters applied; collects the adapters' gradients on the way back."""
+
+    def __init__(self, config, weights, lora, scale):
+        self.bits, self.weights, self.lora, self.scale = config.activation_bits, weights, lora or {}, scale
+        self.gradients = {}
+
+    def forward(self, name, x):
+        y = layers.linear(round_activations(x, self.bits), self.weights[name])
+        return y + layers.low_rank(x, *self.lora[name], self.scale) if name in self.lora else y
+
+    def backward(self, name, dy, x):
+        """Return dx; rounding is taken as the identity, and no frozen matrix has its gradient formed."""
+        if name not in self.lora:
+            return dy @ self.weights[name]
+        dx, da, db = layers.lora_linear_backward(dy, x, self.weights[name], *self.lora[name], self.scale)
+        self.gradients[name] = (da, db)
+        return dx
+
+
+# --- one layer -------------------------------------------------------------------------------------------------------
+
+
+def _layer_forward(config, linears, n, x, positions, mask):
+    """x (T, C) -> y (T, C) and the activations that the backward pass needs, by name."""
+    rope = (positions, config.rope_theta, config.rope_layout, None, config.rope_scale, config.rope_factors)
+    heads = (len(x), -1, config.head_dim)
+    weights, p = linears.weights, f"blk.{n}."
+
+    normed = layers.rms_norm(x, weights[p + "attn_norm.weight"], config.rms_eps)
+    q = layers.rope(linears.forward(p + "attn_q.weight", normed).reshape(heads), *rope)
+    k = layers.rope(linears.forward(p + "attn_k.weight", normed).reshape(heads), *rope)
+    v = linears.forward(p + "attn_v.weight", normed).reshape(heads)
+    attended = layers.attention(q, k, v, mask)[0].reshape(len(x), -1)
+    middle = x + linears.forward(p + "attn_output.weight", attended)
+
+    ffn_normed = layers.rms_norm(middle, weights[p + "ffn_norm.weight"], config.rms_eps)
+    gate = linears.forward(p + "ffn_gate.weight", ffn_normed)
+    up = linears.forward(p + "ffn_up.weight", ffn_normed)
+    hidden = layers.swiglu(gate, up)
+    y = middle + linears.forward(p + "ffn_down.weight", hidden)
+    return y, SimpleNamespace(
+        x=x, normed=normed, q=q, k=k, v=v, attended=attended, middle=middle, ffn_normed=ffn_normed,
+        gate=gate, up=up, hidden=hidden,
+    )  # fmt: skip
+
+
+def _layer_backward(config, linears, n, dy, saved, positions, mask):
+    """dy (T, C) -> dx (T, C); the adapters' gradients go to linears.gradients."""
+    rope = (positions, config.rope_theta, config.rope_layout, None, config.rope_scale, config.rope_factors)
+    weights, p, flat = linears.weights, f"blk.{n}.", (len(dy), -1)
+
+    dhidden = linears.backward(p + "ffn_down.weight", dy, saved.hidden)
+    dgate, dup = layers.swiglu_backward(dhidden, saved.gate, saved.up)
+    dffn_normed = linears.backward(p + "ffn_gate.weight", dgate, saved.ffn_normed)
+    dffn_normed += linears.backward(p + "ffn_up.weight", dup, saved.ffn_normed)
+    ffn_norm = weights[p + "ffn_norm.weight"]
+    dmiddle = dy + layers.rms_norm_backward(dffn_normed, saved.middle, ffn_norm, config.rms_eps)[0]
+
+    dattended = linears.backward(p + "attn_output.weight", dmiddle, saved.attended)
+    dattended = dattended.reshape(saved.q.shape)
+    dq, dk, dv = layers.attention_backward(dattended, saved.q, saved.k, saved.v, mask)
+    dq, dk = layers.rope_backward(dq, *rope), layers.rope_backward(dk, *rope)
+    dnormed = linears.backward(p + "attn_q.weight", dq.reshape(flat), saved.normed)
+    dnormed += linears.backward(p + "attn_k.weight", dk.reshape(flat), saved.normed)
+    dnormed += linears.backward(p + "attn_v.weight", dv.reshape(flat), saved.normed)
+    attn_norm = weights[p + "attn_norm.weight"]
+    return dmiddle + layers.rms_norm_backward(dnormed, saved.x, attn_norm, config.rms_eps)[0]
+
+
+# --- the model -------------------------------------------------------------------------------------------------------
+
+
+def _head(weights):
+    return "output.weight" if "output.weight" in weights else "token_embd.weight"
+
+
+def _forward(config, linears, tokens, segments, positions):
+    """Return logits (T, V), the last layer's output and its norm, and each layer's saved activations."""
+    mask = layers.causal_mask(segments, positions)
+    x, saved = np.asarray(linears.weights["token_embd.weight"], np.float64)[np.asarray(tokens)], []
+    for n in range(config.n_layer):
+        x, kept = _layer_forward(config, linears, n, x, positions, mask)
+        saved.append(kept)
+    normed = layers.rms_norm(x, linears.weights["output_norm.weight"], config.rms_eps)
+    return linears.forward(_head(linears.weights), normed), x, normed, saved
+
+
+def forward(config, weights, tokens, segments=None, lora=None, scale=1.0, positions=None):
+    """Return logits (T, V) of tokens (T,) ids; `segments` defaults to one sample.
+
+    `positions` defaults to each token's index within its segment; given, the tokens may come in any order, as those of
+    a cache's slots do. `scale` multiplies every adapter, once for all tokens or one a token (T,).
+    """
+    segments = np.zeros(len(tokens), int) if segments is None else segments
+    positions = layers.segment_positions(segments) if positions is None else positions
+    return _forward(config, _Linears(config, weights, lora, scale), tokens, segments, positions)[0]
+
+
+def loss_and_gradients(config, weights, tokens, targets, segments=None, lora=None, scale=1.0, n_trained=None):
+    """Return the mean cross-entropy of the trained targets, {name: (da, db)} for every pair in `lora`, and dx (T, C).
+
+    targets (T,) ids, negative where not trained on; n_trained as in layers.cross_entropy; dx is the gradient of the
+    embedded tokens.
+    """
+    segments = np.zeros(len(tokens), int) if segments is None else segments
+    positions = layers.segment_positions(segments)
+    mask = layers.causal_mask(segments, positions)
+    linears = _Linears(config, weights, lora, scale)
+    logits, x, normed, saved = _forward(config, linears, tokens, segments, positions)
+    loss = layers.cross_entropy(logits, targets, n_trained)
+
+    dlogits = layers.cross_entropy_backward(logits, targets, n_trained)
+    dnormed = linears.backward(_head(weights), dlogits, normed)
+    dx = layers.rms_norm_backward(dnormed, x, weights["output_norm.weight"], config.rms_eps)[0]
+    for n in reversed(range(config.n_layer)):
+        dx = _layer_backward(config, linears, n, dx, saved[n], positions, mask)
+    return loss, linears.gradients, dx
