@@ -1,0 +1,106 @@
+"""A model without weights: the next token is a hash of everything that its slot's cache really holds.
+
+A wrong position, a stale cache entry, another slot's token or another adapter scale changes the text, so the engine's
+tests need no real model. The tokenizer has a token per byte and a few special and longer ones.
+"""
+
+import codecs
+import threading
+import zlib
+from types import SimpleNamespace
+
+import numpy as np
+
+BOS, EOS, END = 256, 257, 258
+PIECES = {259: b"the ", 260: b"stop", 261: "日本".encode(), 262: b"st", 263: b"op"}
+N_VOCAB = 264
+
+
+class FakeDecoder:
+    def __init__(self, tokenizer):
+        self._bytes = tokenizer.token_bytes
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+
+    def feed(self, id):
+        return self._decode(self._bytes(id))
+
+    def flush(self):
+        return self._decode(b"", True)
+
+
+class FakeTokenizer:
+    n_vocab, bos_id, eos_id, add_bos, add_eos = N_VOCAB, BOS, EOS, True, False
+    eog_ids = frozenset({EOS, END})
+    model, pre = "fake", "default"
+
+    def encode(self, text, add_special=True, parse_special=True):
+        return [BOS] * add_special + list(text.encode())
+
+    def token_bytes(self, id):
+        return bytes([id]) if id < 256 else PIECES.get(id, b"")
+
+    def is_special(self, id):
+        return id in (BOS, EOS, END)
+
+    def decode(self, ids, special=False):
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+
+    def stream(self):
+        return FakeDecoder(self)
+
+
+class FakeSession:
+    max_batch = 32
+
+    def __init__(self, model, n_slots, n_ctx):
+        self.model, self.n_slots, self.n_ctx = model, n_slots, n_ctx
+        self.ids = np.full((n_slots, n_ctx), -1)
+        self.steps = []  # the number of tokens of each step
+        self.gate = threading.Event()  # cleared: steps wait
+        self.gate.set()
+
+    def step(self, tokens, positions, slots, logits_at, lora_scales=None):
+        self.gate.wait(10)
+        assert 0 < len(tokens) == len(positions) == len(slots) <= self.max_batch
+        if self.model.fail:
+            raise self.model.fail
+        assert (lora_scales is None) == (not self.model.adapters)
+        self.steps.append(len(tokens))
+        rows = []
+        for i, (token, position, slot) in enumerate(zip(tokens, positions, slots, strict=True)):
+            self.ids[slot, position] = token
+            seen = self.ids[slot, : position + 1]
+            assert (seen >= 0).all(), f"slot {slot} has holes before position {position}"
+            if i in logits_at:
+                scales = b"" if lora_scales is None else lora_scales[i].tobytes()
+                rows.append(self.model.logits(seen, scales))
+        return np.stack(rows) if rows else np.zeros((0, N_VOCAB), np.float32)
+
+
+class FakeModel:
+    """`answer`: bytes to say after any prompt, position by position; without it text is drawn from the hash."""
+
+    name = "fake"
+    path = "fake.gguf"
+
+    def __init__(self, adapters=0, n_ctx_train=4096, answer=None, prompt_length=None):
+        self.config = SimpleNamespace(n_vocab=N_VOCAB, n_ctx_train=n_ctx_train, n_embd=8, architecture="llama")
+        self.tokenizer = FakeTokenizer()
+        self.adapters = [(SimpleNamespace(path=f"a{i}.gguf"), 1.0) for i in range(adapters)]
+        self.metadata = {"general.name": "fake"}
+        self.fail = None
+        self.answer, self.prompt_length = answer, prompt_length
+
+    def new_session(self, n_slots=1, n_ctx=2048):
+        self.session = FakeSession(self, n_slots, n_ctx)
+        return self.session
+
+    def logits(self, seen, scales):
+        random = np.random.default_rng(zlib.crc32(seen.astype(np.int32).tobytes() + scales))
+        row = random.standard_normal(N_VOCAB).astype(np.float32)
+        row[97:123] += 3
+        row[list(self.tokenizer.eog_ids)] -= 20
+        if self.answer is not None:
+            at = len(seen) - self.prompt_length
+            row[self.answer[at] if at < len(self.answer) else EOS] += 40
+        return row
