@@ -39,13 +39,16 @@ def write_gguf(path, metadata, tensors, value_types=None):
         file.write(bytes(-len(header) % alignment))
         for name, quant_type, shape, data in tensors:
             wanted = _nbytes(path, name, quant_type, shape)
-            content = _contiguous(data() if callable(data) else data)
-            if content.nbytes != wanted:
-                raise LlamacyError(
-                    f"{path}: tensor {name} has {content.nbytes} bytes of data, its shape wants {wanted}"
-                )
-            file.write(content)
+            _write_tensor(file, path, name, wanted, data)
             file.write(bytes(-wanted % alignment))
+
+
+def _write_tensor(file, path, name, wanted, data):
+    """Write one tensor's data; a function of its own, so that no name holds one tensor while the next is made."""
+    content = _contiguous(data() if callable(data) else data)
+    if content.nbytes != wanted:
+        raise LlamacyError(f"{path}: tensor {name} has {content.nbytes} bytes of data, its shape wants {wanted}")
+    file.write(content)
 
 
 def _contiguous(data):
