@@ -1,0 +1,246 @@
+"""Many sequences, one step at a time: requests wait in a queue, slots share each step through the model.
+
+A step takes one token of every generating slot and fills the rest with prompt tokens (continuous batching). All
+computing happens in one thread: the engine's own after start(), or the caller's in run(). The engine knows ids only.
+"""
+
+import threading
+import time
+from collections import deque
+
+import numpy as np
+
+from llamacy.errors import LlamacyError
+from llamacy.generate.request import Result
+from llamacy.generate.slot import Slot
+
+# Prompt tokens in a step while others generate: bounds how long their next token waits, still a full matrix tile.
+PROMPT_SHARE = 128
+# A slot's cache is worth reusing from this share of the prompt on; below it the least recently used slot is taken.
+WORTH_REUSING = 0.5
+
+
+class QueueFull(LlamacyError):
+    """Too many requests wait already: come back later."""
+
+
+class Closed(LlamacyError):
+    """The engine is shutting down."""
+
+
+class PromptError(LlamacyError):
+    """The prompt cannot be run: empty, too long for the context, or ids that the model does not have."""
+
+
+class Engine:
+    """Generates for many requests over one model.
+
+    `submit(request)` from any thread; results come through the request's callbacks. `lora` holds the scales of the
+    model's adapters for requests that bring none of their own.
+    """
+
+    def __init__(self, model, *, n_slots=1, n_ctx=2048, max_queue=256):
+        self.session = model.new_session(n_slots=n_slots, n_ctx=n_ctx)
+        if n_slots > self.session.max_batch:
+            raise LlamacyError(f"--parallel: wanted at most {self.session.max_batch} slots, got {n_slots}")
+        self.n_vocab, self.n_ctx, self.max_queue = model.config.n_vocab, n_ctx, max_queue
+        eog_ids = model.tokenizer.eog_ids
+        self.slots = [Slot(i, n_ctx, self.n_vocab, eog_ids) for i in range(n_slots)]
+        self.lora = tuple(float(scale) for _, scale in model.adapters)
+        self.counters = dict.fromkeys(
+            ("prompt_tokens", "prompt_seconds", "predicted_tokens", "predicted_seconds", "steps", "busy_slots"), 0
+        )
+        self._queue = deque()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._thread = None
+
+    # -- any thread ------------------------------------------------------------------------------------------------
+
+    def submit(self, request):
+        """Queue a request; PromptError, QueueFull or Closed when that cannot be."""
+        self.check_prompt(request.prompt)
+        with self._wake:
+            if self._closing:
+                raise Closed("the server is shutting down")
+            if len(self._queue) >= self.max_queue:
+                raise QueueFull(f"{len(self._queue)} requests are waiting already, the most that may; try again later")
+            self._queue.append(request)
+            self._wake.notify()
+
+    def check_prompt(self, prompt):
+        """Raise PromptError unless the prompt's ids exist and leave room in the context for one token more."""
+        if not prompt:
+            raise PromptError("prompt: wanted at least one token, got none")
+        if len(prompt) >= self.n_ctx:
+            raise PromptError(
+                f"prompt: wanted fewer than {self.n_ctx} tokens (the context size), got {len(prompt)}; "
+                "shorten it or raise --ctx-size"
+            )
+        low, high = min(prompt), max(prompt)
+        if low < 0 or high >= self.n_vocab:
+            wrong = low if low < 0 else high
+            raise PromptError(f"prompt: wanted token ids from 0 to {self.n_vocab - 1}, got {wrong}")
+
+    def cancel(self, request):
+        """Take a request out of the queue or its slot, whatever it is doing."""
+        request.cancel()
+        with self._wake:
+            self._wake.notify()
+
+    @property
+    def queued(self):
+        """How many requests wait for a slot."""
+        return len(self._queue)
+
+    @property
+    def busy(self):
+        """How many slots have a request."""
+        return sum(slot.request is not None for slot in self.slots)
+
+    def start(self):
+        """Compute in a thread of the engine's own from now on."""
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self._thread.start()
+
+    def close(self, grace=0.0):
+        """Refuse new requests, let running ones finish for `grace` seconds, end the rest, stop the thread."""
+        with self._wake:
+            self._closing = True
+            self._deadline = time.monotonic() + grace
+            self._wake.notify()
+        if self._thread:
+            self._thread.join()
+        self._end_all(Closed("the server is shutting down"))
+
+    # -- the computing thread --------------------------------------------------------------------------------------
+
+    def run(self, request):
+        """Generate for one request in the calling thread, without start(); return its Result."""
+        self.submit(request)
+        while request.result is None:
+            self.step()
+        if request.result.error:
+            raise request.result.error
+        return request.result
+
+    def _loop(self):
+        while True:
+            with self._wake:
+                while not (self._queue or self.busy or self._closing):
+                    self._wake.wait()
+                if self._closing and (not self.busy or time.monotonic() > self._deadline):
+                    return
+            self.step()
+
+    def step(self):
+        """Admit what waits, run one batch through the model, choose a token for each slot that is ready."""
+        self._drop_cancelled()
+        self._admit()
+        batch = self._batch()
+        if not batch:
+            return
+        try:
+            logits = self._compute(batch)
+        except Exception as error:
+            # What the cache holds is unknown now. The failure belongs to the requests in it, not to the server.
+            for slot in [slot for slot in self.slots if slot.request]:
+                slot.cached.clear()
+                slot.release(slot.result("error", error=error))
+            return
+        ready = [slot for slot, count in batch if slot.pending == 0]
+        for slot, row in zip(ready, logits, strict=True):
+            self._advance(slot, row)
+
+    def _drop_cancelled(self):
+        for slot in self.slots:
+            if slot.request and slot.request.cancelled:
+                slot.release(slot.result("cancel"))
+        with self._wake:
+            dropped = [request for request in self._queue if request.cancelled]
+            for request in dropped:
+                self._queue.remove(request)
+        for request in dropped:
+            request.end(Result("cancel"))
+
+    def _admit(self):
+        """Give waiting requests to free slots, oldest first."""
+        free = [slot for slot in self.slots if slot.request is None]
+        while free:
+            with self._wake:
+                if not self._queue or self._closing:
+                    return
+                request = self._queue.popleft()
+            lora = self.lora if request.lora is None else tuple(request.lora)
+            slot = max(free, key=lambda slot: slot.common_prefix(request, lora))
+            if slot.common_prefix(request, lora) < WORTH_REUSING * len(request.prompt):
+                slot = min(free, key=lambda slot: (slot.last_used, slot.id))
+            try:
+                slot.begin(request, lora)
+            except LlamacyError as error:
+                request.end(Result("error", error=error))
+                continue
+            free.remove(slot)
+
+    def _batch(self):
+        """Return [(slot, how many of its pending tokens)] for the next step, generating slots first."""
+        busy = [slot for slot in self.slots if slot.request]
+        generating = [slot for slot in busy if slot.is_generating]
+        room = self.session.max_batch - len(generating)
+        if generating:
+            room = min(room, PROMPT_SHARE)
+        batch = [(slot, 1) for slot in generating]
+        for slot in sorted((slot for slot in busy if not slot.is_generating), key=lambda slot: slot.last_used):
+            count = min(slot.pending, room)
+            if count:
+                batch.append((slot, count))
+                room -= count
+        return batch
+
+    def _compute(self, batch):
+        """Run the batch through the model; return the logits (n, V) of the slots whose last token was in it."""
+        tokens, positions, slots, logits_at, scales = [], [], [], [], []
+        for slot, count in batch:
+            start = len(slot.cached)
+            tokens += slot.history[start : start + count]
+            positions += range(start, start + count)
+            slots += [slot.id] * count
+            scales += [slot.lora] * count
+            if count == slot.pending:
+                logits_at.append(len(tokens) - 1)
+        began = time.perf_counter()
+        rows = np.array(scales, np.float32) if self.lora else None
+        logits = self.session.step(tokens, positions, slots, logits_at, lora_scales=rows)
+        self._count(batch, time.perf_counter() - began)
+        for slot, count in batch:
+            slot.cached += slot.history[len(slot.cached) : len(slot.cached) + count]
+        return logits
+
+    def _count(self, batch, seconds):
+        """Add a step to the counters; its time is shared by the tokens in it."""
+        generated = sum(1 for slot, _ in batch if slot.is_generating)
+        total = sum(count for _, count in batch)
+        self.counters["steps"] += 1
+        self.counters["busy_slots"] += len(batch)
+        self.counters["predicted_tokens"] += generated
+        self.counters["predicted_seconds"] += seconds * generated / total
+        self.counters["prompt_tokens"] += total - generated
+        self.counters["prompt_seconds"] += seconds * (total - generated) / total
+
+    def _advance(self, slot, row):
+        try:
+            result = slot.advance(row)
+        except Exception as error:
+            result = slot.result("error", error=error)
+        if result:
+            slot.release(result)
+
+    def _end_all(self, error):
+        with self._wake:
+            waiting = list(self._queue)
+            self._queue.clear()
+        for request in waiting:
+            request.end(Result("error", error=error))
+        for slot in self.slots:
+            if slot.request:
+                slot.release(slot.result("error", error=error))

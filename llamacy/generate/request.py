@@ -1,0 +1,83 @@
+"""What goes into the engine and what comes out: token ids and numbers, no text."""
+
+import threading
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from llamacy.generate.sampler import SamplingParams
+
+
+class Token(NamedTuple):
+    """One generated token; `logprob` and `top` ([(id, log-probability)]) are None unless n_probs asked for them."""
+
+    id: int
+    is_end: bool  # an end-of-generation token: counted, but no text
+    logprob: float | None = None
+    top: list | None = None
+
+
+@dataclass
+class Timings:
+    """Where a request's time went; in milliseconds. `cache_n` prompt tokens were in the slot already."""
+
+    cache_n: int = 0
+    prompt_n: int = 0
+    prompt_ms: float = 0.0
+    predicted_n: int = 0
+    predicted_ms: float = 0.0
+
+    @property
+    def prompt_per_second(self):
+        return 1000 * self.prompt_n / self.prompt_ms if self.prompt_ms else 0.0
+
+    @property
+    def predicted_per_second(self):
+        return 1000 * self.predicted_n / self.predicted_ms if self.predicted_ms else 0.0
+
+
+@dataclass
+class Result:
+    """How a request ended: stop_type is `eos`, `limit`, `word`, `cancel` or `error` (then `error` is the exception)."""
+
+    stop_type: str
+    truncated: bool = False  # stopped because the context was full
+    id_slot: int = -1
+    error: Exception | None = None
+    timings: Timings = field(default_factory=Timings)
+
+
+@dataclass(eq=False)
+class Request:
+    """One sequence to generate. The callbacks run in the engine's thread and must return quickly.
+
+    `on_token(Token)` returns True to stop after this token (a stop word); `on_end(Result)` is called once, last.
+    """
+
+    prompt: list  # token ids, BOS included where the model wants one
+    params: SamplingParams = field(default_factory=SamplingParams)
+    n_predict: int = -1  # -1: until end of text or the context is full; 0: only the prompt, into the cache
+    cache_prompt: bool = True  # reuse what a slot's cache already holds of the prompt
+    lora: tuple | None = None  # a scale for each of the model's adapters; None: the engine's own
+    on_token: object = lambda token: False
+    on_end: object = lambda result: None
+
+    def __post_init__(self):
+        self.cancelled = False
+        self.result = None
+        self._ended = threading.Event()
+
+    def cancel(self):
+        """Give the slot back before the next step; `on_end` then reports `cancel`. Any thread, any time."""
+        self.cancelled = True
+
+    def end(self, result):
+        """Report the result, once."""
+        if self.result is None:
+            self.result = result
+            self._ended.set()
+            self.on_end(result)
+
+    def wait(self, timeout=None):
+        """Wait until the request has ended; return its Result, None after `timeout` seconds."""
+        self._ended.wait(timeout)
+        return self.result

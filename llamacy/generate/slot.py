@@ -1,0 +1,85 @@
+"""One sequence's place in the KV cache: what it holds, and the request that uses it now."""
+
+import time
+
+from llamacy.generate.request import Result, Timings, Token
+from llamacy.generate.sampler import Sampler, token_probs
+
+
+class Slot:
+    """`cached` are the ids in the KV cache, made with the adapter scales `lora`; `request` is None while it is free."""
+
+    def __init__(self, id, n_ctx, n_vocab, eog_ids):
+        self.id, self.n_ctx, self.n_vocab, self.eog_ids = id, n_ctx, n_vocab, eog_ids
+        self.cached = []
+        self.lora = ()
+        self.last_used = 0.0
+        self.request = None
+        self.history = []
+        self.sampler = None
+        self.timings = Timings()
+
+    def common_prefix(self, request, lora):
+        """Return how many leading tokens of the prompt need no computing; the last one always does, for its logits."""
+        if not request.cache_prompt or lora != self.lora:
+            return 0
+        most = min(len(self.cached), len(request.prompt) - 1)
+        for i in range(most):
+            if self.cached[i] != request.prompt[i]:
+                return i
+        return most
+
+    def begin(self, request, lora):
+        """Take the request; LlamacyError when its parameters do not fit this model."""
+        self.sampler = Sampler(request.params, self.n_vocab, self.eog_ids)
+        keep = self.common_prefix(request, lora)
+        del self.cached[keep:]
+        self.lora, self.request, self.history = lora, request, list(request.prompt)
+        self.timings = Timings(cache_n=keep, prompt_n=len(request.prompt) - keep)
+        self._began = self.last_used = time.perf_counter()
+        self._first = None
+
+    @property
+    def pending(self):
+        """How many tokens are known but not in the cache yet: one while generating, more while reading the prompt."""
+        return len(self.history) - len(self.cached)
+
+    @property
+    def is_generating(self):
+        return len(self.history) > len(self.request.prompt)
+
+    def advance(self, logits):
+        """Choose the next token from logits (V) and report it; return a Result when that ends the request."""
+        request, now = self.request, time.perf_counter()
+        if self._first is None:
+            self._first = now
+            self.timings.prompt_ms = 1000 * (now - self._began)
+            if request.n_predict == 0:
+                return self.result("limit")
+        chosen = self.sampler.sample(logits, self.history)
+        self.history.append(chosen)
+        self.timings.predicted_n += 1
+        is_end = chosen in self.eog_ids
+        probs = token_probs(logits, chosen, request.params.n_probs) if request.params.n_probs else (None, None)
+        stop = request.on_token(Token(chosen, is_end, *probs))
+        for applies, stop_type in (
+            (stop, "word"),
+            (is_end, "eos"),
+            (self.timings.predicted_n == request.n_predict, "limit"),
+        ):
+            if applies:
+                return self.result(stop_type)
+        # The new token would be computed at position len(cached): full means that there is none.
+        return self.result("limit", truncated=True) if len(self.cached) >= self.n_ctx else None
+
+    def result(self, stop_type, **more):
+        """Return the Result of ending here."""
+        if self._first is not None:
+            self.timings.predicted_ms = 1000 * (time.perf_counter() - self._first)
+        return Result(stop_type, id_slot=self.id, timings=self.timings, **more)
+
+    def release(self, result):
+        """End the request and be free; what the cache holds stays for the next one."""
+        request, self.request = self.request, None
+        self.last_used = time.perf_counter()
+        request.end(result)

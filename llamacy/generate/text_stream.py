@@ -1,0 +1,71 @@
+"""From generated tokens to text that can be shown: whole characters only, never a part of a stop string.
+
+The layer between the engine, which knows ids, and whoever shows text. `decoder` is the tokenizer's StreamDecoder.
+"""
+
+
+class StopFinder:
+    """Passes text on, holding back what may be the beginning of a stop string.
+
+    The stop that is complete first ends the text (on a tie the one that began first), so the result does not depend on
+    how the text was cut into pieces.
+    """
+
+    def __init__(self, stops):
+        self.stops = [stop for stop in stops if stop]
+        self.found = None
+        self._held = ""
+
+    def feed(self, text):
+        """Return the text that is safe to show; after a stop string was found (`found`), nothing more comes."""
+        if self.found is not None:
+            return ""
+        if not self.stops:
+            return text
+        self._held += text
+        ends = [(at + len(stop), at, stop) for stop in self.stops if (at := self._held.find(stop)) >= 0]
+        if ends:
+            _, at, self.found = min(ends)
+            return self._release(at, keep=False)
+        return self._release(self._safe())
+
+    def flush(self):
+        """Return what was held back: no more text comes, so no stop string can be completed."""
+        return self._release(len(self._held))
+
+    def _safe(self):
+        """Return how much of the held text no stop string can begin in."""
+        longest = max(map(len, self.stops))
+        for at in range(max(0, len(self._held) - longest + 1), len(self._held)):
+            tail = self._held[at:]
+            if any(stop.startswith(tail) for stop in self.stops):
+                return at
+        return len(self._held)
+
+    def _release(self, at, keep=True):
+        text, self._held = self._held[:at], self._held[at:] if keep else ""
+        return text
+
+
+class TextStream:
+    """One request's text: feed it the engine's tokens, get pieces to show."""
+
+    def __init__(self, decoder, stops=()):
+        self._decoder = decoder
+        self._finder = StopFinder(stops)
+
+    @property
+    def stopping_word(self):
+        """The stop string that ended the text, None so far."""
+        return self._finder.found
+
+    def feed(self, token):
+        """Return (text to show, whether to stop) for one Token; an end token has no text."""
+        text = "" if token.is_end else self._finder.feed(self._decoder.feed(token.id))
+        return text, self.stopping_word is not None
+
+    def flush(self):
+        """Return the rest at the end: an incomplete character as U+FFFD, and text held back for a stop string."""
+        if self.stopping_word is not None:
+            return ""
+        return self._finder.feed(self._decoder.flush()) + self._finder.flush()
