@@ -16,7 +16,7 @@ from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t,
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memchr, memcmp, memcpy, memset
 
-from splitting cimport INVALID, N_PAGES, Array, Stage, char_size, next_char, reserve, split_piece
+from .splitting cimport INVALID, N_PAGES, Array, Stage, char_size, next_char, reserve, split_piece
 
 # Token kinds: the low bits say how a token takes part, STRIP_AFTER that white space following it is dropped.
 NORMAL, CONTROL, USER_DEFINED, BYTE, STRIP_AFTER = 0, 1, 2, 4, 8
@@ -222,7 +222,7 @@ cdef struct Merge:
 
 
 cdef inline uint32_t hash_bytes(const uint8_t* text, int64_t n) noexcept nogil:
-    cdef uint64_t h = 0x9E3779B97F4A7C15 ^ <uint64_t>n, word
+    cdef uint64_t h = <uint64_t>0x9E3779B97F4A7C15 ^ <uint64_t>n, word
     while n > 0:
         word = 0
         memcpy(&word, text, 8 if n >= 8 else n)
@@ -673,7 +673,7 @@ cdef class Vocabulary:
                 return -1
         while work.heap.used:
             best = pop_merge(&work.heap)
-            i = <int32_t>(best.key & 0xFFFFFFFF)
+            i = <int32_t><uint32_t>best.key
             at = symbols[i].next
             if symbols[i].size == 0 or at < 0 or symbols[i].size + symbols[at].size != best.size:
                 continue    # one of the two has been merged otherwise since

@@ -466,44 +466,41 @@ cdef inline vf close_block(vf d, vf m, float scale, float total, vi s, vf acc, b
     return vf_fma1(m, total, acc) if has_min else acc
 
 
-cdef inline void panel_u8(const uint8_t* q, const float* d, const float* m, int nb, const Columns* c, int depth) noexcept nogil:
+cdef void panel_u8(const uint8_t* q, const float* d, const float* m, int nb, int depth, const Columns* c) noexcept nogil:
+    """y[4 tokens][16] += the panel's nb blocks; int16 sums are widened every `depth` steps.
+
+    depth is deliberately not a constant: unrolled, gcc sinks the adds below the multiplies and spills the sums.
+    """
     cdef const int8_t* a0 = <const int8_t*>c.a[0]
     cdef const int8_t* a1 = <const int8_t*>c.a[1]
     cdef const int8_t* a2 = <const int8_t*>c.a[2]
     cdef const int8_t* a3 = <const int8_t*>c.a[3]
-    cdef int b, g
+    cdef int b, g, part
     cdef vb w
     cdef vh h0, h1, h2, h3
     cdef vi s0, s1, s2, s3
     cdef vf vd, vm
     for b in range(nb):
-        h0 = vh_zero()
-        h1, h2, h3 = h0, h0, h0
         s0 = vi_zero()
         s1, s2, s3 = s0, s0, s0
-        for g in range(depth):
-            w = vb_load(q + 64 * g)
-            h0 = vh_dot(h0, w, a0 + 4 * g)
-            h1 = vh_dot(h1, w, a1 + 4 * g)
-            h2 = vh_dot(h2, w, a2 + 4 * g)
-            h3 = vh_dot(h3, w, a3 + 4 * g)
-        if depth == 4:
-            s0, s1, s2, s3 = vh_sum(h0), vh_sum(h1), vh_sum(h2), vh_sum(h3)
+        for part in range(8 // depth):
             h0 = vh_zero()
             h1, h2, h3 = h0, h0, h0
-            for g in range(4, 8):
-                w = vb_load(q + 64 * g)
-                h0 = vh_dot(h0, w, a0 + 4 * g)
-                h1 = vh_dot(h1, w, a1 + 4 * g)
-                h2 = vh_dot(h2, w, a2 + 4 * g)
-                h3 = vh_dot(h3, w, a3 + 4 * g)
+            for g in range(depth):
+                w = vb_load(q)
+                h0 = vh_dot(h0, w, a0)
+                h1 = vh_dot(h1, w, a1)
+                h2 = vh_dot(h2, w, a2)
+                h3 = vh_dot(h3, w, a3)
+                q += 64
+                a0, a1, a2, a3 = a0 + 4, a1 + 4, a2 + 4, a3 + 4
+            s0, s1 = vi_add(s0, vh_sum(h0)), vi_add(s1, vh_sum(h1))
+            s2, s3 = vi_add(s2, vh_sum(h2)), vi_add(s3, vh_sum(h3))
         vd, vm = vf_load(d + 16 * b), vf_load(m + 16 * b)
-        vf_store(c.y[0], close_block(vd, vm, c.scale[0][b], c.total[0][b], vi_add(s0, vh_sum(h0)), vf_load(c.y[0]), True))
-        vf_store(c.y[1], close_block(vd, vm, c.scale[1][b], c.total[1][b], vi_add(s1, vh_sum(h1)), vf_load(c.y[1]), True))
-        vf_store(c.y[2], close_block(vd, vm, c.scale[2][b], c.total[2][b], vi_add(s2, vh_sum(h2)), vf_load(c.y[2]), True))
-        vf_store(c.y[3], close_block(vd, vm, c.scale[3][b], c.total[3][b], vi_add(s3, vh_sum(h3)), vf_load(c.y[3]), True))
-        q += TILE
-        a0, a1, a2, a3 = a0 + 32, a1 + 32, a2 + 32, a3 + 32
+        vf_store(c.y[0], close_block(vd, vm, c.scale[0][b], c.total[0][b], s0, vf_load(c.y[0]), True))
+        vf_store(c.y[1], close_block(vd, vm, c.scale[1][b], c.total[1][b], s1, vf_load(c.y[1]), True))
+        vf_store(c.y[2], close_block(vd, vm, c.scale[2][b], c.total[2][b], s2, vf_load(c.y[2]), True))
+        vf_store(c.y[3], close_block(vd, vm, c.scale[3][b], c.total[3][b], s3, vf_load(c.y[3]), True))
 
 
 cdef inline void panel_s16(const int16_t* q, const float* d, const float* m, int nb, int pairs, const Columns* c,
@@ -585,7 +582,7 @@ cdef void gemm_u8(const Packed* w, const Acts* x, float* y, size_t ldy, int lo, 
     cdef float spare[16]
     cdef Columns c
     cdef const Kernel* k = w.kernel
-    cdef int t0, t1, t, b, n, tile
+    cdef int t0, t1, t, b, n, tile, pairs = TILE_COLS // 2
     cdef size_t nb = w.n_blocks
     memset(spare, 0, sizeof(spare))
     for t0 in range(0, x.n_rows, 256):
@@ -597,10 +594,7 @@ cdef void gemm_u8(const Packed* w, const Acts* x, float* y, size_t ldy, int lo, 
                 for t in range(t0, t1, 4):
                     columns_at(&c, <const uint8_t*>x.q8 + 32 * b, 32 * nb, x.scale8 + b, x.sum8 + b, nb,
                                y + 16 * tile, ldy, t, t1, spare)
-                    if k.depth == 8:
-                        panel_u8(q, d, m, n, &c, 8)
-                    else:
-                        panel_u8(q, d, m, n, &c, 4)
+                    panel_u8(q, d, m, n, k.depth, &c)
 
 
 cdef void gemm_s16(const Packed* w, const Acts* x, float* y, size_t ldy, int lo, int hi) noexcept nogil:
@@ -611,7 +605,7 @@ cdef void gemm_s16(const Packed* w, const Acts* x, float* y, size_t ldy, int lo,
     cdef float spare[16]
     cdef Columns c
     cdef const Kernel* k = w.kernel
-    cdef int t0, t1, t, b, n, tile
+    cdef int t0, t1, t, b, n, tile, pairs = TILE_COLS // 2
     cdef size_t nb = w.n_blocks
     memset(spare, 0, sizeof(spare))
     for t0 in range(0, x.n_rows, 256):
@@ -624,9 +618,9 @@ cdef void gemm_s16(const Packed* w, const Acts* x, float* y, size_t ldy, int lo,
                     columns_at(&c, <const uint8_t*>(x.q16 + 32 * b), 64 * nb, x.scale16 + b, x.sum16 + b, nb,
                                y + 16 * tile, ldy, t, t1, spare)
                     if k.has_min:
-                        panel_s16(q, d, m, n, 16, &c, True)
+                        panel_s16(q, d, m, n, pairs, &c, True)
                     else:
-                        panel_s16(q, d, m, n, 16, &c, False)
+                        panel_s16(q, d, m, n, pairs, &c, False)
 
 
 cdef void gemm_f32(const Packed* w, const Acts* x, float* y, size_t ldy, int lo, int hi) noexcept nogil:
