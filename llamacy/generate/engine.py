@@ -39,10 +39,13 @@ class Engine:
     model's adapters for requests that bring none of their own.
     """
 
-    def __init__(self, model, *, n_slots=1, n_ctx=2048, max_queue=256):
+    def __init__(self, model, *, n_slots=1, n_ctx=2048, max_queue=256, batch_size=None):
+        """`batch_size`: the most tokens in a step, at most what the session takes (the default), at least n_slots."""
         self.session = model.new_session(n_slots=n_slots, n_ctx=n_ctx)
-        if n_slots > self.session.max_batch:
-            raise LlamacyError(f"--parallel: wanted at most {self.session.max_batch} slots, got {n_slots}")
+        most = self.session.max_batch
+        if n_slots > most:
+            raise LlamacyError(f"--parallel: wanted at most {most} slots, got {n_slots}")
+        self.batch_size = max(n_slots, min(batch_size or most, most))
         self.n_vocab, self.n_ctx, self.max_queue = model.config.n_vocab, n_ctx, max_queue
         eog_ids = model.tokenizer.eog_ids
         self.slots = [Slot(i, n_ctx, self.n_vocab, eog_ids) for i in range(n_slots)]
@@ -186,7 +189,7 @@ class Engine:
         """Return [(slot, how many of its pending tokens)] for the next step, generating slots first."""
         busy = [slot for slot in self.slots if slot.request]
         generating = [slot for slot in busy if slot.is_generating]
-        room = self.session.max_batch - len(generating)
+        room = self.batch_size - len(generating)
         if generating:
             room = min(room, PROMPT_SHARE)
         batch = [(slot, 1) for slot in generating]

@@ -42,6 +42,7 @@ class Result:
     stop_type: str
     truncated: bool = False  # stopped because the context was full
     id_slot: int = -1
+    seed: int | None = None  # the one that was drawn, where -1 asked for any
     error: Exception | None = None
     timings: Timings = field(default_factory=Timings)
 

@@ -76,7 +76,7 @@ class Slot:
         """Return the Result of ending here."""
         if self._first is not None:
             self.timings.predicted_ms = 1000 * (time.perf_counter() - self._first)
-        return Result(stop_type, id_slot=self.id, timings=self.timings, **more)
+        return Result(stop_type, id_slot=self.id, seed=self.sampler.seed, timings=self.timings, **more)
 
     def release(self, result):
         """End the request and be free; what the cache holds stays for the next one."""

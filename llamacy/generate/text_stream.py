@@ -69,3 +69,16 @@ class TextStream:
         if self.stopping_word is not None:
             return ""
         return self._finder.feed(self._decoder.flush()) + self._finder.flush()
+
+
+def prompt_ids(tokenizer, text, add_special=True):
+    """Return the ids of a prompt to continue: BOS first where the model wants it, never EOS behind it.
+
+    An empty text gives the token that texts begin with, so that there is something to continue.
+    """
+    ids = tokenizer.encode(text, add_special=add_special)
+    if add_special and tokenizer.add_eos and ids and ids[-1] == tokenizer.eos_id:
+        ids.pop()
+    if not ids and add_special:
+        ids = [token for token in (tokenizer.bos_id, tokenizer.eos_id) if token is not None][:1]
+    return ids

@@ -208,7 +208,7 @@ def test_log_probabilities_come_with_every_token():
 def test_a_prompt_does_not_hold_up_those_who_generate():
     model = FakeModel()
     engine = Engine(model, n_slots=2)
-    engine.session.max_batch = 512
+    engine.session.max_batch = engine.batch_size = 512
     talker, reader = ask("hi", n_predict=200, ignore_eos=True), ask("a" * 1500, n_predict=1)
     engine.submit(talker)
     for _ in range(5):
