@@ -13,7 +13,7 @@ from llamacy.errors import LlamacyError
 from llamacy.train.samples import Record
 
 MAX_RECORD = 64 << 20
-BLOCK = 1 << 18
+BLOCK = 1 << 16
 HEAD = 1 << 16
 
 COLON = rb"(?::|\xef\xbc\x9a|(?=\r?\n))"
