@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llamacy.formats.ggml_blocks import converter, stored_bytes
 from llamacy.formats.layout import ModelFile, check_distinct, tensor_info
 from llamacy.formats.mapped import Cursor, shown
 from llamacy.formats.strings import StringArray
@@ -26,8 +27,13 @@ class Layout:
     version: int
     has_scores: bool
     alignment: int
-    neighbour_nibbles: bool  # a byte holds elements 2j and 2j+1, not j and j+16
-    wide_scales: bool  # f32 scales in Q4_0, Q4_1 and Q8_0, not f16
+    neighbour_nibbles: bool  # see ggml_blocks
+    wide_scales: bool
+
+    @property
+    def is_current(self):
+        """Whether blocks are GGUF's byte for byte."""
+        return not (self.neighbour_nibbles or self.wide_scales)
 
 
 _TENSOR_NAMES = {
@@ -61,6 +67,7 @@ LAYOUTS = {
 RMS_EPS, ROPE_THETA, N_CTX = 5e-6, 10000.0, 2048
 UNKNOWN, CONTROL, NORMAL, BYTE = 2, 3, 1, 6
 _FIRST_BYTE, _FIRST_PIECE = 3, 259
+_SPACE = "\u2581".encode()
 
 
 def read_ggml(source):
@@ -81,7 +88,21 @@ def read_ggml(source):
         for key, value in metadata.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
-    return ModelFile([source], layout.format, version, metadata, tensors, types)
+    convert = None if layout.is_current else _named_converter(source, layout)
+    return ModelFile([source], layout.format, version, metadata, tensors, types, convert)
+
+
+def _named_converter(source, layout):
+    """Return the layout's converter with the file's name on its errors."""
+    convert = converter(layout.wide_scales, layout.neighbour_nibbles)
+
+    def named(info, content):
+        try:
+            return convert(info, content)
+        except OverflowError as error:
+            raise source.error(f"tensor {info.name}: {error}", "the file is damaged") from None
+
+    return named
 
 
 def _hyperparameters(cursor):
@@ -106,12 +127,11 @@ def _vocabulary(cursor, n_vocab, layout):
     if end < 0:
         raise source.error(f"truncated or damaged: token {-1 - end} leaves the file", "copy or download it again")
     cursor.position = end
+    tokens, types = _tokens(StringArray(source.bytes, starts, lengths))
     if layout.has_scores:
         scores = source.bytes[(starts + lengths)[:, None] + np.arange(4)].view("<f4")[:, 0].copy()
     else:
-        # LLaMA's SentencePiece scores count down from its first piece; the oldest files left them out.
-        scores = np.minimum(0, _FIRST_PIECE - np.arange(n_vocab)).astype(np.float32)
-    tokens, types = _tokens(StringArray(source.bytes, starts, lengths))
+        scores = llama_scores(tokens)
     return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": tokens,
@@ -126,10 +146,22 @@ def _vocabulary(cursor, n_vocab, layout):
     }
 
 
+def llama_scores(tokens):
+    """Return LLaMA's SentencePiece scores, float32: they count down from the first piece; spaces alone stand last.
+
+    The oldest files left them out. A test compares with the scores that later files have.
+    """
+    scores = np.minimum(0, _FIRST_PIECE - np.arange(len(tokens))).astype(np.float32)
+    for i in np.flatnonzero(tokens.lengths >= len(_SPACE)):
+        if tokens.bytes(i) == _SPACE * (int(tokens.lengths[i]) // len(_SPACE)):
+            scores[i] = -1e9
+    return scores
+
+
 def _tokens(stored):
     """Return (StringArray as GGUF writes LLaMA's vocabulary, int32 token types)."""
     n_vocab = len(stored)
-    pieces = [stored.bytes(i).replace(b" ", "\u2581".encode()) for i in range(n_vocab)]
+    pieces = [stored.bytes(i).replace(b" ", _SPACE) for i in range(n_vocab)]
     types = np.full(n_vocab, NORMAL, np.int32)
     for i, (name, kind) in enumerate([("<unk>", UNKNOWN), ("<s>", CONTROL), ("</s>", CONTROL)][:n_vocab]):
         pieces[i], types[i] = name.encode(), kind
@@ -149,7 +181,11 @@ def _tensors(cursor, layout):
         name = _gguf_name(source, cursor.name(length, 256, "tensor name"))
         cursor.take(-cursor.position % layout.alignment, "padding")
         info = tensor_info(source, name, number, extents[::-1], cursor.position)
-        cursor.take(info.nbytes, "tensor", name)
+        nbytes = info.nbytes if layout.is_current else stored_bytes(info.type, info.nbytes, layout.wide_scales)
+        if nbytes is None:
+            what = f"tensor {shown(name)} is {info.type.name}, which {layout.format} version {layout.version} never had"
+            raise source.error(what, "the file is damaged")
+        cursor.take(nbytes, "tensor", name)
         found.append(info)
     check_distinct(source, found)
     return found
