@@ -1,0 +1,294 @@
+"""Rows of quantised blocks to f32 and back, byte for byte as GGUF files hold them (source: gguf.quants)."""
+
+from cython.parallel cimport prange
+from libc.math cimport fabsf
+from libc.stdint cimport int8_t, uint8_t, uint16_t, uint32_t
+from libc.string cimport memcpy, memset
+
+from .blocks cimport *
+from .simd cimport *
+
+import numpy as np
+
+cdef extern from "<math.h>" nogil:
+    float roundf(float)
+
+
+cdef inline float from_f16(uint16_t h) noexcept nogil:
+    cdef uint16_t lanes[16]
+    cdef float out[16]
+    lanes[0] = h
+    vf_store(out, vf_load_f16(lanes))
+    return out[0]
+
+
+cdef inline uint16_t to_f16(float x) noexcept nogil:
+    cdef uint16_t lanes[16]
+    vf_store_f16(lanes, vf_set1(x))
+    return lanes[0]
+
+
+cdef inline uint32_t word(const uint8_t* p) noexcept nogil:
+    cdef uint32_t w
+    memcpy(&w, p, 4)
+    return w
+
+
+# ---- one section per type: x = d * q + m ----
+
+cdef void dequantize_row_q4_0(const uint8_t* row, int n, float* out) noexcept nogil:
+    cdef const block_q4_0* x = <const block_q4_0*>row
+    cdef int b, j
+    cdef float d
+    for b in range(n):
+        d = from_f16(x[b].d)
+        for j in range(16):
+            out[32 * b + j] = ((x[b].qs[j] & 15) - 8) * d
+            out[32 * b + j + 16] = ((x[b].qs[j] >> 4) - 8) * d
+
+cdef void quantize_row_q4_0(const float* x, int n, uint8_t* row) noexcept nogil:
+    cdef block_q4_0* y = <block_q4_0*>row
+    cdef int b, j
+    cdef float peak, d, inverse
+    for b in range(n):
+        peak = signed_peak(x + 32 * b)
+        d = peak / -8
+        inverse = 1 / d if d != 0 else 0
+        y[b].d = to_f16(d)
+        for j in range(16):
+            y[b].qs[j] = code(x[32 * b + j], inverse, 8.5, 15) | code(x[32 * b + j + 16], inverse, 8.5, 15) << 4
+
+
+cdef void dequantize_row_q4_1(const uint8_t* row, int n, float* out) noexcept nogil:
+    cdef const block_q4_1* x = <const block_q4_1*>row
+    cdef int b, j
+    cdef float d, m
+    for b in range(n):
+        d, m = from_f16(x[b].d), from_f16(x[b].m)
+        for j in range(16):
+            out[32 * b + j] = <float>((x[b].qs[j] & 15) * d) + m
+            out[32 * b + j + 16] = <float>((x[b].qs[j] >> 4) * d) + m
+
+cdef void quantize_row_q4_1(const float* x, int n, uint8_t* row) noexcept nogil:
+    cdef block_q4_1* y = <block_q4_1*>row
+    cdef int b, j
+    cdef float low, d, inverse
+    for b in range(n):
+        low = least(x + 32 * b)
+        d = (most(x + 32 * b) - low) / 15
+        inverse = 1 / d if d != 0 else 0
+        y[b].d, y[b].m = to_f16(d), to_f16(low)
+        for j in range(16):
+            y[b].qs[j] = above(x[32 * b + j], low, inverse, 15) | above(x[32 * b + j + 16], low, inverse, 15) << 4
+
+
+cdef void dequantize_row_q5_0(const uint8_t* row, int n, float* out) noexcept nogil:
+    cdef const block_q5_0* x = <const block_q5_0*>row
+    cdef int b, j
+    cdef float d
+    cdef uint32_t high
+    for b in range(n):
+        d, high = from_f16(x[b].d), word(x[b].qh)
+        for j in range(16):
+            out[32 * b + j] = (<int>((x[b].qs[j] & 15) | ((high >> j) & 1) << 4) - 16) * d
+            out[32 * b + j + 16] = (<int>((x[b].qs[j] >> 4) | ((high >> (j + 16)) & 1) << 4) - 16) * d
+
+cdef void quantize_row_q5_0(const float* x, int n, uint8_t* row) noexcept nogil:
+    cdef block_q5_0* y = <block_q5_0*>row
+    cdef int b, j
+    cdef float d, inverse
+    cdef uint32_t high, lo, hi
+    for b in range(n):
+        d = signed_peak(x + 32 * b) / -16
+        inverse = 1 / d if d != 0 else 0
+        y[b].d, high = to_f16(d), 0
+        for j in range(16):
+            lo, hi = code(x[32 * b + j], inverse, 16.5, 31), code(x[32 * b + j + 16], inverse, 16.5, 31)
+            y[b].qs[j] = <uint8_t>((lo & 15) | (hi & 15) << 4)
+            high |= (lo >> 4) << j | (hi >> 4) << (j + 16)
+        memcpy(y[b].qh, &high, 4)
+
+
+cdef void dequantize_row_q5_1(const uint8_t* row, int n, float* out) noexcept nogil:
+    cdef const block_q5_1* x = <const block_q5_1*>row
+    cdef int b, j
+    cdef float d, m
+    cdef uint32_t high
+    for b in range(n):
+        d, m, high = from_f16(x[b].d), from_f16(x[b].m), word(x[b].qh)
+        for j in range(16):
+            out[32 * b + j] = <float>(<int>((x[b].qs[j] & 15) | ((high >> j) & 1) << 4) * d) + m
+            out[32 * b + j + 16] = <float>(<int>((x[b].qs[j] >> 4) | ((high >> (j + 16)) & 1) << 4) * d) + m
+
+cdef void quantize_row_q5_1(const float* x, int n, uint8_t* row) noexcept nogil:
+    cdef block_q5_1* y = <block_q5_1*>row
+    cdef int b, j
+    cdef float low, d, inverse
+    cdef uint32_t high, lo, hi
+    for b in range(n):
+        low = least(x + 32 * b)
+        d = (most(x + 32 * b) - low) / 31
+        inverse = 1 / d if d != 0 else 0
+        y[b].d, y[b].m, high = to_f16(d), to_f16(low), 0
+        for j in range(16):
+            lo, hi = above(x[32 * b + j], low, inverse, 31), above(x[32 * b + j + 16], low, inverse, 31)
+            y[b].qs[j] = <uint8_t>((lo & 15) | (hi & 15) << 4)
+            high |= (lo >> 4) << j | (hi >> 4) << (j + 16)
+        memcpy(y[b].qh, &high, 4)
+
+
+cdef void dequantize_row_q8_0(const uint8_t* row, int n, float* out) noexcept nogil:
+    cdef const block_q8_0* x = <const block_q8_0*>row
+    cdef int b, j
+    cdef float d
+    for b in range(n):
+        d = from_f16(x[b].d)
+        for j in range(32):
+            out[32 * b + j] = x[b].qs[j] * d
+
+cdef void quantize_row_q8_0(const float* x, int n, uint8_t* row) noexcept nogil:
+    cdef block_q8_0* y = <block_q8_0*>row
+    cdef int b, j
+    cdef float d, inverse
+    for b in range(n):
+        d = fabsf(signed_peak(x + 32 * b)) / 127
+        inverse = 1 / d if d != 0 else 0
+        y[b].d = to_f16(d)
+        for j in range(32):
+            y[b].qs[j] = <int8_t>roundf(x[32 * b + j] * inverse)
+
+
+cdef void dequantize_row_f32(const uint8_t* row, int n, float* out) noexcept nogil:
+    memcpy(out, row, 4 * <size_t>n)
+
+cdef void quantize_row_f32(const float* x, int n, uint8_t* row) noexcept nogil:
+    memcpy(row, x, 4 * <size_t>n)
+
+
+cdef void dequantize_row_f16(const uint8_t* row, int n, float* out) noexcept nogil:
+    cdef int i
+    for i in range(0, n - 15, 16):
+        vf_store(out + i, vf_load_f16(row + 2 * i))
+    for i in range(n // 16 * 16, n):
+        out[i] = from_f16((<const uint16_t*>row)[i])
+
+cdef void quantize_row_f16(const float* x, int n, uint8_t* row) noexcept nogil:
+    cdef int i
+    for i in range(n):
+        (<uint16_t*>row)[i] = to_f16(x[i])
+
+
+cdef void dequantize_row_bf16(const uint8_t* row, int n, float* out) noexcept nogil:
+    cdef uint32_t bits
+    cdef int i
+    for i in range(n):
+        bits = <uint32_t>(<const uint16_t*>row)[i] << 16
+        memcpy(out + i, &bits, 4)
+
+cdef void quantize_row_bf16(const float* x, int n, uint8_t* row) noexcept nogil:
+    cdef uint32_t bits
+    cdef int i
+    for i in range(n):
+        memcpy(&bits, x + i, 4)
+        if (bits & 0x7fffffff) > 0x7f800000:
+            bits = (bits >> 16 << 16) | 0x400000       # a NaN stays one, quiet
+        else:
+            bits += 0x7fff + ((bits >> 16) & 1)
+        (<uint16_t*>row)[i] = <uint16_t>(bits >> 16)
+
+
+# ---- what the quantisers share ----
+
+cdef inline float signed_peak(const float* x) noexcept nogil:
+    """the first of 32 values with the largest magnitude, sign kept"""
+    cdef int j
+    cdef float peak = 0
+    for j in range(32):
+        if fabsf(x[j]) > fabsf(peak):
+            peak = x[j]
+    return peak
+
+cdef inline float least(const float* x) noexcept nogil:
+    cdef int j
+    cdef float low = x[0]
+    for j in range(32):
+        low = x[j] if x[j] < low else low
+    return low
+
+cdef inline float most(const float* x) noexcept nogil:
+    cdef int j
+    cdef float high = x[0]
+    for j in range(32):
+        high = x[j] if x[j] > high else high
+    return high
+
+cdef inline uint8_t code(float x, float inverse, double offset, int limit) noexcept nogil:
+    """trunc(x * inverse + offset), at most limit; in f64, where the product is exact whatever the compiler fuses"""
+    cdef int q = <int>(<double>x * <double>inverse + offset)
+    return <uint8_t>(limit if q > limit else (0 if q < 0 else q))
+
+cdef inline uint8_t above(float x, float low, float inverse, int limit) noexcept nogil:
+    """trunc((x - low) * inverse + 0.5), at most limit"""
+    cdef float scaled = (x - low) * inverse
+    cdef int q = <int>(<double>scaled + 0.5)
+    return <uint8_t>(limit if q > limit else (0 if q < 0 else q))
+
+
+cdef RowType ROW_TYPES[8]
+ROW_TYPES[0] = RowType(0, 1, 4, dequantize_row_f32, quantize_row_f32)
+ROW_TYPES[1] = RowType(1, 1, 2, dequantize_row_f16, quantize_row_f16)
+ROW_TYPES[2] = RowType(2, 32, 18, dequantize_row_q4_0, quantize_row_q4_0)
+ROW_TYPES[3] = RowType(3, 32, 20, dequantize_row_q4_1, quantize_row_q4_1)
+ROW_TYPES[4] = RowType(6, 32, 22, dequantize_row_q5_0, quantize_row_q5_0)
+ROW_TYPES[5] = RowType(7, 32, 24, dequantize_row_q5_1, quantize_row_q5_1)
+ROW_TYPES[6] = RowType(8, 32, 34, dequantize_row_q8_0, quantize_row_q8_0)
+ROW_TYPES[7] = RowType(30, 1, 2, dequantize_row_bf16, quantize_row_bf16)
+
+
+cdef const RowType* row_type(int number) noexcept nogil:
+    """The table's row for GGUF type `number`, or NULL."""
+    cdef int i
+    for i in range(<int>(sizeof(ROW_TYPES) // sizeof(RowType))):
+        if ROW_TYPES[i].number == number:
+            return &ROW_TYPES[i]
+    return NULL
+
+
+cdef const RowType* checked(int number, size_t n_cols) except NULL:
+    cdef const RowType* kind = row_type(number)
+    if kind == NULL:
+        raise ValueError(f"type {number} is not known here")
+    if n_cols % kind.block:
+        raise ValueError(f"rows of {n_cols} elements do not divide into blocks of {kind.block}")
+    return kind
+
+
+def types():
+    """Return the GGUF numbers of the types known here."""
+    return [ROW_TYPES[i].number for i in range(<int>(sizeof(ROW_TYPES) // sizeof(RowType)))]
+
+
+def dequantize(const uint8_t[:, ::1] rows, int number, int n_threads=1):
+    """Rows of blocks, uint8 (n, row bytes), of GGUF type `number` -> f32 (n, n_cols)."""
+    cdef const RowType* kind = checked(number, 0)
+    cdef int n_blocks = <int>(rows.shape[1] // kind.block_bytes)
+    cdef float[:, ::1] out = np.empty((rows.shape[0], n_blocks * kind.block), np.float32)
+    cdef Py_ssize_t r
+    if rows.shape[1] % kind.block_bytes:
+        raise ValueError(f"rows of {rows.shape[1]} bytes do not divide into blocks of {kind.block_bytes}")
+    if rows.shape[0] and n_blocks:
+        for r in prange(rows.shape[0], num_threads=n_threads, schedule="static", nogil=True):
+            kind.dequantize(&rows[r, 0], n_blocks, &out[r, 0])
+    return np.asarray(out)
+
+
+def quantize(const float[:, ::1] x, int number, int n_threads=1):
+    """x f32 (n, n_cols) -> rows of blocks of GGUF type `number`, uint8 (n, row bytes), as gguf.quants rounds them."""
+    cdef const RowType* kind = checked(number, x.shape[1])
+    cdef int n_blocks = <int>(x.shape[1] // kind.block)
+    cdef uint8_t[:, ::1] out = np.empty((x.shape[0], n_blocks * kind.block_bytes), np.uint8)
+    cdef Py_ssize_t r
+    if x.shape[0] and n_blocks:
+        for r in prange(x.shape[0], num_threads=n_threads, schedule="static", nogil=True):
+            kind.quantize(&x[r, 0], n_blocks, &out[r, 0])
+    return np.asarray(out)
