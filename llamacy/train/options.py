@@ -1,0 +1,103 @@
+"""What a training run is told to do: one frozen record, checked when it is made."""
+
+import math
+from dataclasses import dataclass, field, fields
+
+from llamacy.errors import UsageError
+from llamacy.train.schedule import SCHEDULES
+
+# The matrices of a layer that can be adapted -> the names that people call them by (llama.cpp, Hugging Face, Meta).
+TARGETS = {
+    "attn_q": ("q_proj", "wq", "q"),
+    "attn_k": ("k_proj", "wk", "k"),
+    "attn_v": ("v_proj", "wv", "v"),
+    "attn_output": ("o_proj", "wo", "o", "attn_o"),
+    "ffn_gate": ("gate_proj", "w1", "gate"),
+    "ffn_up": ("up_proj", "w3", "up"),
+    "ffn_down": ("down_proj", "w2", "down"),
+}
+ALL_LINEAR = ("all-linear", "all_linear", "all")
+DEFAULT_CTX = 512
+
+
+def target_modules(text):
+    """Return the matrices that a comma-separated list names, in TARGETS' order; UsageError names the one unknown."""
+    by_alias = {alias: name for name, aliases in TARGETS.items() for alias in (name, *aliases)}
+    chosen = set()
+    for word in filter(None, (part.strip().lower() for part in text.split(","))):
+        if word in ALL_LINEAR:
+            chosen.update(TARGETS)
+        elif word.removesuffix(".weight") in by_alias:
+            chosen.add(by_alias[word.removesuffix(".weight")])
+        else:
+            raise UsageError(f"--target-modules: {word!r} is unknown; wanted all-linear or of {', '.join(TARGETS)}")
+    if not chosen:
+        raise UsageError(f"--target-modules: the list is empty; wanted all-linear or of {', '.join(TARGETS)}")
+    return tuple(name for name in TARGETS if name in chosen)
+
+
+def _option(default, flag, test=None, wanted=""):
+    """A field with the flag it comes from, a test of its value, and words for what the test wants."""
+    return field(default=default, metadata={"flag": flag, "test": test, "wanted": wanted})
+
+
+def _at_least(low):
+    return {"test": lambda value: value >= low, "wanted": f"{low} or more"}
+
+
+POSITIVE = {"test": lambda value: 0 < value < math.inf, "wanted": "a number above 0"}
+NOT_NEGATIVE = {"test": lambda value: 0 <= value < math.inf, "wanted": "0 or more"}
+BELOW_ONE = {"test": lambda value: 0 <= value < 1, "wanted": "0 or more and below 1"}
+SOME_TARGETS = {"test": lambda value: value and TARGETS.keys() >= set(value), "wanted": "some of " + ", ".join(TARGETS)}
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to train: lengths in tokens, rates per optimiser step; None where a value follows from the others.
+
+    UsageError at once, naming the flag, for a value out of range.
+    """
+
+    # the run
+    n_ctx: int = _option(DEFAULT_CTX, "--ctx-size", **_at_least(2))
+    batch_size: int = _option(1, "--batch-size", **_at_least(1))
+    grad_acc: int = _option(1, "--grad-acc", **_at_least(1))
+    epochs: int = _option(2, "--epochs", **_at_least(1))
+    max_steps: int | None = _option(None, "--max-steps", **_at_least(1))
+    shuffle: bool = _option(True, "--shuffle")
+    seed: int = _option(42, "--seed", lambda value: 0 <= value < 1 << 63, "0 or more")
+    mask_prompt: bool = _option(True, "--mask-prompt")
+
+    # AdamW
+    learning_rate: float = _option(1e-4, "--learning-rate", **POSITIVE)
+    lr_schedule: str = _option("cosine", "--lr-schedule", SCHEDULES.__contains__, f"one of {', '.join(SCHEDULES)}")
+    warmup_steps: int | None = _option(None, "--warmup-steps", **_at_least(0))
+    weight_decay: float = _option(0.0, "--weight-decay", **NOT_NEGATIVE)
+    beta1: float = _option(0.9, "--beta1", **BELOW_ONE)
+    beta2: float = _option(0.999, "--beta2", **BELOW_ONE)
+    adam_eps: float = _option(1e-8, "--adam-eps", **POSITIVE)
+    max_grad_norm: float = _option(1.0, "--max-grad-norm", **NOT_NEGATIVE)
+
+    # the adapter
+    rank: int = _option(8, "--rank", lambda value: 1 <= value <= 4096, "from 1 to 4096")
+    alpha: float = _option(16.0, "--lora-alpha", **POSITIVE)
+    rslora: bool = _option(False, "--rslora")
+    targets: tuple = _option(tuple(TARGETS), "--target-modules", **SOME_TARGETS)
+
+    # measuring and keeping
+    save_every: int = _option(1, "--save-every", **_at_least(0))
+    save_every_steps: int = _option(0, "--save-every-steps", **_at_least(0))
+    val_split: float = _option(0.0, "--val-split", **BELOW_ONE)
+    eval_every: int = _option(0, "--eval-every", **_at_least(0))
+    early_stop: int = _option(0, "--early-stop", **_at_least(0))
+
+    def __post_init__(self):
+        for row in fields(self):
+            value, test = getattr(self, row.name), row.metadata["test"]
+            if value is not None and test and not test(value):
+                raise UsageError(f"{row.metadata['flag']}: wanted {row.metadata['wanted']}, got {value!r}")
+
+    @property
+    def file_alpha(self):
+        """The alpha to train and write with: rsLoRA divides by sqrt(r) where LoRA divides by r."""
+        return self.alpha * math.sqrt(self.rank) if self.rslora else self.alpha

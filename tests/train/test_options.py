@@ -1,0 +1,70 @@
+"""Options are checked when they are made, and each message names the flag."""
+
+import math
+from dataclasses import fields
+
+import pytest
+
+from llamacy.errors import UsageError
+from llamacy.train.options import TARGETS, TrainOptions, target_modules
+
+BAD = {
+    "n_ctx": (1, 0, -5),
+    "batch_size": (0, -1),
+    "grad_acc": (0,),
+    "epochs": (0,),
+    "max_steps": (0, -1),
+    "seed": (-1, 1 << 63),
+    "learning_rate": (0, -1e-4, math.nan, math.inf),
+    "lr_schedule": ("cosin", ""),
+    "warmup_steps": (-1,),
+    "weight_decay": (-0.1, math.nan, math.inf),
+    "beta1": (1.0, -0.1, math.nan),
+    "beta2": (1.0, math.nan),
+    "adam_eps": (0, math.nan),
+    "max_grad_norm": (-1, math.nan),
+    "rank": (0, 4097),
+    "alpha": (0, -1, math.nan),
+    "targets": ((), ("attn_x",)),
+    "save_every": (-1,),
+    "save_every_steps": (-1,),
+    "val_split": (1.0, -0.1, math.nan),
+    "eval_every": (-1,),
+    "early_stop": (-1,),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+def test_a_value_out_of_range_names_its_flag(name, value):
+    flag = next(row.metadata["flag"] for row in fields(TrainOptions) if row.name == name)
+    with pytest.raises(UsageError, match=f"^{flag}: wanted .+, got "):
+        TrainOptions(**{name: value})
+
+
+def test_every_option_with_a_range_is_covered():
+    assert {row.name for row in fields(TrainOptions) if row.metadata["test"]} == set(BAD)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("all-linear", tuple(TARGETS)),
+        ("q_proj,v_proj", ("attn_q", "attn_v")),
+        ("ffn_down, attn_q", ("attn_q", "ffn_down")),
+        ("wq,wk,wv,wo,w1,w2,w3", tuple(TARGETS)),
+        ("Q_PROJ,attn_q.weight", ("attn_q",)),
+    ],
+)
+def test_targets_have_everyones_names(text, wanted):
+    assert target_modules(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["", ",", "q_prj", "attn_q,lm_head"])
+def test_unknown_targets_are_named(text):
+    with pytest.raises(UsageError, match="--target-modules: .*wanted all-linear or of attn_q"):
+        target_modules(text)
+
+
+def test_rslora_scales_by_the_root_of_the_rank():
+    assert TrainOptions(rank=16, alpha=8).file_alpha == 8
+    assert TrainOptions(rank=16, alpha=8, rslora=True).file_alpha == 32
