@@ -1,7 +1,8 @@
 """`bench`: tokens per second of this machine with a model, in rows like llama-bench's.
 
-`pp512` is a prompt of 512 tokens, `tg128` the generation of 128 one after another, ` @ d4096` either with 4096 tokens
-already in the cache. Random tokens: no test depends on what they are. Every test runs once unmeasured first.
+`pp512` is a prompt of 512 tokens, `tg128` the generation of 128 one after another, `tg128 x8` that of eight sequences
+at once, ` @ d4096` any of them with 4096 tokens already in the cache. Random tokens: no test depends on what they are.
+Every test runs once unmeasured first.
 """
 
 import json
@@ -11,6 +12,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from itertools import product
 
 import numpy as np
 
@@ -31,6 +33,7 @@ class Row:
     n_prompt: int = 0
     n_gen: int = 0
     n_depth: int = 0
+    n_parallel: int = 1
     avg_ns: float = 0.0
     stddev_ns: float = 0.0
     avg_ts: float = 0.0
@@ -59,43 +62,47 @@ def peak_rss_bytes():
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
 
-def read_prompt(session, tokens, start=0):
-    """Run `tokens` from position `start` on through slot 0 in the largest batches; logits of the last token only."""
+def read_prompt(session, slot, tokens, start=0):
+    """Run `tokens` from position `start` on through a slot in the largest batches; logits of the last token only."""
     for i in range(0, len(tokens), session.max_batch):
         batch = tokens[i : i + session.max_batch]
         last = [len(batch) - 1] if i + len(batch) == len(tokens) else []
-        session.step(batch, range(start + i, start + i + len(batch)), [0] * len(batch), last)
+        session.step(batch, range(start + i, start + i + len(batch)), [slot] * len(batch), last)
 
 
-def generate(session, tokens, start=0):
-    """Run `tokens` one by one from position `start` on through slot 0, with logits each time."""
-    for i, token in enumerate(tokens):
-        session.step([token], [start + i], [0], [0])
+def generate(session, sequences, start=0):
+    """Run one token of each sequence at a time, sequence i in slot i, from position `start` on; logits of all."""
+    slots = range(len(sequences))
+    for i, step in enumerate(zip(*sequences, strict=True)):
+        session.step(step, [start + i] * len(step), slots, slots)
 
 
 def measure(model, row, repetitions):
-    """Fill `row` with the times of its prompt and its generation behind `n_depth` cached tokens."""
-    depth, n_prompt, n_gen = row.n_depth, row.n_prompt, row.n_gen
-    session = model.new_session(1, depth + n_prompt + n_gen)
+    """Fill `row` with the times of its prompts and its generation behind `n_depth` cached tokens."""
+    depth, n_prompt = row.n_depth, row.n_prompt
+    n_each, slots = n_prompt + row.n_gen, range(row.n_parallel)
+    session = model.new_session(row.n_parallel, depth + n_each)
     random = np.random.default_rng(SEED)
-    tokens = random.integers(0, model.config.n_vocab, depth + n_prompt + n_gen).tolist()
-    read_prompt(session, tokens[:depth])
+    tokens = random.integers(0, model.config.n_vocab, (row.n_parallel, depth + n_each)).tolist()
+    for slot in slots:
+        read_prompt(session, slot, tokens[slot][:depth])
     seconds = []
     for _ in range(repetitions + 1):
         begin = time.perf_counter()
-        read_prompt(session, tokens[depth : depth + n_prompt], depth)
-        generate(session, tokens[depth + n_prompt :], depth + n_prompt)
+        for slot in slots:
+            read_prompt(session, slot, tokens[slot][depth : depth + n_prompt], depth)
+        generate(session, [ids[depth + n_prompt :] for ids in tokens], depth + n_prompt)
         seconds.append(time.perf_counter() - begin)
-    return row.fill(seconds[1:], n_prompt + n_gen)
+    return row.fill(seconds[1:], n_each * row.n_parallel)
 
 
 def rows_of(args):
     """Return the rows that the flags ask for, not yet measured."""
     rows = []
-    for depth in args.n_depth:
-        suffix = f" @ d{depth}" if depth else ""
-        rows += [Row(f"pp{n}{suffix}", n_prompt=n, n_depth=depth) for n in args.n_prompt if n]
-        rows += [Row(f"tg{n}{suffix}", n_gen=n, n_depth=depth) for n in args.n_gen if n]
+    for depth, parallel in product(args.n_depth, args.parallel):
+        suffix = (f" x{parallel}" if parallel > 1 else "") + (f" @ d{depth}" if depth else "")
+        rows += [Row(f"pp{n}{suffix}", n, 0, depth, parallel) for n in args.n_prompt if n]
+        rows += [Row(f"tg{n}{suffix}", 0, n, depth, parallel) for n in args.n_gen if n]
     return rows
 
 
@@ -138,18 +145,25 @@ def as_markdown(rows):
     return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
 
 
-def whole_list(text):
-    """Parse `512` or `128,512` into a list of whole numbers."""
-    return [whole(0)(part) for part in text.split(",")]
+def whole_list(low):
+    """Return an argparse type: whole numbers from `low` up, `512` or `128,512`, as a list."""
+
+    def numbers(text):
+        return [whole(low)(part) for part in text.split(",")]
+
+    return numbers
 
 
 def build_parser():
     """Return the parser of `bench`'s flags."""
     parser = make_parser("bench", "Measure tokens per second with a model, as llama-bench does.")
-    lists = {"type": whole_list, "metavar": "N[,N...]"}
-    parser.add_argument("-p", "--n-prompt", default=[512], help="prompt lengths to measure, 0 = none", **lists)
-    parser.add_argument("-n", "--n-gen", default=[128], help="generation lengths to measure, 0 = none", **lists)
-    parser.add_argument("-d", "--n-depth", default=[0], help="tokens already in the cache", **lists)
+    for flags, low, default, text in (
+        (("-p", "--n-prompt"), 0, "512", "prompt lengths to measure, 0 = none"),
+        (("-n", "--n-gen"), 0, "128", "generation lengths to measure, 0 = none"),
+        (("-d", "--n-depth"), 0, "0", "tokens already in the cache"),
+        (("-np", "--parallel"), 1, "1", "sequences at once"),
+    ):
+        parser.add_argument(*flags, type=whole_list(low), default=default, metavar="N,...", help=text)
     parser.add_argument("-r", "--repetitions", type=whole(1), default=5, metavar="N", help="repetitions of each test")
     parser.add_argument("-o", "--output", choices=["md", "json"], default="md", help="how the rows are printed")
     add_model_flags(parser)
