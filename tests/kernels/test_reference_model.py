@@ -1,5 +1,6 @@
 """The whole float64 llama: gradients against finite differences and torch's recorded answers, packing, rounding."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +33,23 @@ def moved(lora, name, which, delta):
     pair = list(lora[name])
     pair[which] = pair[which] + delta
     return lora | {name: tuple(pair)}
+
+
+def train(args, lora, scale, steps, max_norm, settings):
+    """Clipped AdamW steps on every pair; returns the losses and the norms before clipping."""
+    config, weights, tokens, targets, segments = args
+    flat = {(name, which): x for name, pair in lora.items() for which, x in enumerate(pair)}
+    moments = {key: (np.zeros_like(x), np.zeros_like(x)) for key, x in flat.items()}
+    losses, norms = [], []
+    for step in range(1, steps + 1):
+        pairs = {name: (flat[name, 0], flat[name, 1]) for name in lora}
+        loss, gradients, _ = model.loss_and_gradients(config, weights, tokens, targets, segments, pairs, scale)
+        clipped, norm = layers.clip_by_global_norm([gradients[name][which] for name, which in flat], max_norm)
+        for key, gradient in zip(flat, clipped, strict=True):
+            flat[key], *moments[key] = layers.adamw_step(flat[key], gradient, *moments[key], step, **settings)
+        losses.append(loss)
+        norms.append(norm)
+    return losses, norms
 
 
 def test_next_token_targets():
@@ -117,6 +135,49 @@ def test_rounded_activations_cost_what_their_bits_say():
     assert 100 * error[16] < error[8] < 1000 * error[16]
 
 
+@pytest.fixture(scope="module")
+def recorded():
+    """tests/data/record_torch.py's file: torch's answers in float64 for a case that is made again from its seeds."""
+    with np.load(RECORDED) as file:
+        return dict(file)
+
+
+def recorded_case(recorded):
+    case = json.loads(str(recorded["case"]))
+    config = model.Config(**case["config"])
+    weights = model.random_weights(config, case["weights_seed"])
+    return case, config, weights, model.random_lora(config, case["rank"], case["lora_seed"])
+
+
+def test_logits_loss_and_gradients_are_torch_s(recorded):
+    # both compute in float64, in different orders: some thousand roundings of 1e-16
+    case, config, weights, lora = recorded_case(recorded)
+    tokens, segments = recorded["tokens"], recorded["segments"]
+    logits = model.forward(config, weights, tokens, segments, lora, case["scale"])
+    np.testing.assert_allclose(logits, recorded["logits"], rtol=0, atol=1e-11)
+    loss, gradients, _ = model.loss_and_gradients(
+        config, weights, tokens, recorded["targets"], segments, lora, case["scale"]
+    )
+    assert loss == pytest.approx(float(recorded["loss"]), rel=1e-12)
+    assert len(gradients) == 7 * config.n_layer
+    for name, pair in gradients.items():
+        for letter, gradient in zip("ab", pair, strict=True):
+            expected = recorded[f"{name}.{letter}"]
+            np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-11 * np.abs(expected).max())
+
+
+def test_adamw_and_clipping_are_torch_s(recorded):
+    """Steps with weight decay, the gradients clipped: every loss and norm depends on all steps before it."""
+    case, config, weights, lora = recorded_case(recorded)
+    args = config, weights, recorded["tokens"], recorded["targets"], recorded["segments"]
+    beta1, beta2 = case["adamw"].pop("betas")
+    settings = case["adamw"] | {"beta1": beta1, "beta2": beta2}
+    losses, norms = train(args, lora, case["scale"], case["steps"], case["max_norm"], settings)
+    assert norms[0] > case["max_norm"], "nothing is clipped"
+    np.testing.assert_allclose(losses, recorded["losses"], rtol=1e-9)
+    np.testing.assert_allclose(norms, recorded["grad_norms"], rtol=1e-9)
+
+
 def test_random_numbers_never_change():
     # PCG64's raw stream for the seed sequence (1, 2), read off once; recordings by other programs depend on it
     expected = [-0.1031697133354561, -0.1382360249113248, -0.1600017412156156]
@@ -125,17 +186,7 @@ def test_random_numbers_never_change():
 
 def test_lora_learns():
     config = replace(TINY, n_embd=32, n_ff=48)
-    weights, lora = model.random_weights(config, 1), model.random_lora(config, 4, 2)
-    moments = {name: [(np.zeros_like(x), np.zeros_like(x)) for x in pair] for name, pair in lora.items()}
-    losses = []
-    for step in range(1, 41):
-        loss, gradients, _ = model.loss_and_gradients(config, weights, TOKENS, TARGETS, SEGMENTS, lora)
-        losses.append(loss)
-        for name, pair in lora.items():
-            stepped = [
-                layers.adamw_step(x, g, m, v, step, lr=0.02)
-                for x, g, (m, v) in zip(pair, gradients[name], moments[name], strict=True)
-            ]
-            lora[name], moments[name] = tuple(s[0] for s in stepped), [s[1:] for s in stepped]
+    args = config, model.random_weights(config, 1), TOKENS, TARGETS, SEGMENTS
+    losses, _ = train(args, model.random_lora(config, 4, 2), 4.0, steps=80, max_norm=0, settings={"lr": 0.02})
     assert losses[0] > 2
     assert losses[-1] < 0.05

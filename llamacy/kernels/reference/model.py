@@ -77,12 +77,12 @@ def random_weights(config, seed, tied=False):
 
 
 def random_lora(config, rank, seed):
-    """Return LoRA pairs for all linear matrices, B not zero so that A has gradients too; exact in float32."""
+    """Return LoRA pairs for all linear matrices, exact in float32; B (A x) is a quarter of x in size, B not zero."""
     lora = {}
     for n in range(config.n_layer):
         for i, (name, (n_out, n_in)) in enumerate(linear_shapes(config).items()):
             a = uniform((seed, n, i, 0), (rank, n_in)) * np.sqrt(3 / n_in)
-            b = uniform((seed, n, i, 1), (n_out, rank)) * np.sqrt(3 / rank)
+            b = uniform((seed, n, i, 1), (n_out, rank)) * np.sqrt(3 / rank) / 4
             lora[f"blk.{n}.{name}.weight"] = tuple(x.astype(np.float32).astype(np.float64) for x in (a, b))
     return lora
 
