@@ -6,7 +6,6 @@ import time
 from functools import partial
 
 import pytest
-from fakes import BOS, EOS, FakeModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from llamacy.errors import LlamacyError
 from llamacy.generate.engine import PROMPT_SHARE, Closed, Engine, PromptError, QueueFull
 from llamacy.generate.request import Request
 from llamacy.generate.sampler import SamplingParams
+from tests.generate.fakes import BOS, EOS, FakeModel
 
 
 def ask(prompt, seed=1, n_predict=12, **more):

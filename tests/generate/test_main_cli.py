@@ -5,12 +5,12 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from fakes import FakeModel
 
 from llamacy.cli import common
 from llamacy.cli import main as command
 from llamacy.cli.run import run
 from llamacy.errors import UsageError
+from tests.generate.fakes import FakeModel
 
 
 class Stdout(io.TextIOWrapper):

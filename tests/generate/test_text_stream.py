@@ -1,12 +1,12 @@
 """Stop strings and whole characters, however the text is cut into tokens."""
 
 import pytest
-from fakes import FakeTokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llamacy.generate.request import Token
 from llamacy.generate.text_stream import StopFinder, TextStream
+from tests.generate.fakes import FakeTokenizer
 
 letters = st.text("ab\n", max_size=12)
 

@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from fakes import ByteTokenizer, shown
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamacy.errors import LlamacyError
 from llamacy.train.data import Encoder, open_data
 from llamacy.train.readers import BLOCK
+from tests.train.fakes import ByteTokenizer, shown
 
 
 def chatml(messages, add_generation_prompt):

@@ -14,7 +14,7 @@ ALLOWED = 4 << 20
 MEASURE = """
 import sys
 sys.path.insert(0, {here!r})
-from fakes import ByteTokenizer
+from tests.train.fakes import ByteTokenizer
 from llamacy.train.data import Encoder, open_data
 from llamacy.train.memory import peak_rss_bytes
 data = open_data([{path!r}], Encoder(ByteTokenizer(), 4096))

@@ -4,11 +4,11 @@ import re
 
 import numpy as np
 import pytest
-from fakes import BOS, ByteTokenizer, shown
 
 from llamacy.errors import LlamacyError
 from llamacy.train.data import Encoder, open_data
 from llamacy.train.readers import BLOCK, PlainText
+from tests.train.fakes import BOS, ByteTokenizer, shown
 
 JOKE = ("### Instruction:\n讲一个笑话。\n### Response:\n", "为什么鱼不说话？</s>")
 APPLE = ("### Instruction:\n苹果和橙子哪个更甜？\n### Response:\n", "橙子。\n不过也要看品种。</s>")
