@@ -1,46 +1,84 @@
 """Load and save LoRA adapters of any format, told apart by content."""
 
-from llamacy.errors import UsageError
-from llamacy.formats import gguf
+import os
+
+from llamacy.errors import LlamacyError, UsageError
+from llamacy.formats import mlx, peft
+from llamacy.formats.ggla import is_ggla, read_ggla, write_ggla
+from llamacy.formats.gguf import MAGIC
 from llamacy.formats.gguf_adapter import is_gguf_adapter, read_gguf_adapter, write_gguf_adapter
 from llamacy.formats.lora import Adapter, LoraPair
 from llamacy.formats.mapped import MappedFile
 
-__all__ = ["Adapter", "LoraPair", "load_adapter", "save_adapter"]
+__all__ = ["FORMATS", "Adapter", "LoraPair", "adapter_format", "load_adapter", "save_adapter"]
 
-# First four bytes -> format's name, test whether it is an adapter at all, reader of a MappedFile.
-READERS = {gguf.MAGIC: ("gguf", is_gguf_adapter, read_gguf_adapter)}
-# Format -> writer(path, adapter) that returns the names it could not carry.
-WRITERS = {"gguf": write_gguf_adapter}
+# Format -> test of an open MappedFile, its reader, writer(path, adapter, base) that returns what it could not carry.
+FORMATS = {
+    "gguf": (is_gguf_adapter, read_gguf_adapter, write_gguf_adapter),
+    "ggla": (is_ggla, read_ggla, write_ggla),
+    "peft": (peft.is_peft, peft.read_peft, peft.write_peft),
+    "mlx": (mlx.is_mlx, mlx.read_mlx, mlx.write_mlx),
+}
+# Those that are folders, and the file inside that tells them.
+FOLDERS = {"peft": peft.WEIGHTS, "mlx": mlx.WEIGHTS}
+
+
+def _open(path):
+    """Return the MappedFile of `path`, or of the weights inside when it is a folder."""
+    if not os.path.isdir(path):
+        return MappedFile(path)
+    for name in FOLDERS.values():
+        if os.path.exists(os.path.join(path, name)):
+            return MappedFile(os.path.join(path, name))
+    if os.path.exists(os.path.join(path, "adapter_model.bin")):
+        raise LlamacyError(
+            f"{path}: holds a pickled adapter_model.bin, which could run anything; save it as safetensors"
+        )
+    raise LlamacyError(f"{path}: a folder without {' or '.join(FOLDERS.values())}; wanted an adapter")
+
+
+def _format_of(source):
+    return next((name for name, (is_this, _, _) in FORMATS.items() if is_this(source)), None)
 
 
 def adapter_format(path):
-    """Return the name of the adapter format of `path`, None for anything that is no adapter."""
-    source = MappedFile(path)
+    """Return the name of the adapter format of `path`, None for a file that is no adapter."""
+    source = _open(path)
     try:
-        name, is_adapter, _ = READERS.get(source.bytes[:4].tobytes(), (None, None, None))
-        return name if name and is_adapter(source) else None
+        return _format_of(source)
     finally:
         source.close()
 
 
-def load_adapter(path):
-    """Return the Adapter at `path`, whatever its format; its arrays are its own (writable, float32).
+def load_adapter(path, base=None):
+    """Return the Adapter at `path` (a file or a folder), whatever its format; its arrays are its own, float32.
 
+    `base` is the metadata of the model it is for; without it an adapter of PEFT or mlx-lm waits for Adapter.bound().
     Raises LlamacyError, one line, for what is missing, damaged or no adapter.
     """
-    source = MappedFile(path)
+    source = _open(path)
     try:
-        _, _, read = READERS.get(source.bytes[:4].tobytes(), (None, None, None))
-        if read is None:
+        name = _format_of(source)
+        if name is None and source.bytes[:4].tobytes() == MAGIC:
+            raise source.error("is a model, wanted an adapter", "give a model with -m and an adapter with --lora")
+        if name is None:
             raise source.stranger("a LoRA adapter")
-        return read(source)
+        adapter = FORMATS[name][1](source)
     finally:
         source.close()
+    return adapter if base is None else adapter.bound(base)
 
 
-def save_adapter(path, adapter, format="gguf"):
-    """Write `adapter` at `path`, whole or not at all; return the names of what the format cannot carry."""
-    if format not in WRITERS:
-        raise UsageError(f"adapter format {format!r} is unknown, wanted one of {', '.join(WRITERS)}")
-    return WRITERS[format](path, adapter)
+def save_adapter(path, adapter, format="gguf", base=None):
+    """Write `adapter` at `path`, whole or not at all; return the names of what the format cannot carry.
+
+    `base` is the base model's metadata. Between PEFT or mlx-lm and the others it is needed, unless the adapter knows its
+    own number of heads.
+    """
+    if format not in FORMATS:
+        raise UsageError(f"adapter format {format!r} is unknown, wanted one of {', '.join(FORMATS)}")
+    if format not in FOLDERS and adapter.hf_rows:
+        if base is None:
+            raise LlamacyError(f"{adapter.path}: does not say which model it is for; name the base model with -m")
+        adapter = adapter.bound(base)
+    return FORMATS[format][2](path, adapter, base)

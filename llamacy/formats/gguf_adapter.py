@@ -5,23 +5,21 @@ tensors `<base>.lora_a` (r, n_in) and `<base>.lora_b` (n_out, r); for token_embd
 Scale is alpha / r with the tensor's own r; alpha 0 means 1.
 """
 
-from collections import Counter
-
 import numpy as np
 
 from llamacy.formats.arrays import float_tensor
-from llamacy.formats.gguf import read_gguf
+from llamacy.formats.gguf import MAGIC, read_gguf
 from llamacy.formats.gguf_writer import write_gguf
+from llamacy.formats.hf_names import EMBEDDING
 from llamacy.formats.lora import Adapter, LoraPair
 from llamacy.formats.types import by_name
 
-EMBEDDING = "token_embd.weight"
 _OWN_KEYS = ("general.architecture", "general.type", "adapter.type", "adapter.lora.alpha")
 
 
 def is_gguf_adapter(source):
-    """Tell whether an open MappedFile that begins with "GGUF" is an adapter."""
-    return read_gguf(source).metadata.get("general.type") == "adapter"
+    """Tell whether an open MappedFile is GGUF and says that it is an adapter."""
+    return source.bytes[:4].tobytes() == MAGIC and read_gguf(source).metadata.get("general.type") == "adapter"
 
 
 def read_gguf_adapter(source):
@@ -77,9 +75,9 @@ def _pair(file, base, found, alpha):
     return LoraPair(a, b, alpha / a.shape[0] if alpha else 1.0)
 
 
-def write_gguf_adapter(path, adapter):
+def write_gguf_adapter(path, adapter, base=None):
     """Write `adapter` as GGUF with f32 tensors; return the names of what GGUF cannot carry (norm deltas)."""
-    alpha = common_alpha(adapter)
+    alpha = adapter.common_alpha()
     metadata = {
         "general.architecture": adapter.architecture,
         "general.type": "adapter",
@@ -89,27 +87,10 @@ def write_gguf_adapter(path, adapter):
     metadata.update((key, value) for key, value in adapter.metadata.items() if key not in _OWN_KEYS)
     f32, tensors = by_name("F32"), []
     for base, pair in adapter.pairs.items():
-        a, b = pair.a, folded_b(pair, alpha / pair.rank if alpha else 1.0)
+        a, b = pair.a, pair.folded_b(alpha / pair.rank if alpha else 1.0)
         if base == EMBEDDING:
             a, b = b, a.T
         for side, array in (("a", a), ("b", b)):
             tensors.append((f"{base}.lora_{side}", f32, array.shape, np.ascontiguousarray(array, np.float32)))
     write_gguf(path, metadata, tensors)
     return list(adapter.norms)
-
-
-def common_alpha(adapter):
-    """Return the alpha that gives most pairs their scale as alpha / r, the adapter's own where that does."""
-    votes = Counter(round(pair.scale * pair.rank, 6) for pair in adapter.pairs.values())
-    if not votes or votes.get(round(adapter.alpha, 6)) == max(votes.values()):
-        return adapter.alpha
-    if adapter.alpha == 0 and all(pair.scale == 1.0 for pair in adapter.pairs.values()):
-        return 0.0
-    return votes.most_common(1)[0][0]
-
-
-def folded_b(pair, scale):
-    """Return the pair's B for a file whose rule gives `scale`: B itself, or B times what is missing."""
-    factor = pair.scale / scale if scale else 0.0
-    # Scales went through f32 on their way; a last bit is no difference.
-    return pair.b if abs(factor - 1) < 1e-6 else (pair.b * np.float32(factor)).astype(np.float32)

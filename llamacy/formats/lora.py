@@ -1,8 +1,17 @@
 """What an adapter is, apart from any file."""
 
-from dataclasses import dataclass, field
+import re
+from collections import Counter
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+
+from llamacy.errors import LlamacyError
+
+# Families whose GGUF files store each head's rows of q and k as adjacent pairs, where Hugging Face's have halves.
+PAIRED_ROWS = {"llama", "deepseek", "granite", "minicpm", "smollm3"}
+_HEAD_COUNTS = {"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"}
+_QUERY_OR_KEY = re.compile(r"blk\.(\d+)\.(attn_[qk])\.weight")
 
 
 @dataclass
@@ -23,16 +32,23 @@ class LoraPair:
     def rank(self):
         return self.a.shape[0]
 
+    def folded_b(self, scale):
+        """Return B for a file whose rule gives `scale`: B itself, or B times what is missing."""
+        factor = self.scale / scale
+        # Scales went through f32 on their way; a last bit is no difference.
+        return self.b if abs(factor - 1) < 1e-6 else (self.b * np.float32(factor)).astype(np.float32)
+
 
 @dataclass
 class Adapter:
     """A LoRA adapter: pairs by the base tensor's GGUF name.
 
-    architecture  the model family's name in GGUF ("llama")
+    architecture  the model family's name in GGUF ("llama"), "" while no model has said it
     alpha         the file's alpha, for display and for writing; every pair's scale is resolved already
-    metadata      what else the file says of itself
+    metadata      what else the file says of itself, under GGUF's keys
     left_out      names of what the file holds and this program cannot apply
     norms         base tensor name -> float32 (n,): added to the norm's weight, times the user's scale
+    hf_rows       the rows of q's and k's b are in Hugging Face's order: see bound()
     """
 
     architecture: str
@@ -42,3 +58,87 @@ class Adapter:
     path: str = ""
     left_out: list = field(default_factory=list)
     norms: dict = field(default_factory=dict)
+    hf_rows: bool = False
+
+    def bound(self, metadata):
+        """Return the adapter as it fits the model whose GGUF `metadata` is given: its rows in the model's order.
+
+        PEFT and mlx-lm files say nothing of heads, so that only the model can tell. Others come back as they are.
+        """
+        if not self.hf_rows:
+            return self
+        architecture = str(metadata.get("general.architecture", ""))
+        pairs = _reordered(self, architecture, metadata, paired_from_halves)
+        kept = self.metadata | head_counts(architecture, metadata)
+        return replace(self, architecture=architecture, pairs=pairs, metadata=kept, hf_rows=False)
+
+    def unbound(self, metadata=None):
+        """Return the adapter with Hugging Face's rows, by the heads in the model's `metadata` or in its own."""
+        if self.hf_rows:
+            return self
+        known = {**self.metadata, **(metadata or {})}
+        return replace(self, pairs=_reordered(self, self.architecture, known, halves_from_paired), hf_rows=True)
+
+    def common_alpha(self):
+        """Return the alpha that gives most pairs their scale as alpha / r, the adapter's own where that does."""
+        votes = Counter(round(pair.scale * pair.rank, 6) for pair in self.pairs.values())
+        if not votes or votes.get(round(self.alpha, 6)) == max(votes.values()):
+            return self.alpha
+        if self.alpha == 0 and all(pair.scale == 1.0 for pair in self.pairs.values()):
+            return 0.0
+        return votes.most_common(1)[0][0]
+
+    def misfit(self, tensors):
+        """Return why this adapter is not for a model with `tensors` (name -> TensorInfo), None when it fits."""
+        wanted = {name: (pair.b.shape[0], pair.a.shape[1]) for name, pair in self.pairs.items()}
+        wanted |= {name: delta.shape for name, delta in self.norms.items()}
+        for name, shape in wanted.items():
+            found = tensors[name].shape if name in tensors else "no such tensor"
+            if found != shape:
+                return f"{name}: the adapter is for {shape}, the model has {found}"
+        return None
+
+
+def head_counts(architecture, metadata):
+    """Return those entries of `metadata` that say how many heads q and k have."""
+    keys = [f"{architecture}.{key}" for key in _HEAD_COUNTS.values()]
+    return {key: metadata[key] for key in keys if isinstance(metadata.get(key), int)}
+
+
+def _reordered(adapter, architecture, metadata, reorder):
+    """Return the pairs with the rows of q's and k's b reordered where the family asks for it."""
+    if architecture not in PAIRED_ROWS:
+        return adapter.pairs
+    pairs = {}
+    for name, pair in adapter.pairs.items():
+        match = _QUERY_OR_KEY.fullmatch(name)
+        if match:
+            heads = _heads(adapter, architecture, metadata, int(match[1]), match[2])
+            if heads <= 0 or pair.b.shape[0] % (2 * heads):
+                what = f"{name} has {pair.b.shape[0]} rows, which are no {heads} heads"
+                raise LlamacyError(f"{adapter.path}: {what}; it was trained on another model")
+            pair = replace(pair, b=reorder(pair.b, heads))
+        pairs[name] = pair
+    return pairs
+
+
+def _heads(adapter, architecture, metadata, layer, matrix):
+    count = metadata.get(f"{architecture}.{_HEAD_COUNTS[matrix]}", metadata.get(f"{architecture}.attention.head_count"))
+    if isinstance(count, np.ndarray) and layer < len(count):
+        count = int(count[layer])
+    if isinstance(count, int):
+        return count
+    raise LlamacyError(
+        f"{adapter.path}: the order of q's and k's rows depends on the model's heads, which the adapter does not say; "
+        "name the base model with -m"
+    )
+
+
+def paired_from_halves(rows, n_heads):
+    """Return (n_heads * head_dim, r) with each head's halves interleaved: rows 0, d/2, 1, d/2 + 1, ..."""
+    return np.ascontiguousarray(rows.reshape(n_heads, 2, -1, rows.shape[1]).swapaxes(1, 2)).reshape(rows.shape)
+
+
+def halves_from_paired(rows, n_heads):
+    """Return (n_heads * head_dim, r) with each head's even rows first, then its odd ones; undoes paired_from_halves."""
+    return np.ascontiguousarray(rows.reshape(n_heads, -1, 2, rows.shape[1]).swapaxes(1, 2)).reshape(rows.shape)

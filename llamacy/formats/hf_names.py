@@ -1,0 +1,81 @@
+"""Hugging Face's names of modules <-> GGUF's names of tensors, and what their adapters share."""
+
+import re
+
+from llamacy.formats.mapped import shown
+
+_LAYER = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.qkv_proj": "attn_qkv",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_TOP = {"embed_tokens": "token_embd", "lm_head": "output"}
+_MODULE = re.compile(r"(?:model\.|language_model\.)*(?:layers\.(0|[1-9]\d{0,4})\.)?([a-z_.]+)")
+_TENSOR = re.compile(r"(?:blk\.(\d+)\.)?([a-z_]+)\.weight")
+_LAYER_BACK = {ours: theirs for theirs, ours in _LAYER.items()}
+_TOP_BACK = {"token_embd": "model.embed_tokens", "output": "lm_head"}
+EMBEDDING = "token_embd.weight"
+
+
+def gguf_name(module):
+    """Return the GGUF tensor of a module ("model.layers.0.mlp.up_proj" -> "blk.0.ffn_up.weight"), None if unknown."""
+    match = _MODULE.fullmatch(module)
+    if match is None:
+        return None
+    known = (_TOP if match[1] is None else _LAYER).get(match[2])
+    if known is None:
+        return None
+    return f"{known}.weight" if match[1] is None else f"blk.{match[1]}.{known}.weight"
+
+
+def hf_name(tensor):
+    """Return the module of a GGUF tensor, None if it has none; undoes gguf_name."""
+    match = _TENSOR.fullmatch(tensor)
+    if match is None:
+        return None
+    if match[1] is None:
+        return _TOP_BACK.get(match[2])
+    known = _LAYER_BACK.get(match[2])
+    return known and f"model.layers.{match[1]}.{known}"
+
+
+def grouped_sides(file, pattern):
+    """Return GGUF base name -> {"a": tensor name, "b": tensor name} of a safetensors adapter.
+
+    `pattern` matches whole names with the module in group 1 and the side (a, b, A, B) in group 2. Whatever does not
+    match, has no GGUF name or lacks its counterpart is an error that names it: leaving it out would change the result.
+    """
+    groups, strange = {}, []
+    for name in file.tensors:
+        match = pattern.fullmatch(name)
+        base = gguf_name(match[1]) if match else None
+        if base is None:
+            strange.append(name)
+            continue
+        side = groups.setdefault(base, {})
+        if match[2].lower() in side:
+            raise file.error(f"{shown(base)} stands twice, last as {shown(name)}", "the file holds several adapters")
+        side[match[2].lower()] = name
+    if strange:
+        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+        what = f"{', '.join(map(shown, strange[:3]))}{more} cannot be represented as LoRA of a known matrix"
+        raise file.error(
+            what, "train without modules_to_save, biases and DoRA, or merge in the program that trained it"
+        )
+    for base, sides in groups.items():
+        if len(sides) != 2:
+            raise file.error(f"{shown(base)} has only {shown(*sides.values())}", "the file is damaged")
+    return groups
+
+
+def number(file, config, key, default):
+    """Return config[key] as a finite positive float."""
+    value = config.get(key, default)
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e30:
+        return float(value)
+    raise file.error(f"adapter_config.json: {key} is {shown(value)}, wanted a positive number", "correct it")

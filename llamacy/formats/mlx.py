@@ -1,0 +1,84 @@
+"""mlx-lm adapters: a folder with adapter_config.json and adapters.safetensors.
+
+Source: mlx-lm's tuner. `<module>.lora_a` (n_in, r), `<module>.lora_b` (r, n_out): y += scale * (x A) B, for an
+embedding rows of A B. The scale stands in lora_parameters; files from before mid-2024 have an alpha too: their scale is
+scale * alpha / rank.
+"""
+
+import os
+import re
+from collections import Counter
+
+import numpy as np
+
+from llamacy.formats.arrays import float_tensor
+from llamacy.formats.hf_names import EMBEDDING, grouped_sides, hf_name, number
+from llamacy.formats.lora import Adapter, LoraPair
+from llamacy.formats.mapped import shown
+from llamacy.formats.peft import CONFIG, make_folder, read_config, write_json
+from llamacy.formats.safetensors import is_safetensors, read_safetensors, write_safetensors
+
+WEIGHTS = "adapters.safetensors"
+_TENSOR = re.compile(r"(.+)\.lora_([ab])")
+
+
+def is_mlx(source):
+    """Tell whether an open MappedFile is safetensors with mlx-lm's names."""
+    return is_safetensors(source) and any(name.endswith(".lora_a") for name in read_safetensors(source).tensors)
+
+
+def read_mlx(source):
+    """Return the Adapter in an open MappedFile of mlx-lm's safetensors; see Adapter.bound for the order of its rows."""
+    with read_safetensors(source) as file:
+        config = read_config(file)
+        kind = config.get("fine_tune_type", "lora")
+        if kind != "lora":
+            raise file.error(f"{CONFIG}: fine_tune_type is {shown(kind)}, wanted lora", "train plain LoRA, or fuse it")
+        parameters = config.get("lora_parameters")
+        if not isinstance(parameters, dict):
+            raise file.error(f"{CONFIG}: lora_parameters is {shown(parameters)}, wanted a table", "correct it")
+        scale = number(file, parameters, "scale", 20.0)
+        alpha = number(file, parameters, "alpha", 0) if "alpha" in parameters else None
+        pairs = {}
+        for base, sides in grouped_sides(file, _TENSOR).items():
+            a, b = float_tensor(file, sides["a"]), float_tensor(file, sides["b"])
+            if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0] or b.shape[0] == 0:
+                what = f"{shown(base)}: lora_a is {a.shape} and lora_b {b.shape}, wanted (n_in, r) and (r, n_out)"
+                raise file.error(what, "mixture-of-experts and quantised adapters are not supported")
+            a, b = (b, a) if base == EMBEDDING else (np.ascontiguousarray(a.T), np.ascontiguousarray(b.T))
+            pairs[base] = LoraPair(a, b, scale if alpha is None else scale * alpha / a.shape[0])
+        first = next(iter(pairs.values()))
+        return Adapter("", pairs, first.scale * first.rank, {}, file.path, hf_rows=True)
+
+
+def write_mlx(path, adapter, base=None):
+    """Write `adapter` as an mlx-lm folder at `path`; return the names of what it cannot carry.
+
+    mlx-lm has one rank and one scale for all: smaller ranks are filled up with zeros, other scales folded into B.
+    `base` is the base model's metadata: q's and k's rows go back to Hugging Face's order by its heads.
+    """
+    adapter = adapter.unbound(base)
+    known = {name: pair for name, pair in adapter.pairs.items() if hf_name(name)}
+    rank = max((pair.rank for pair in known.values()), default=1)
+    scales = Counter(pair.scale for pair in known.values() if pair.scale)
+    scale = scales.most_common(1)[0][0] if scales else 1.0
+    tensors, layers, keys = {}, set(), {}
+    for name, pair in known.items():
+        module = hf_name(name)
+        layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", module)
+        layers |= {int(layer[1])} if layer else set()
+        keys[layer[2] if layer else module] = None
+        more = rank - pair.rank
+        a, b = np.pad(pair.a, ((0, more), (0, 0))), np.pad(pair.folded_b(scale), ((0, 0), (0, more)))
+        a, b = (b, a) if name == EMBEDDING else (a.T, b.T)
+        tensors |= {f"{module}.lora_a": a, f"{module}.lora_b": b}
+    make_folder(path)
+    write_safetensors(os.path.join(path, WEIGHTS), tensors, {"format": "mlx"})
+    # mlx-lm counts layers from the last one.
+    n_layer = (base or {}).get(f"{adapter.architecture}.block_count", max(layers, default=-1) + 1)
+    parameters = {"rank": rank, "scale": scale, "dropout": 0.0, "keys": list(keys)}
+    number_of = n_layer - min(layers, default=n_layer)
+    write_json(
+        os.path.join(path, CONFIG), {"fine_tune_type": "lora", "num_layers": number_of, "lora_parameters": parameters}
+    )
+    return list(adapter.norms) + [name for name in adapter.pairs if name not in known]

@@ -1,0 +1,195 @@
+"""PEFT adapters: a folder with adapter_config.json and adapter_model.safetensors.
+
+Source: PEFT's documentation and files. `base_model.model.<module>.lora_A.weight` (r, n_in), `.lora_B.weight`
+(n_out, r); scale lora_alpha / r, with use_rslora lora_alpha / sqrt(r); rank_pattern and alpha_pattern name exceptions by
+the end of the module's name. An embedding has `lora_embedding_A` (r, n_vocab) and `lora_embedding_B` (n_embd, r).
+"""
+
+import json
+import math
+import os
+import re
+from collections import Counter
+
+import numpy as np
+
+from llamacy.errors import LlamacyError
+from llamacy.formats.arrays import float_tensor
+from llamacy.formats.atomic import atomic_write
+from llamacy.formats.hf_names import EMBEDDING, grouped_sides, hf_name, number
+from llamacy.formats.lora import Adapter, LoraPair, head_counts
+from llamacy.formats.mapped import MappedFile, shown
+from llamacy.formats.safetensors import is_safetensors, json_object, read_safetensors, write_safetensors
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BASE_NAME = "general.base_model.0.name"
+_OURS = "llamacy"
+_MAX_CONFIG = 1 << 20
+_TENSOR = re.compile(r"(?:base_model\.model\.)?(.+?)\.lora_(?:embedding_)?([AB])(?:\.[a-z]\w*)?")
+
+# Settings that change what the numbers mean, the values under which they do not, and what to do otherwise.
+_PLAIN = [
+    ("peft_type", ("LORA",), "wanted a LoRA adapter"),
+    ("use_dora", (None, False), "train without DoRA, or merge it with PEFT"),
+    ("use_qalora", (None, False), "train without it, or merge it with PEFT"),
+    ("layer_replication", (None, [], {}), "merge it with PEFT"),
+    ("alora_invocation_tokens", (None, []), "an activated LoRA would act on every token here"),
+    ("init_lora_weights", (None, True, False, "gaussian", "orthogonal", "eva"),
+     "it changed the base weights; convert it to plain LoRA with PEFT's path_initial_model_for_weight_conversion"),
+]  # fmt: skip
+
+
+def is_peft(source):
+    """Tell whether an open MappedFile is safetensors with PEFT's names."""
+    return is_safetensors(source) and any(".lora_A" in name or ".lora_embedding_A" in name for name in _names(source))
+
+
+def _names(source):
+    return read_safetensors(source).tensors
+
+
+def read_config(file):
+    """Return the adapter_config.json beside an open ModelFile as a dict."""
+    path = os.path.join(os.path.dirname(file.path), CONFIG)
+    if not os.path.exists(path):
+        raise file.error(f"has no {CONFIG} beside it", "keep the adapter's files in one folder")
+    source = MappedFile(path)
+    if source.size > _MAX_CONFIG:
+        raise source.error(f"has {source.size} bytes, wanted at most {_MAX_CONFIG}", "check the file")
+    return json_object(source, source.bytes.tobytes())
+
+
+def read_peft(source):
+    """Return the Adapter in an open MappedFile of PEFT's safetensors; see Adapter.bound for the order of its rows."""
+    with read_safetensors(source) as file:
+        config = read_config(file)
+        for key, plain, advice in _PLAIN:
+            if config.get(key) not in plain:
+                raise file.error(f"{CONFIG}: {key} is {shown(config.get(key))}", advice)
+        alpha_of = _alphas(file, config)
+        pairs = {}
+        for base, sides in grouped_sides(file, _TENSOR).items():
+            a, b = float_tensor(file, sides["a"]), float_tensor(file, sides["b"])
+            if base == EMBEDDING and "embedding" in sides["a"]:
+                a, b = np.ascontiguousarray(b.T), np.ascontiguousarray(a.T)
+            if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or a.shape[0] == 0:
+                what = f"{shown(base)}: A is {a.shape} and B {b.shape}, wanted (r, n_in) and (n_out, r)"
+                raise file.error(what, "the file is damaged")
+            divisor = math.sqrt(a.shape[0]) if config.get("use_rslora") else a.shape[0]
+            pairs[base] = LoraPair(a, b, alpha_of(hf_name(base)) / divisor)
+        return _adapter(file, config, pairs)
+
+
+def _adapter(file, config, pairs):
+    metadata = {}
+    base_name = config.get("base_model_name_or_path")
+    if isinstance(base_name, str) and base_name:
+        metadata = {"general.base_model.count": 1, BASE_NAME: base_name}
+    alpha = number(file, config, "lora_alpha", 8)
+    adapter = Adapter("", pairs, alpha, metadata, file.path, hf_rows=True)
+    # What write_peft left there tells the heads, so that such a file needs no model to become GGUF again.
+    ours = file.metadata.get(_OURS)
+    return adapter.bound(json_object(file, ours.encode())) if ours else adapter
+
+
+def _alphas(file, config):
+    """Return a function from a module's name to its alpha."""
+    default, patterns = number(file, config, "lora_alpha", 8), config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise file.error(f"{CONFIG}: alpha_pattern is {shown(patterns)}, wanted a table", "correct it")
+    known = [(_pattern(file, text), number(file, patterns, text, None)) for text in patterns]
+    return lambda module: next((alpha for pattern, alpha in known if pattern.fullmatch(module)), default)
+
+
+def _pattern(file, text):
+    """Return PEFT's regular expression for a pattern's key, refusing those that could take for ever to match."""
+    if len(text) > 200 or len(re.findall(r"[*+?{]", text)) > 3 or re.search(r"\)[*+?{]", text):
+        raise file.error(f"{CONFIG}: alpha_pattern {shown(text)} is too intricate", "name the modules plainly")
+    try:
+        return re.compile(rf"(.*\.)?({text})")
+    except (re.error, OverflowError) as error:
+        raise file.error(f"{CONFIG}: alpha_pattern {shown(text)}: {error}", "correct it") from None
+
+
+def write_peft(path, adapter, base=None):
+    """Write `adapter` as a PEFT folder at `path`; return the names of what it cannot carry.
+
+    `base` is the base model's metadata: q's and k's rows go back to Hugging Face's order by its heads.
+    """
+    heads = head_counts(adapter.architecture, {**adapter.metadata, **(base or {})})
+    adapter = adapter.unbound(base)
+    left_out = list(adapter.norms)
+    tensors, modules = {}, {}
+    for name, pair in adapter.pairs.items():
+        module = hf_name(name)
+        if module is None:
+            left_out.append(name)
+            continue
+        modules[module] = pair
+        sides = {"lora_A.weight": pair.a, "lora_B.weight": pair.b}
+        if name == EMBEDDING:
+            sides = {"lora_embedding_A": pair.b.T, "lora_embedding_B": pair.a.T}
+        tensors.update((f"base_model.model.{module}.{side}", array) for side, array in sides.items())
+    make_folder(path)
+    about = {"format": "pt"}
+    if heads:
+        about[_OURS] = json.dumps({"general.architecture": adapter.architecture} | heads)
+    write_safetensors(os.path.join(path, WEIGHTS), tensors, about)
+    write_json(os.path.join(path, CONFIG), _config(adapter, modules))
+    return left_out
+
+
+def make_folder(path):
+    """Make the folder `path` where there is none."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise LlamacyError(f"{path}: wanted a folder to write: {error.strerror}; choose another path") from error
+
+
+def write_json(path, content):
+    """Write a dict as readable JSON, whole or not at all."""
+    with atomic_write(path) as file:
+        file.write(json.dumps(content, indent=2).encode() + b"\n")
+
+
+def _config(adapter, modules):
+    """Return adapter_config.json's content: the commonest rank and alpha, the exceptions as patterns."""
+    ranks = {module: pair.rank for module, pair in modules.items()}
+    alphas = {module: _whole(pair.scale * pair.rank) for module, pair in modules.items()}
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] if values else 1 for values in (ranks, alphas))
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": adapter.metadata.get(BASE_NAME, ""),
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {module: value for module, value in ranks.items() if value != rank},
+        "alpha_pattern": {module: value for module, value in alphas.items() if value != alpha},
+        "target_modules": _targets(list(modules)),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "use_dora": False,
+        "inference_mode": True,
+    }
+
+
+def _whole(alpha):
+    """Return alpha as int where it is one, as PEFT has it."""
+    return round(alpha) if abs(alpha - round(alpha)) < 1e-6 * max(1, abs(alpha)) else alpha
+
+
+def _targets(modules):
+    """Return short names where each stands for all its layers from 0 on, whole names otherwise."""
+    layers = {}
+    for module in modules:
+        layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", module)
+        if layer:
+            layers.setdefault(layer[2].rpartition(".")[2], set()).add(int(layer[1]))
+    last = max((layer for found in layers.values() for layer in found), default=-1)
+    if any(found != set(range(last + 1)) for found in layers.values()):
+        return modules
+    return sorted(layers) + [module.rpartition(".")[2] for module in modules if ".layers." not in module]
