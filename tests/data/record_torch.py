@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 
 DATA = Path(__file__).resolve().parent
-sys.path[:0] = [str(DATA.parents[1]), str(DATA.parent / "peers")]
+sys.path.insert(0, str(DATA.parents[1]))
 
-import torch_llama  # noqa: E402  found through the lines above
-
-from llamacy.kernels.reference import model  # noqa: E402
+from llamacy.kernels.reference import model  # noqa: E402  found through the line above
+from tests.peers import torch_llama  # noqa: E402
 
 # Sizes in whole blocks of 32, so that quantised kernels can run the case too.
 CONFIG = model.Config(n_vocab=97, n_embd=64, n_head=4, n_head_kv=2, n_ff=96, n_layer=2)

@@ -8,7 +8,7 @@ import pytest
 from llamacy.kernels.reference import model
 
 torch = pytest.importorskip("torch")
-import torch_llama  # noqa: E402  it needs torch
+from tests.peers import torch_llama  # noqa: E402  it needs torch
 
 CONFIG = model.Config(n_vocab=61, n_embd=32, n_head=4, n_head_kv=2, n_ff=48, n_layer=2)
 LENGTHS = [6, 1, 9, 4]
