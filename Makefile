@@ -44,7 +44,7 @@ bench/.venv/bin/python: bench/requirements.txt
 	@touch $@
 
 test: all $(VENV)/.test
-	@$(PY) -m pytest tests --ignore=tests/peers
+	@$(PY) -m pytest tests
 
 test-peers: all $(BENCH_PYTHON)
 	@PYTHONPATH=. $(BENCH_PYTHON) -m pytest tests/peers
