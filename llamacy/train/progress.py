@@ -1,0 +1,87 @@
+"""How a run shows itself to a person: one bar that is redrawn on a terminal, now and then a line elsewhere."""
+
+import shutil
+import sys
+import time
+
+# Without a terminal a line at most this often, in seconds, besides the first and the last step; in a long run rarer,
+# so that a line is no less than this share of it.
+INTERVAL = 2.0
+SHARE = 1 / 200
+# The pace is a running mean: the share of the newest step.
+FRESH = 0.1
+
+
+class Progress:
+    """Show steps as they are done: loss, speed and time left, on `stream` (stderr).
+
+    `clock` and `terminal` are for tests; `n_done` steps were done by an earlier run that this one goes on from.
+    """
+
+    def __init__(self, n_steps, n_epochs, *, n_done=0, stream=None, clock=time.monotonic, terminal=None):
+        self.n_steps, self.n_epochs = n_steps, n_epochs
+        self.stream = sys.stderr if stream is None else stream
+        self.clock = clock
+        self.terminal = self.stream.isatty() if terminal is None else terminal
+        self.first = n_done + 1
+        self.began = self.last = self.shown = clock()
+        self.seconds_per_step = None
+        self.width = 0
+
+    def step(self, step, epoch, loss, tokens_per_second):
+        """Say that step `step` (from 1) of epoch `epoch` (from 1) is done."""
+        now = self.clock()
+        took, self.last = now - self.last, now
+        # The first step also pages the model in: it counts until there is another.
+        known = self.seconds_per_step is not None and step > self.first + 1
+        self.seconds_per_step = took + (1 - FRESH) * (self.seconds_per_step - took) if known else took
+        left = clock_time(self.seconds_per_step * (self.n_steps - step))
+        facts = [
+            f"epoch {epoch}/{self.n_epochs}",
+            f"step {step}/{self.n_steps}",
+            f"loss {loss:.4f}",
+            f"{tokens_per_second:.0f} tokens/s",
+            f"{left} left" if step < self.n_steps else f"{clock_time(now - self.began)} in all",
+        ]
+        if self.terminal:
+            self._draw(step, facts)
+        elif step in (self.first, self.n_steps) or now - self.shown >= max(INTERVAL, SHARE * (now - self.began)):
+            self.shown = now
+            self._write("  ".join(facts) + "\n")
+
+    def _draw(self, step, facts):
+        """Redraw the bar, in what the terminal's width leaves for it; facts that do not fit are left out."""
+        columns = shutil.get_terminal_size().columns - 1
+        while len(facts) > 1 and len("  ".join(facts)) > columns:
+            facts.pop(0)
+        text = "  ".join(facts)[:columns]
+        room = min(30, columns - len(text) - 4)
+        if room >= 5:
+            filled = room * step // self.n_steps
+            text = f"[{'=' * filled}{'-' * (room - filled)}]  {text}"
+        self._write("\r" + text.ljust(self.width))
+        self.width = len(text)
+
+    def note(self, text):
+        """Print a line of its own, above the bar."""
+        if self.terminal and self.width:
+            self._write("\r" + " " * self.width + "\r")
+            self.width = 0
+        self._write(text + "\n")
+
+    def close(self):
+        """Leave the bar as it is and begin a new line."""
+        if self.terminal and self.width:
+            self._write("\n")
+            self.width = 0
+
+    def _write(self, text):
+        self.stream.write(text)
+        self.stream.flush()
+
+
+def clock_time(seconds):
+    """Return seconds as 0:07, 12:34 or 3:21:00."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
