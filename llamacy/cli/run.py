@@ -25,11 +25,23 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """argparse's help with a flag's value said once, as Python 3.13 does, and the default where there is a value."""
+
+    def _format_action_invocation(self, action):
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
+
+    def _get_help_string(self, action):
+        silent = action.default in (None, False, argparse.SUPPRESS) or "%(default)" in action.help
+        return action.help if silent or not action.option_strings else f"{action.help} (default: %(default)s)"
+
+
 def make_parser(prog, description):
     """Return a Parser with `--version` and defaults shown in `--help`."""
-    parser = Parser(
-        prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=HelpFormatter)
     parser.add_argument("--version", action="version", version=f"llamacy {__version__}")
     return parser
 
