@@ -72,8 +72,8 @@ def load_adapter(path, base=None):
 def save_adapter(path, adapter, format="gguf", base=None):
     """Write `adapter` at `path`, whole or not at all; return the names of what the format cannot carry.
 
-    `base` is the base model's metadata. Between PEFT or mlx-lm and the others it is needed, unless the adapter knows its
-    own number of heads.
+    `base` is the base model's metadata. Between PEFT or mlx-lm and the others it is needed, unless the adapter says
+    itself how many heads the model has.
     """
     if format not in FORMATS:
         raise UsageError(f"adapter format {format!r} is unknown, wanted one of {', '.join(FORMATS)}")

@@ -1,8 +1,8 @@
 """PEFT adapters: a folder with adapter_config.json and adapter_model.safetensors.
 
 Source: PEFT's documentation and files. `base_model.model.<module>.lora_A.weight` (r, n_in), `.lora_B.weight`
-(n_out, r); scale lora_alpha / r, with use_rslora lora_alpha / sqrt(r); rank_pattern and alpha_pattern name exceptions by
-the end of the module's name. An embedding has `lora_embedding_A` (r, n_vocab) and `lora_embedding_B` (n_embd, r).
+(n_out, r); scale lora_alpha / r, with use_rslora lora_alpha / sqrt(r); rank_pattern and alpha_pattern name exceptions
+by the end of the module's name. An embedding has `lora_embedding_A` (r, n_vocab) and `lora_embedding_B` (n_embd, r).
 """
 
 import json
