@@ -50,6 +50,7 @@ cdef struct Acts:               # T rows of inputs; only the wanted forms are th
     float* scale16
     float* sum16
 
+cdef int precision_of(const Packed* w, int wish) noexcept nogil
 cdef size_t acts_bytes(int n_rows, int n_cols, int precisions) noexcept nogil
 cdef void acts_place(Acts* x, int n_rows, int n_cols, int precisions, uint8_t* memory) noexcept nogil
 cdef void acts_quantize(Acts* x, int lo, int hi, int block_lo, int block_hi) noexcept nogil

@@ -43,6 +43,13 @@ cdef inline uint8_t* aligned(void* p) noexcept nogil:
     return <uint8_t*>((<uintptr_t>p + 63) & ~<uintptr_t>63)
 
 
+cdef int precision_of(const Packed* w, int wish) noexcept nogil:
+    """The form of inputs that W uses when `wish` is asked for: INT8 needs an 8-bit product, both INTs an integer type."""
+    if w.kernel.unpack_s16 == NULL:
+        return EXACT
+    return INT16 if wish == INT8 and w.kernel.depth == 0 else wish
+
+
 # ======== inputs ========
 
 cdef size_t acts_bytes(int n_rows, int n_cols, int precisions) noexcept nogil:
@@ -642,15 +649,13 @@ cdef void gemm_f32(const Packed* w, const Acts* x, float* y, size_t ldy, int lo,
 cdef void matmul_tiles(const Packed* w, const Acts* x, int precision, float* y, size_t ldy, int lo, int hi) noexcept nogil:
     """y[t][16 lo .. 16 hi) = W x for all T inputs; rows of y hold N padded to 16.
 
-    precision: the form of x to use; INT8 falls to INT16 where the type has no 8-bit product, both to EXACT for floats.
+    precision: the form of x to use, as far as the type has it (precision_of).
     """
     cdef const Kernel* k = w.kernel
-    cdef int t, tile, natural = EXACT if k.unpack_s16 == NULL else (INT8 if k.depth else INT16)
-    if k.unpack_s16 == NULL:
-        precision = EXACT
-    elif precision == INT8 and k.depth == 0:
-        precision = INT16
-    if precision == natural and x.n_rows < 4:
+    cdef int t, tile
+    precision = precision_of(w, precision)
+    # matvec knows one form of inputs, the fastest that its type has
+    if x.n_rows < 4 and precision == precision_of(w, INT8):
         for tile in range(lo, hi):
             for t in range(x.n_rows):
                 k.matvec(w.tiles + <size_t>tile * w.n_blocks * k.tile_bytes, w.n_blocks, w.n_cols, x, t, y + t * ldy + 16 * tile)
@@ -858,10 +863,7 @@ def matmul(PackedMatrix w, x, activations="int8", int n_threads=1):
     if x.shape[1] != K:
         raise ValueError(f"x has {x.shape[1]} columns, wanted {K}")
     np.asarray(xv)[:, :K] = x
-    if w.w.kernel.unpack_s16 == NULL:
-        precision = EXACT
-    elif precision == INT8 and w.w.kernel.depth == 0:
-        precision = INT16
+    precision = precision_of(&w.w, precision)
     memory = np.empty(acts_bytes(T, K, precision), np.uint8)
     acts_place(&acts, T, K, precision, &memory[0])
     acts.f32, acts.ld = &xv[0, 0], xv.shape[1]

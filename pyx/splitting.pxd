@@ -1,7 +1,7 @@
 """Regular expressions over code points, as a header: the matcher behind the pre-tokenizers.
 
-llamacy/text/pattern.py compiles an expression into a Stage; here it runs, by backtracking, on decoded text. Nothing here
-needs the GIL or knows of tokens.
+llamacy/text/pattern.py compiles an expression into a Stage; here it runs, by backtracking, on decoded text. Nothing
+here needs the GIL or knows of tokens.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
@@ -103,7 +103,9 @@ cdef inline bint in_set(const Stage* stage, int32_t which, uint32_t code) noexce
     return stage.negated[which]
 
 
-cdef inline int32_t match(const Stage* stage, int32_t pc, const uint32_t* text, int32_t pos, int32_t end, Array* stack) noexcept nogil:
+cdef inline int32_t match(
+    const Stage* stage, int32_t pc, const uint32_t* text, int32_t pos, int32_t end, Array* stack
+) noexcept nogil:
     """Run the program from `pc` at `pos`; return where the match ends, -1 for none, -2 when memory is short."""
     cdef int64_t base = stack.used
     cdef const int32_t* op
@@ -154,7 +156,9 @@ cdef inline int32_t match(const Stage* stage, int32_t pc, const uint32_t* text, 
             stack.used -= 1
 
 
-cdef inline int32_t find_match(const Stage* stage, const uint32_t* text, int32_t pos, int32_t end, Array* stack) noexcept nogil:
+cdef inline int32_t find_match(
+    const Stage* stage, const uint32_t* text, int32_t pos, int32_t end, Array* stack
+) noexcept nogil:
     """Try the alternatives in order at `pos` < end; return the end of the first that matches, -1 or -2 as match."""
     cdef uint32_t viable = stage.first[text[pos] if text[pos] < 128 else 128]
     cdef int32_t i = 0, found
@@ -168,7 +172,9 @@ cdef inline int32_t find_match(const Stage* stage, const uint32_t* text, int32_t
     return -1
 
 
-cdef inline int split_piece(const Stage* stage, const uint32_t* text, int32_t start, int32_t end, Array* stack, Array* ends) noexcept nogil:
+cdef inline int split_piece(
+    const Stage* stage, const uint32_t* text, int32_t start, int32_t end, Array* stack, Array* ends
+) noexcept nogil:
     """Append the ends of the pieces of text[start:end]: each match, and whatever lies between matches."""
     cdef int32_t pos = start, last = start, found
     cdef int32_t* out

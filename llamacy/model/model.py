@@ -1,0 +1,122 @@
+"""The model: an open file's configuration, tokenizer and weights, its adapters, and sessions over them."""
+
+import os
+import re
+
+import numpy as np
+
+from llamacy import kernels
+from llamacy.errors import LlamacyError
+from llamacy.formats.model_file import open_model
+from llamacy.model.config import read_config
+from llamacy.model.weights import linear_shapes, load_weights
+from llamacy.text.tokenizer import Tokenizer
+
+_MATRIX = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
+
+
+def load_model(path, *, activations="int8", threads=None, mmap=True, n_ctx=None, rms_eps=None, rope_theta=None):
+    """Open the model at `path` and pack its weights for this CPU.
+
+    activations: "int8", "int16" or "f32", how inputs enter the matrix products. threads: None for all CPUs.
+    rms_eps, rope_theta, n_ctx (the context it was trained for): override the file. LlamacyError, one line, otherwise.
+    """
+    if activations not in kernels.matmul.PRECISIONS:
+        raise LlamacyError(f"activations {activations!r}: wanted one of {', '.join(kernels.matmul.PRECISIONS)}")
+    file = open_model(path, mmap)
+    config = read_config(file, rms_eps, rope_theta)
+    return Model(file, config, activations, threads or os.cpu_count() or 1, n_ctx or config.n_ctx_train)
+
+
+class Model:
+    """Weights are shared by all sessions; adapters apply to every session from the next step on."""
+
+    def __init__(self, file, config, activations, threads, n_ctx_train):
+        self.file = file
+        self.config = config
+        self.metadata = file.metadata
+        self.path = file.path
+        self.name = str(file.metadata.get("general.name") or os.path.basename(file.path))
+        self.activations = activations
+        self.threads = threads
+        self.n_ctx_train = n_ctx_train
+        self.tokenizer = Tokenizer.from_metadata(file.metadata)
+        self.weights = load_weights(file, config, threads)
+        self.adapters = []  # (Adapter, user scale)
+
+    def new_session(self, n_slots=1, n_ctx=2048, max_batch=512):
+        """Return a Session: a KV cache of n_slots sequences of n_ctx positions, computing up to max_batch tokens a step."""
+        return Session(self, n_slots, n_ctx, max_batch)
+
+    def add_adapter(self, adapter, scale=1.0):
+        """Apply an Adapter on top of the others; returns its index.
+
+        LlamacyError when it is another model's: unknown tensors or shapes that do not fit.
+        """
+        adapter = adapter.bound(self.metadata)
+        if adapter.architecture and adapter.architecture != self.config.architecture:
+            raise LlamacyError(
+                f"{adapter.path}: an adapter for {adapter.architecture!r}, the model is {self.config.architecture!r}; "
+                "use the model it was trained on"
+            )
+        pairs = {self._place(adapter, name, pair): (pair.a, pair.b, pair.scale) for name, pair in adapter.pairs.items()}
+        index = self.weights.add_adapter(pairs)
+        self.adapters.append((adapter, scale))
+        self.set_adapter_scale(index, scale)
+        return index
+
+    def set_adapter_scale(self, index, scale):
+        """Give adapter `index` another user scale (0 switches it off)."""
+        self.weights.set_scale(index, scale)
+        self.adapters[index] = (self.adapters[index][0], scale)
+
+    def _place(self, adapter, name, pair):
+        """Return (layer, slot) of the base tensor that a pair adapts, its shapes checked."""
+        shapes = linear_shapes(self.config)
+        match = _MATRIX.fullmatch(name)
+        if name == "output.weight" and name in self.file.tensors:
+            place, shape = (-1, 0), (self.config.n_vocab, self.config.n_embd)
+        elif match and int(match[1]) < self.config.n_layer and match[2] in shapes:
+            place, shape = (int(match[1]), list(shapes).index(match[2])), shapes[match[2]]
+        else:
+            raise LlamacyError(f"{adapter.path}: adapts {name}, which {self.path} does not have; use the model it was trained on")
+        got = (pair.b.shape[0], pair.a.shape[1])
+        if got != shape:
+            raise LlamacyError(
+                f"{adapter.path}: {name} is {got[0]} x {got[1]} here, {shape[0]} x {shape[1]} in {self.path}; "
+                "use the model it was trained on"
+            )
+        return place
+
+
+class Session:
+    """A KV cache of n_slots sequences; see step."""
+
+    def __init__(self, model, n_slots, n_ctx, max_batch):
+        self.model = model
+        self.n_slots, self.n_ctx, self.max_batch = n_slots, n_ctx, max_batch
+        try:
+            self._session = kernels.decoder.Session(
+                model.weights, n_slots, n_ctx, max_batch, model.threads, model.activations
+            )
+        except (MemoryError, ValueError) as error:
+            raise LlamacyError(
+                f"no memory for a cache of {n_slots} x {n_ctx} positions ({error}); try a smaller --ctx-size"
+            ) from None
+
+    def step(self, tokens, positions, slots, logits_at, lora_scales=None):
+        """Run T <= max_batch tokens; return logits f32 (len(logits_at), n_vocab) for the tokens at those indices.
+
+        Token i sits at positions[i] of slot slots[i]: it is written to that slot's cache and attends to all positions
+        up to its own there. Positions already used are overwritten, which is how a sequence is cut back.
+        lora_scales: f32 (T, n_adapters), on top of the adapters' own scales; None for 1. ValueError out of range.
+        """
+        if lora_scales is not None:
+            lora_scales = np.ascontiguousarray(lora_scales, np.float32)
+        arrays = (np.ascontiguousarray(values, np.int32) for values in (tokens, positions, slots, logits_at))
+        return self._session.step(*arrays, lora_scales)
+
+    @property
+    def cache_bytes(self):
+        """Bytes reserved for keys and values."""
+        return self._session.cache_bytes

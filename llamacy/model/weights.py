@@ -1,0 +1,112 @@
+"""From a file's tensors to the packed weights that the compiled steps read."""
+
+import numpy as np
+
+from llamacy import kernels
+from llamacy.errors import LlamacyError
+from llamacy.model.architectures import ARCHITECTURES
+
+
+def load_weights(file, config, n_threads):
+    """Pack every matrix of an open ModelFile (checked against `config`) and return the compiled Weights.
+
+    The mapping's pages of a packed matrix are given back; only the token embedding is read from the file later on.
+    """
+    family = ARCHITECTURES[config.architecture]
+    loader = _Loader(file, n_threads)
+    shapes = linear_shapes(config)
+    tied = family.output not in file.tensors
+    output = family.embedding if tied else family.output
+    names = [pattern.format(i) for i in range(config.n_layer) for pattern in family.linears.values()]
+    wanted = {
+        pattern.format(i): shapes[key] for i in range(config.n_layer) for key, pattern in family.linears.items()
+    }
+    wanted[output] = wanted[family.embedding] = (config.n_vocab, config.n_embd)
+    loader.reserve([*names, output], wanted)
+    layers = []
+    for i in range(config.n_layer):
+        layer = {key: loader.vector(name.format(i), config.n_embd) for key, name in family.norms.items()}
+        for key, pattern in family.linears.items():
+            name = pattern.format(i)
+            layer[key] = loader.matrix(name)
+            bias = name.removesuffix("weight") + "bias"
+            if bias in file.tensors:
+                layer[key + ".bias"] = loader.vector(bias, shapes[key][0])
+        layers.append(layer)
+    factors = loader.vector(family.rope_factors, config.n_rot // 2) if family.rope_factors in file.tensors else None
+    embedding = file.tensors[family.embedding]
+    sizes = {key: getattr(config, key) for key in ("n_embd", "n_head", "n_head_kv", "head_dim", "n_ff", "n_vocab", "n_rot")}
+    return kernels.weights.Weights(
+        sizes | {"rms_eps": config.rms_eps, "rope_layout": family.rope_layout, "frequencies": config.frequencies(factors)},
+        layers,
+        loader.matrix(output),
+        loader.vector(family.output_norm, config.n_embd),
+        loader.rows(family.embedding),
+        embedding.type.number,
+    )
+
+
+def linear_shapes(config):
+    """Return {matrix of a layer: (n_out, n_in)}."""
+    q, kv = config.n_head * config.head_dim, config.n_head_kv * config.head_dim
+    return {
+        "attn_q": (q, config.n_embd),
+        "attn_k": (kv, config.n_embd),
+        "attn_v": (kv, config.n_embd),
+        "attn_output": (config.n_embd, q),
+        "ffn_gate": (config.n_ff, config.n_embd),
+        "ffn_up": (config.n_ff, config.n_embd),
+        "ffn_down": (config.n_embd, config.n_ff),
+    }
+
+
+class _Loader:
+    """Reads tensors of one file into one arena."""
+
+    def __init__(self, file, n_threads):
+        self.file = file
+        self.n_threads = n_threads
+        self.known = set(kernels.matmul.types().values())
+        self.arena = None
+
+    def tensor(self, name):
+        if name not in self.file.tensors:
+            raise LlamacyError(f"{self.file.path}: tensor {name} is missing; the file is incomplete or of another family")
+        return self.file.tensors[name]
+
+    def reserve(self, names, shapes):
+        """Check types and shapes of all matrices, then allocate the arena that holds them."""
+        total = 0
+        for name, shape in shapes.items():
+            info = self.tensor(name)
+            if tuple(info.shape) != shape:
+                raise LlamacyError(f"{self.file.path}: {name} has shape {tuple(info.shape)}, wanted {shape} by the metadata")
+            if info.type.number not in self.known:
+                raise LlamacyError(
+                    f"{self.file.path}: {name} is {info.type.name}, wanted one of {', '.join(kernels.matmul.types())}"
+                )
+            if name in names:
+                total += kernels.matmul.packed_bytes(info.type.number, *shape)
+        self.arena = kernels.matmul.Arena(total)
+
+    def rows(self, name):
+        return np.ascontiguousarray(self.file.data(name)).view(np.uint8)
+
+    def matrix(self, name):
+        info = self.tensor(name)
+        packed = kernels.matmul.PackedMatrix(
+            self.rows(name), info.type.number, info.shape[1], self.arena, self.n_threads
+        )
+        self.file.release(name)
+        return packed
+
+    def vector(self, name, n):
+        info = self.tensor(name)
+        if tuple(info.shape) != (n,):
+            raise LlamacyError(f"{self.file.path}: {name} has shape {tuple(info.shape)}, wanted ({n},)")
+        if info.type.number not in kernels.quants.types():
+            raise LlamacyError(f"{self.file.path}: {name} is {info.type.name}, wanted F32, F16 or BF16")
+        values = kernels.quants.dequantize(self.rows(name).reshape(1, -1), info.type.number)[0]
+        if not np.isfinite(values).all():
+            raise LlamacyError(f"{self.file.path}: {name} holds values that are not finite; the file is damaged")
+        return values

@@ -1,0 +1,348 @@
+"""One step of inference through all layers: ids in, logits out, inside one parallel region, without the GIL.
+
+Axes: T tokens of this call (any mix of slots), E = n_embd, positions of a slot's KV cache. Threads share every phase and
+meet at a spinning barrier; who computes what never changes a result.
+"""
+
+from cython.parallel cimport parallel
+from libc.stdint cimport uint8_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+
+from .attention cimport Head, attend, attend_bytes, store_kv
+from .matmul cimport EXACT, INT8, INT16, Acts, acts_bytes, acts_place, acts_quantize, padded
+from .mlp cimport swiglu
+from .norm cimport rms_norm
+from .rope cimport rope, rope_angles
+from .simd cimport *
+from .team cimport *
+from .weights cimport *
+
+import numpy as np
+
+cdef extern from "<omp.h>" nogil:
+    int omp_get_thread_num()
+    int omp_get_num_threads()
+
+cdef enum:
+    ROWS = 64               # query rows of one attention unit, about
+
+PRECISIONS = {"f32": EXACT, "int8": INT8, "int16": INT16}
+
+cdef struct Run:            # consecutive positions of one slot, attended to as one unit per KV head
+    int slot
+    int first               # index of its first token
+    int n
+    int position
+
+cdef struct Step:           # one call: sizes, inputs and the buffers all threads share
+    int T
+    int M
+    const int* tokens
+    const int* positions
+    const int* slots
+    const int* logits_at
+    const float* lora_scales
+    int n_runs
+    Run* runs
+    float* x                # (T, E)
+    float* normed           # (T, E)
+    float* q                # (T, q_p)
+    float* k                # (T, kv_p)
+    float* v
+    float* att              # (T, q_p)
+    float* gate             # (T, ff_p)
+    float* up
+    float* part             # (T, E): a product before it joins the residual
+    float* u                # (T, ldu)
+    size_t ldu
+    float* cosine           # (T, n_rot / 2)
+    float* sine
+    float* logits           # (M, vocab_p)
+    uint8_t* rounded        # of the widest input
+
+
+cdef class Session:
+    """A KV cache of n_slots sequences and the buffers of a step over the given weights."""
+
+    cdef Weights weights
+    cdef int n_slots, n_ctx, max_batch, n_threads, precision
+    cdef bint half
+    cdef uint8_t[::1] cache
+    cdef size_t head_bytes, rounded_bytes, work_bytes
+    cdef uint8_t[::1] scratch, work
+    cdef float[:, ::1] u
+    cdef Run* runs
+    cdef Step step_
+    cdef Team team
+
+    def __cinit__(self, Weights weights, int n_slots, int n_ctx, int max_batch=512, int n_threads=1, activations="int8"):
+        cdef Config* c = &weights.config
+        cdef size_t width = padded(c.head_dim, 16)
+        self.weights, self.n_slots, self.n_threads = weights, n_slots, n_threads
+        self.n_ctx, self.max_batch, self.precision = n_ctx, max_batch, PRECISIONS[activations]
+        self.half = self.precision != EXACT
+        self.head_bytes = padded(n_ctx, 16) * width * (2 if self.half else 4)
+        # zeros: untouched pages cost no memory, and no cached value is ever NaN
+        self.cache = np.zeros(2 * self.head_bytes * c.n_head_kv * n_slots * c.n_layer, np.uint8)
+        self.rounded_bytes = acts_bytes(max_batch, max(c.q_p, c.embd_p, c.ff_p), INT8 | INT16)
+        self.work_bytes = padded(attend_bytes(self.unit_tokens(n_ctx) * (c.n_head // c.n_head_kv), c.head_dim, n_ctx), 4096)
+        self.work = np.empty(self.work_bytes * n_threads, np.uint8)
+        self.scratch = np.empty(self.place(NULL) + 64, np.uint8)
+        self.place(&self.scratch[0])
+        self.runs = <Run*>calloc(max_batch, sizeof(Run))
+        if self.runs == NULL:
+            raise MemoryError()
+
+    def __dealloc__(self):
+        free(self.runs)
+
+    cdef int unit_tokens(self, int n_past) noexcept nogil:
+        """Tokens of one attention unit: about ROWS query rows, fewer when the past is long (1 MB of scores)."""
+        cdef int group = self.weights.config.n_head // self.weights.config.n_head_kv
+        return max(1, min(ROWS, (1 << 18) // max(n_past, 1)) // group)
+
+    cdef size_t place(self, uint8_t* base):
+        """Lay the step's buffers out from base; returns the bytes they take."""
+        cdef Config* c = &self.weights.config
+        cdef Step* s = &self.step_
+        cdef size_t at = 0, T = self.max_batch
+        cdef float** where[11]
+        cdef size_t sizes[11]
+        cdef int i
+        where[0], sizes[0] = &s.x, T * c.embd_p
+        where[1], sizes[1] = &s.normed, T * c.embd_p
+        where[2], sizes[2] = &s.q, T * c.q_p
+        where[3], sizes[3] = &s.k, T * c.kv_p
+        where[4], sizes[4] = &s.v, T * c.kv_p
+        where[5], sizes[5] = &s.att, T * c.q_p
+        where[6], sizes[6] = &s.gate, T * c.ff_p
+        where[7], sizes[7] = &s.up, T * c.ff_p
+        where[8], sizes[8] = &s.part, T * c.embd_p
+        where[9], sizes[9] = &s.cosine, T * c.n_rot // 2
+        where[10], sizes[10] = &s.sine, T * c.n_rot // 2
+        for i in range(11):
+            where[i][0] = <float*>(base + at)
+            at += padded(4 * sizes[i], 64)
+        s.rounded = base + at
+        return at + self.rounded_bytes
+
+    @property
+    def shape(self):
+        """(n_slots, n_ctx, max_batch)"""
+        return self.n_slots, self.n_ctx, self.max_batch
+
+    @property
+    def cache_bytes(self):
+        return self.cache.shape[0]
+
+    def step(self, const int[::1] tokens, const int[::1] positions, const int[::1] slots, const int[::1] logits_at,
+             const float[:, ::1] lora_scales=None):
+        """Run T tokens: token i enters slot slots[i] at positions[i] and attends to what that slot holds up to there.
+
+        Returns logits f32 (len(logits_at), n_vocab) for the tokens at those indices. lora_scales: f32 (T, n_adapters), or
+        None for 1. ValueError where an index is out of range.
+        """
+        cdef Step* s = &self.step_
+        cdef Config* c = &self.weights.config
+        cdef int team
+        cdef float[:, ::1] logits = np.empty((len(logits_at), c.vocab_p), np.float32)
+        self.check(tokens, positions, slots, logits_at, lora_scales)
+        if len(tokens) == 0:
+            return np.asarray(logits)[:, :c.n_vocab]
+        s.T, s.M = <int>tokens.shape[0], <int>logits_at.shape[0]
+        s.tokens, s.positions, s.slots = &tokens[0], &positions[0], &slots[0]
+        s.logits_at, s.logits = NULL, NULL
+        if s.M:
+            s.logits_at, s.logits = &logits_at[0], &logits[0, 0]
+        s.lora_scales = NULL if lora_scales is None or self.weights.n_lora == 0 else &lora_scales[0, 0]
+        if self.weights.n_lora and (self.u is None or self.u.shape[1] < self.weights.max_width):
+            self.u = np.zeros((self.max_batch, self.weights.max_width), np.float32)
+        if self.weights.n_lora:
+            s.u, s.ldu = &self.u[0, 0], self.u.shape[1]
+        self.find_runs()
+        with nogil, parallel(num_threads=self.n_threads):
+            # The runtime may give fewer threads than asked for; the barrier counts those that came.
+            if omp_get_thread_num() == 0:
+                self.team.arrived, self.team.claimed = 0, 0
+                _store(&self.team.n, omp_get_num_threads(), RELEASE)
+            while _load(&self.team.n, ACQUIRE) == 0:
+                sched_yield()
+            self.run(omp_get_thread_num(), self.team.n)
+        self.team.n = 0
+        return np.asarray(logits)[:, :c.n_vocab]
+
+    cdef check(self, tokens, positions, slots, logits_at, lora_scales):
+        T = len(tokens)
+        if not (T <= self.max_batch and len(positions) == T and len(slots) == T):
+            raise ValueError(f"{T} tokens, {len(positions)} positions, {len(slots)} slots: wanted equal, at most {self.max_batch}")
+        for name, values, end in (("token", tokens, self.weights.config.n_vocab), ("position", positions, self.n_ctx),
+                                  ("slot", slots, self.n_slots), ("logits_at", logits_at, T)):
+            if len(values) and not (0 <= np.min(values) and np.max(values) < end):
+                raise ValueError(f"a {name} is outside 0..{end - 1}")
+        if lora_scales is not None and np.shape(lora_scales) != (T, self.weights.n_lora):
+            raise ValueError(f"lora_scales {np.shape(lora_scales)}, wanted {(T, self.weights.n_lora)}")
+
+    cdef void find_runs(self) noexcept nogil:
+        cdef Step* s = &self.step_
+        cdef Run* r = self.runs - 1
+        cdef int t
+        s.n_runs, s.runs = 0, self.runs
+        for t in range(s.T):
+            if t and s.slots[t] == r.slot and s.positions[t] == r.position + r.n and r.n < self.unit_tokens(s.positions[t] + 1):
+                r.n += 1
+                continue
+            r += 1
+            r.slot, r.first, r.n, r.position = s.slots[t], t, 1, s.positions[t]
+            s.n_runs += 1
+
+    cdef Head head(self, int layer, int slot, int kv_head) noexcept nogil:
+        cdef Head h
+        cdef size_t index = (<size_t>layer * self.n_slots + slot) * self.weights.config.n_head_kv + kv_head
+        h.k = &self.cache[0] + 2 * index * self.head_bytes
+        h.v = <uint8_t*>h.k + self.head_bytes
+        h.half = self.half
+        return h
+
+    # ---- what each thread does ----
+
+    cdef void run(self, int i, int n) noexcept nogil:
+        cdef Step* s = &self.step_
+        cdef Config* c = &self.weights.config
+        cdef int t, layer
+        for t in range(share(s.T, i, n), share(s.T, i + 1, n)):
+            self.weights.embed(s.tokens[t], s.x + t * c.embd_p)
+            rope_angles(s.positions[t], &self.weights.frequencies[0], c.n_rot, s.cosine + t * c.n_rot // 2, s.sine + t * c.n_rot // 2)
+        for layer in range(c.n_layer):
+            self.attention(layer, i, n)
+            self.mlp(layer, i, n)
+        if s.M:
+            self.head_logits(i, n)
+
+    cdef void norm_rows(self, const float* w, Acts* a, int i, int n) noexcept nogil:
+        """normed = rms_norm(x) and its rounded forms"""
+        cdef Step* s = &self.step_
+        cdef Config* c = &self.weights.config
+        cdef int t
+        for t in range(share(s.T, i, n), share(s.T, i + 1, n)):
+            rms_norm(s.x + t * c.embd_p, w, c.n_embd, c.rms_eps, s.normed + t * c.embd_p)
+            acts_quantize(a, t, t + 1, 0, a.n_blocks)
+        meet(&self.team)
+
+    cdef void round_rows(self, Acts* a, int i, int n) noexcept nogil:
+        """the rounded forms of a.f32, dealt by blocks so that one token occupies all threads"""
+        if a.q8 != NULL or a.q16 != NULL:
+            acts_quantize(a, 0, a.n_rows, share(a.n_blocks, i, n), share(a.n_blocks, i + 1, n))
+            meet(&self.team)
+
+    cdef void inputs(self, Acts* a, const Linear* first, int n_linear, const float* x, size_t ld, int rows) noexcept nogil:
+        a.f32, a.ld = x, ld
+        acts_place(a, rows, first.w.n_cols, linear_precisions(first, n_linear, self.precision) & ~EXACT, self.step_.rounded)
+
+    cdef void linears(self, const Linear* first, int n_linear, const Acts* a, float** y, const size_t* ldy, const int* lo, const int* hi, int i, int n) noexcept nogil:
+        """n_linear products of one input, each for its tiles lo..hi, adapters included"""
+        cdef Step* s = &self.step_
+        cdef const float* u = s.u
+        cdef int j, n_lora = self.weights.n_lora
+        if n_lora:
+            low_rank_input(first, n_linear, n_lora, a, s.lora_scales, s.u, s.ldu, i, n)
+            meet(&self.team)
+        for j in range(n_linear):
+            linear_tiles(first + j, n_lora, a, self.precision, u, s.ldu, y[j], ldy[j], lo[j], hi[j])
+            u += low_rank_width(first + j, n_lora)
+
+    cdef void add_linear(self, const Linear* l, const Acts* a, int i, int n) noexcept nogil:
+        """x += the product, for this thread's columns"""
+        cdef Step* s = &self.step_
+        cdef size_t ld = self.weights.config.embd_p
+        cdef int lo = share(l.w.n_tiles, i, n), hi = share(l.w.n_tiles, i + 1, n), t, tile
+        self.linears(l, 1, a, &s.part, &ld, &lo, &hi, i, n)
+        for t in range(s.T):
+            for tile in range(lo, hi):
+                vf_store(s.x + t * ld + 16 * tile, vf_add(vf_load(s.x + t * ld + 16 * tile), vf_load(s.part + t * ld + 16 * tile)))
+        meet(&self.team)
+
+    cdef void attention(self, int layer, int i, int n) noexcept nogil:
+        cdef Step* s = &self.step_
+        cdef Config* c = &self.weights.config
+        cdef Layer* l = &self.weights.layers[layer]
+        cdef Acts a
+        cdef float* y[3]
+        cdef size_t ldy[3]
+        cdef int lo[3]
+        cdef int hi[3]
+        cdef int j, t, h, unit, before = 0, all_tiles, group = c.n_head // c.n_head_kv
+        cdef Head head
+        cdef Run* r
+        self.inputs(&a, l.linear, 3, s.normed, c.embd_p, s.T)
+        self.norm_rows(l.attn_norm, &a, i, n)
+        y[0], y[1], y[2] = s.q, s.k, s.v
+        ldy[0], ldy[1], ldy[2] = c.q_p, c.kv_p, c.kv_p
+        all_tiles = l.linear[Q].w.n_tiles + l.linear[K].w.n_tiles + l.linear[V].w.n_tiles
+        for j in range(3):
+            lo[j] = min(max(share(all_tiles, i, n) - before, 0), l.linear[j].w.n_tiles)
+            hi[j] = min(max(share(all_tiles, i + 1, n) - before, 0), l.linear[j].w.n_tiles)
+            before += l.linear[j].w.n_tiles
+        self.linears(l.linear, 3, &a, y, ldy, lo, hi, i, n)
+        meet(&self.team)
+        for j in range(share(s.T * c.n_head_kv, i, n), share(s.T * c.n_head_kv, i + 1, n)):
+            t, h = j // c.n_head_kv, j % c.n_head_kv
+            rope(s.q + t * c.q_p + h * group * c.head_dim, group, c.head_dim, c.n_rot, s.cosine + t * c.n_rot // 2,
+                 s.sine + t * c.n_rot // 2, c.rope_layout)
+            rope(s.k + t * c.kv_p + h * c.head_dim, 1, c.head_dim, c.n_rot, s.cosine + t * c.n_rot // 2,
+                 s.sine + t * c.n_rot // 2, c.rope_layout)
+            head = self.head(layer, s.slots[t], h)
+            store_kv(&head, s.positions[t], c.head_dim, s.k + t * c.kv_p + h * c.head_dim, s.v + t * c.kv_p + h * c.head_dim)
+        meet(&self.team)
+        unit = claim(&self.team)
+        while unit < s.n_runs * c.n_head_kv:
+            r, h = s.runs + unit // c.n_head_kv, unit % c.n_head_kv
+            head = self.head(layer, r.slot, h)
+            attend(s.q + r.first * c.q_p + h * group * c.head_dim, c.q_p, r.n, group, c.head_dim,
+                   <float>(1 / (<double>c.head_dim) ** 0.5), r.position, &head,
+                   s.att + r.first * c.q_p + h * group * c.head_dim, c.q_p, <float*>(&self.work[0] + i * self.work_bytes))
+            unit = claim(&self.team)
+        meet(&self.team)
+        self.inputs(&a, &l.linear[O], 1, s.att, c.q_p, s.T)
+        self.round_rows(&a, i, n)
+        self.add_linear(&l.linear[O], &a, i, n)
+
+    cdef void mlp(self, int layer, int i, int n) noexcept nogil:
+        cdef Step* s = &self.step_
+        cdef Config* c = &self.weights.config
+        cdef Layer* l = &self.weights.layers[layer]
+        cdef Acts a
+        cdef float* y[2]
+        cdef size_t ldy[2]
+        cdef int lo[2]
+        cdef int hi[2]
+        cdef int t
+        self.inputs(&a, &l.linear[GATE], 2, s.normed, c.embd_p, s.T)
+        self.norm_rows(l.ffn_norm, &a, i, n)
+        y[0], y[1], ldy[0], ldy[1] = s.gate, s.up, c.ff_p, c.ff_p
+        # The same tiles of gate and up go to the same thread, which then multiplies them.
+        lo[0] = share(l.linear[GATE].w.n_tiles, i, n)
+        hi[0] = share(l.linear[GATE].w.n_tiles, i + 1, n)
+        lo[1], hi[1] = lo[0], hi[0]
+        self.linears(&l.linear[GATE], 2, &a, y, ldy, lo, hi, i, n)
+        for t in range(s.T):
+            swiglu(s.gate + t * c.ff_p + 16 * lo[0], s.up + t * c.ff_p + 16 * lo[0], 16 * (hi[0] - lo[0]), s.gate + t * c.ff_p + 16 * lo[0])
+        meet(&self.team)
+        self.inputs(&a, &l.linear[DOWN], 1, s.gate, c.ff_p, s.T)
+        self.round_rows(&a, i, n)
+        self.add_linear(&l.linear[DOWN], &a, i, n)
+
+    cdef void head_logits(self, int i, int n) noexcept nogil:
+        """Logits of the asked-for tokens only; normed is free to hold their rows."""
+        cdef Step* s = &self.step_
+        cdef Config* c = &self.weights.config
+        cdef const Linear* l = &self.weights.output
+        cdef Acts a
+        cdef size_t ld = c.vocab_p
+        cdef int m, lo = share(l.w.n_tiles, i, n), hi = share(l.w.n_tiles, i + 1, n)
+        self.inputs(&a, l, 1, s.normed, c.embd_p, s.M)
+        for m in range(share(s.M, i, n), share(s.M, i + 1, n)):
+            rms_norm(s.x + s.logits_at[m] * c.embd_p, self.weights.output_norm, c.n_embd, c.rms_eps, s.normed + m * c.embd_p)
+        meet(&self.team)
+        self.round_rows(&a, i, n)
+        self.linears(l, 1, &a, &s.logits, &ld, &lo, &hi, i, n)

@@ -1,0 +1,188 @@
+"""A model's weights as the compiled steps see them: packed matrices, norms, adapters; and the linear layer over them."""
+
+from libc.stdint cimport uint8_t
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memset
+
+from .matmul cimport EXACT, PackedMatrix, Acts, matmul_tiles, padded, panel_add, precision_of
+from .quants cimport row_type
+from .simd cimport *
+from .team cimport share
+
+import numpy as np
+
+NAMES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+
+
+cdef int linear_precisions(const Linear* first, int n, int wish) noexcept nogil:
+    """The forms of inputs that n linears need, as a set of bits."""
+    cdef int i, bits = 0
+    for i in range(n):
+        bits |= precision_of(&first[i].w, wish)
+    return bits
+
+
+cdef void low_rank_input(const Linear* first, int n_linear, int n_lora, const Acts* x, const float* scales, float* u, size_t ldu, int thread, int of) noexcept nogil:
+    """u = scale * A x for every adapter of n linears sharing x, one after the other in u's rows (T, ldu).
+
+    scales: (T, n_lora) per token, or NULL. The work is dealt to threads in slices of 16 columns of u.
+    """
+    cdef int i, j, c, t, turn = 0
+    cdef const Lora* lora
+    cdef float factor
+    for i in range(n_linear):
+        for j in range(n_lora):
+            lora = first[i].loras + j
+            for c in range(0, lora.width, 16):
+                if turn % of == thread:
+                    for t in range(x.n_rows):
+                        memset(u + t * ldu + c, 0, 64)
+                    panel_add(lora.a + c, lora.width, x.n_cols, x.f32, x.ld, x.n_rows, u + c, ldu)
+                    for t in range(x.n_rows):
+                        factor = lora.scale * (scales[t * n_lora + j] if scales != NULL else 1)
+                        vf_store(u + t * ldu + c, vf_mul(vf_load(u + t * ldu + c), vf_set1(factor)))
+                turn += 1
+            u += lora.width
+
+
+cdef void linear_tiles(const Linear* l, int n_lora, const Acts* x, int precision, const float* u, size_t ldu, float* y, size_t ldy, int lo, int hi) noexcept nogil:
+    """y = W x + bias + sum of the adapters' B u, for row tiles lo..hi; u: this linear's part of low_rank_input."""
+    cdef int j, t, tile
+    cdef const Lora* lora
+    matmul_tiles(&l.w, x, precision, y, ldy, lo, hi)
+    if l.bias != NULL:
+        for t in range(x.n_rows):
+            for tile in range(lo, hi):
+                vf_store(y + t * ldy + 16 * tile, vf_add(vf_load(y + t * ldy + 16 * tile), vf_load(l.bias + 16 * tile)))
+    for j in range(n_lora):
+        lora = l.loras + j
+        if lora.width:
+            for tile in range(lo, hi):
+                panel_add(lora.b + <size_t>tile * lora.rank * 16, 16, lora.rank, u, ldu, x.n_rows, y + 16 * tile, ldy)
+        u += lora.width
+
+
+cdef class Weights:
+    """Everything a step reads: sizes, tensors and adapters. Arrays handed in are kept alive here."""
+
+    def __cinit__(self, config, list layers, output, output_norm, const uint8_t[:, ::1] embedding, int embedding_type):
+        """config: sizes by Config's names, and frequencies f64 (n_rot / 2,); layers: dicts of NAMES' PackedMatrix,
+        optional "<name>.bias" f32, and attn_norm, ffn_norm f32; output: PackedMatrix (n_vocab, n_embd)."""
+        cdef int i, j
+        cdef Config* c = &self.config
+        self.keep, self.adapters = [], []
+        c.n_embd, c.n_head, c.n_head_kv, c.head_dim = config["n_embd"], config["n_head"], config["n_head_kv"], config["head_dim"]
+        c.n_ff, c.n_layer, c.n_vocab, c.n_rot = config["n_ff"], len(layers), config["n_vocab"], config["n_rot"]
+        c.rope_layout, c.rms_eps = config["rope_layout"], config["rms_eps"]
+        c.embd_p, c.ff_p, c.vocab_p = padded(c.n_embd, 16), padded(c.n_ff, 16), padded(c.n_vocab, 16)
+        c.q_p, c.kv_p = padded(c.n_head * c.head_dim, 16), padded(c.n_head_kv * c.head_dim, 16)
+        self.frequencies = np.ascontiguousarray(config["frequencies"], np.float64)
+        self.embedding, self.embedding_row = &embedding[0, 0], embedding.shape[1]
+        self.embedding_type = row_type(embedding_type)
+        if self.embedding_type == NULL:
+            raise ValueError(f"type {embedding_type} has no row function")
+        self.keep.append(embedding)
+        self.layers = <Layer*>calloc(c.n_layer, sizeof(Layer))
+        if self.layers == NULL:
+            raise MemoryError()
+        for i in range(c.n_layer):
+            self.layers[i].attn_norm = self.vector(layers[i]["attn_norm"])
+            self.layers[i].ffn_norm = self.vector(layers[i]["ffn_norm"])
+            for j in range(N_SLOTS):
+                self.set_linear(&self.layers[i].linear[j], layers[i][NAMES[j]], layers[i].get(NAMES[j] + ".bias"))
+        self.output_norm = self.vector(output_norm)
+        self.set_linear(&self.output, output, None)
+
+    def __dealloc__(self):
+        cdef int i, j
+        if self.layers != NULL:
+            for i in range(self.config.n_layer):
+                for j in range(N_SLOTS):
+                    free(self.layers[i].linear[j].loras)
+        free(self.output.loras)
+        free(self.layers)
+
+    cdef const float* vector(self, array) except NULL:
+        """A copy of array (n,), padded with zeros to 16 and aligned."""
+        cdef float[::1] v = np.zeros(padded(len(array), 16), np.float32)
+        np.asarray(v)[:len(array)] = array
+        self.keep.append(v)
+        return &v[0]
+
+    cdef int set_linear(self, Linear* l, matrix, bias) except -1:
+        l.w = (<PackedMatrix?>matrix).w
+        l.bias = self.vector(bias) if bias is not None else NULL
+        self.keep.append(matrix)
+        return 0
+
+    cdef void embed(self, int token, float* x) noexcept nogil:
+        """x[n_embd] = the token's embedding; the padding is zero"""
+        cdef int i
+        self.embedding_type.dequantize(self.embedding + token * self.embedding_row, self.config.n_embd // self.embedding_type.block, x)
+        for i in range(self.config.n_embd, self.config.embd_p):
+            x[i] = 0
+
+    def embeddings(self, tokens):
+        """Rows of the token embedding, f32 (T, n_embd)."""
+        cdef float[:, ::1] out = np.empty((len(tokens), self.config.embd_p), np.float32)
+        cdef int t
+        for t in range(len(tokens)):
+            if not 0 <= tokens[t] < self.config.n_vocab:
+                raise ValueError(f"token {tokens[t]} is not in 0..{self.config.n_vocab - 1}")
+            self.embed(tokens[t], &out[t, 0])
+        return np.asarray(out)[:, :self.config.n_embd]
+
+    # ---- adapters ----
+
+    cdef Linear* linear_at(self, int layer, int slot) noexcept:
+        return &self.output if layer < 0 else &self.layers[layer].linear[slot]
+
+    def add_adapter(self, dict pairs):
+        """Append an adapter: {(layer, slot): (a f32 (r, n_in), b f32 (n_out, r), scale)}, layer -1 the output matrix; returns its index."""
+        cdef int layer, slot, tile, n = self.n_lora + 1
+        cdef Linear* l
+        cdef Lora* grown
+        cdef float[:, ::1] a
+        cdef float[:, :, ::1] b
+        for (layer, slot), (first, second, _) in pairs.items():
+            l = self.linear_at(layer, slot)
+            if first.shape[1] != l.w.n_cols or second.shape[0] != l.w.n_rows or first.shape[0] != second.shape[1]:
+                raise ValueError(f"adapter pair {first.shape}, {second.shape} does not fit a ({l.w.n_rows}, {l.w.n_cols}) matrix")
+        for layer in range(-1, self.config.n_layer):
+            for slot in range(N_SLOTS if layer >= 0 else 1):
+                l = self.linear_at(layer, slot)
+                grown = <Lora*>realloc(l.loras, n * sizeof(Lora))
+                if grown == NULL:
+                    raise MemoryError()
+                l.loras = grown
+                memset(grown + n - 1, 0, sizeof(Lora))
+                if (layer, slot) not in pairs:
+                    continue
+                first, second, scale = pairs[layer, slot]
+                r, n_tiles = first.shape[0], l.w.n_tiles
+                a = np.zeros((l.w.n_cols, padded(r, 16)), np.float32)
+                np.asarray(a)[:, :r] = first.T
+                wide = np.zeros((16 * n_tiles, r), np.float32)
+                wide[:l.w.n_rows] = second
+                b = np.ascontiguousarray(wide.reshape(n_tiles, 16, r).transpose(0, 2, 1))
+                self.keep += [a, b]
+                grown[n - 1] = Lora(r, padded(r, 16), scale, &a[0, 0], &b[0, 0, 0])
+        self.adapters.append({key: scale for key, (_, _, scale) in pairs.items()})
+        self.n_lora = n
+        self.max_width = self.widest()
+        return n - 1
+
+    def set_scale(self, int adapter, float user):
+        """Set one adapter's user scale: each pair's own scale times `user`."""
+        for (layer, slot), scale in self.adapters[adapter].items():
+            self.linear_at(layer, slot).loras[adapter].scale = scale * user
+
+    def widest(self):
+        cdef int layer, slot, j, width, best = 16
+        for layer in range(-1, self.config.n_layer):
+            width = 0
+            for slot in range(N_SLOTS if layer >= 0 else 1):
+                for j in range(self.n_lora):
+                    width += self.linear_at(layer, slot).loras[j].width
+            best = max(best, width)
+        return best
