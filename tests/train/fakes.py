@@ -1,6 +1,11 @@
-"""Stand-ins that are simple enough to compute by hand: a tokenizer of bytes."""
+"""Stand-ins that are simple enough to compute by hand: a tokenizer of bytes, a trainer of four numbers."""
 
 import re
+from typing import NamedTuple
+
+import numpy as np
+
+from llamacy.formats.adapter import Adapter, LoraPair
 
 BOS, EOS, END = 256, 257, 258
 SPECIALS = {"<s>": BOS, "</s>": EOS, "<|im_end|>": END}
@@ -36,3 +41,45 @@ def shown(sample, tokenizer=None):
     pick = [tokenizer.decode([i for i, t in zip(sample.ids, sample.trained, strict=True) if t == flag])
             for flag in (False, True)]  # fmt: skip
     return tuple(pick)
+
+
+class StepResult(NamedTuple):
+    loss: float
+    grad_norm: float
+    tokens: int
+    trained_tokens: int
+
+
+class FakeTrainer:
+    """Moves four numbers towards the mean of what it sees, with momentum: any change of order or rate shows."""
+
+    def __init__(self):
+        self.w, self.m, self.n_steps = np.zeros(4, np.float32), np.zeros(4, np.float32), 0
+        self.seen, self.rates = [], []
+
+    def step(self, micro_batches, lr):
+        samples = [sample for batch in micro_batches for sample in batch]
+        self.seen.append([[sample.ids.tolist() for sample in batch] for batch in micro_batches])
+        self.rates.append(lr)
+        pull = np.mean([np.resize(sample.ids, 4) for sample in samples], axis=0, dtype=np.float32) / 256 - self.w
+        self.m = np.float32(0.9) * self.m + np.float32(0.1) * pull
+        self.w = self.w + np.float32(lr) * self.m
+        self.n_steps += 1
+        return StepResult(
+            float(np.square(pull).sum()), float(np.abs(pull).max()), sum(len(s.ids) for s in samples),
+            sum(s.n_trained for s in samples),
+        )  # fmt: skip
+
+    def evaluate(self, batches):
+        losses = [np.square(np.resize(s.ids, 4) / 256 - self.w).sum() for batch in batches for s in batch]
+        return float(np.mean(losses)), len(losses)
+
+    def adapter(self):
+        pair = LoraPair(self.w.reshape(1, 4).copy(), np.ones((2, 1), np.float32))
+        return Adapter("llama", {"blk.0.attn_q.weight": pair}, 1.0)
+
+    def state(self):
+        return {"w": self.w, "m": self.m, "step": np.int64(self.n_steps)}
+
+    def load_state(self, state):
+        self.w, self.m, self.n_steps = state["w"], state["m"], state["step"]
