@@ -103,8 +103,7 @@ class Engine:
 
     def start(self):
         """Compute in a thread of the engine's own from now on."""
-        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self.loop, name="engine", daemon=True).start()
 
     def close(self, grace=0.0):
         """Refuse new requests, let running ones finish for `grace` seconds, end the rest, stop the thread."""
@@ -127,7 +126,9 @@ class Engine:
             raise request.result.error
         return request.result
 
-    def _loop(self):
+    def loop(self):
+        """Compute in this thread until close()."""
+        self._thread = threading.current_thread()
         while True:
             with self._wake:
                 while not (self._queue or self.busy or self._closing):
@@ -225,16 +226,17 @@ class Engine:
         total = sum(count for _, count in batch)
         self.counters["steps"] += 1
         self.counters["busy_slots"] += len(batch)
-        self.counters["predicted_tokens"] += generated
         self.counters["predicted_seconds"] += seconds * generated / total
         self.counters["prompt_tokens"] += total - generated
         self.counters["prompt_seconds"] += seconds * (total - generated) / total
 
     def _advance(self, slot, row):
+        before = slot.timings.predicted_n
         try:
             result = slot.advance(row)
         except Exception as error:
             result = slot.result("error", error=error)
+        self.counters["predicted_tokens"] += slot.timings.predicted_n - before
         if result:
             slot.release(result)
 

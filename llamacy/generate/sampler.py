@@ -15,6 +15,8 @@ from llamacy.kernels.common import sampling as vocabulary
 
 NO_CHOICE = "no token can be chosen: all logits are forbidden or not numbers"
 
+FLOAT32_MAX = 3.4e38
+
 # What each field may hold: (type, lowest, highest); None leaves a side open.
 LIMITS = {
     "temperature": (float, None, None),
@@ -55,9 +57,9 @@ class SamplingParams:
 
 
 def check_number(name, value, kind, low, high):
-    """Raise LlamacyError unless `value` is a finite int (or float, where `kind` is float) from `low` to `high`."""
+    """Raise LlamacyError unless `value` is a whole number (or any, where `kind` is float) from `low` to `high`."""
     kinds = (int,) if kind is int else (int, float)
-    fine = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+    fine = isinstance(value, kinds) and not isinstance(value, bool) and abs(value) <= FLOAT32_MAX
     if fine and (low is None or value >= low) and (high is None or value <= high):
         return
     noun = "a whole number" if kind is int else "a number"

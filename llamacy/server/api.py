@@ -1,0 +1,251 @@
+"""llamacy's own endpoints, in the shapes of llama.cpp's server: ROUTES maps (method, path) to handler(app, call)."""
+
+from pathlib import Path
+
+from llamacy import __version__
+from llamacy.generate.sampler import LIMITS
+from llamacy.server import fields
+from llamacy.server.errors import HttpError
+from llamacy.server.http import Events, Json, Text
+from llamacy.server.jobs import Answer, Job
+from llamacy.server.metrics import metrics_text
+from llamacy.server.options import OPTIONS, read_options, read_prompts, read_scales
+
+PAGE = Path(__file__).parent / "web" / "index.html"
+# JSON has no infinity: a forbidden token's log-probability is f32's lowest number, as in llama.cpp.
+LOWEST = -3.4028234663852886e38
+
+
+def health(app, call):
+    return Json({"status": "ok"})
+
+
+def page(app, call):
+    return Text(PAGE.read_text("utf-8"), "text/html; charset=utf-8")
+
+
+def completion(app, call):
+    data = call.json()
+    options = read_options(app, data)
+    if "prompt" not in data:
+        raise HttpError(400, "prompt: wanted a string, token ids or a list of those, got nothing")
+    prompts, several = read_prompts(app, data["prompt"])
+    job = Job(app, call, prompts, [options] * len(prompts))
+    if options.stream:
+        return Events(_stream(app, job), job.cancel)
+    answers = [final(app, answer) for answer in job.answers()]
+    return Json(answers if several else answers[0])
+
+
+def _stream(app, job):
+    """Yield llama.cpp's events: the new text as it comes, then for each prompt everything else with `stop` true."""
+    for event in job.events():
+        if isinstance(event, Answer):
+            yield {**final(app, event), "content": "", "tokens": []}
+            continue
+        partial = {
+            "index": event.index,
+            "content": event.text,
+            "tokens": [token.id for token in event.tokens],
+            "stop": False,
+        }
+        if event.tokens and event.tokens[0].top is not None:
+            partial["completion_probabilities"] = probabilities(app, event.tokens)
+        yield partial
+
+
+def final(app, answer):
+    """Return the answer object for one prompt."""
+    options, result, timings = answer.options, answer.result, answer.result.timings
+    data = {
+        "index": answer.index,
+        "content": answer.text,
+        "tokens": [token.id for token in answer.tokens] if options.return_tokens else [],
+        "id_slot": result.id_slot,
+        "stop": True,
+        "model": app.alias,
+        "tokens_predicted": timings.predicted_n,
+        "tokens_evaluated": len(answer.prompt),
+        "generation_settings": settings(app, options, result.seed),
+        "prompt": app.model.tokenizer.decode(answer.prompt, special=True),
+        "truncated": result.truncated,
+        "stop_type": result.stop_type,
+        "stopping_word": answer.stopping_word or "",
+        "stopped_eos": result.stop_type == "eos",
+        "stopped_limit": result.stop_type == "limit",
+        "stopped_word": result.stop_type == "word",
+        "tokens_cached": timings.cache_n,
+        "timings": timings_of(timings),
+    }
+    if options.n_probs and not options.stream:
+        data["completion_probabilities"] = probabilities(app, answer.tokens)
+    return data
+
+
+def settings(app, options, seed):
+    """Return `generation_settings`: what was really used."""
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in options.values.items()}
+    scales = app.engine.lora if options.lora is None else options.lora
+    bias = [[token, False if bias == float("-inf") else bias] for token, bias in options.params.logit_bias]
+    return {
+        **values,
+        "seed": seed,
+        "logit_bias": bias,
+        "lora": [{"id": i, "scale": scale} for i, scale in enumerate(scales)],
+        "n_ctx": app.engine.n_ctx,
+        "model": app.alias,
+    }
+
+
+def timings_of(timings):
+    """Return the times as llama.cpp has them: milliseconds, and tokens per second."""
+    return {
+        "cache_n": timings.cache_n,
+        "prompt_n": timings.prompt_n,
+        "prompt_ms": timings.prompt_ms,
+        "prompt_per_second": timings.prompt_per_second,
+        "predicted_n": timings.predicted_n,
+        "predicted_ms": timings.predicted_ms,
+        "predicted_per_second": timings.predicted_per_second,
+    }
+
+
+def probabilities(app, tokens):
+    """Return `completion_probabilities`: one entry per token, with its alternatives."""
+    return [
+        {
+            **probability(app, token.id, token.logprob),
+            "top_logprobs": [probability(app, id, logprob) for id, logprob in token.top],
+        }
+        for token in tokens
+    ]
+
+
+def probability(app, token, logprob):
+    """Return one token's entry; its text is what of its bytes is whole characters."""
+    piece = app.model.tokenizer.token_bytes(token)
+    return {"id": token, "token": whole_text(piece)[0], "bytes": list(piece), "logprob": max(logprob, LOWEST)}
+
+
+def whole_text(piece):
+    """Return (the valid beginning of UTF-8 bytes as text, whether that is all)."""
+    try:
+        return piece.decode(), True
+    except UnicodeDecodeError as error:
+        return piece[: error.start].decode(), False
+
+
+def tokenize(app, call):
+    values = fields.read_all(
+        call.json(),
+        {
+            "content": (fields.text, ""),
+            "add_special": (fields.flag, False),
+            "parse_special": (fields.flag, True),
+            "with_pieces": (fields.flag, False),
+        },
+    )
+    tokenizer = app.model.tokenizer
+    ids = tokenizer.encode(values["content"], values["add_special"], values["parse_special"])
+    return Json({"tokens": [_with_piece(tokenizer, id) for id in ids] if values["with_pieces"] else ids})
+
+
+def _with_piece(tokenizer, token):
+    piece = tokenizer.token_bytes(token)
+    text, whole = whole_text(piece)
+    return {"id": token, "piece": text if whole else list(piece)}
+
+
+def detokenize(app, call):
+    reader = fields.items(fields.token_id(app.model.tokenizer.n_vocab))
+    ids = fields.read_all(call.json(), {"tokens": (reader, ())})["tokens"]
+    return Json({"content": app.model.tokenizer.decode(ids, special=True)})
+
+
+def props(app, call):
+    tokenizer, metadata = app.model.tokenizer, app.model.metadata
+    template = app.chat_template or metadata.get("tokenizer.chat_template")
+    defaults = {name: default for name, (_, default, *_) in OPTIONS.items()}
+    return Json(
+        {
+            "default_generation_settings": {"params": {**defaults, "stop": []}, "n_ctx": app.engine.n_ctx},
+            "total_slots": len(app.engine.slots),
+            "model_alias": app.alias,
+            "model_path": str(app.model.path),
+            "modalities": {"vision": False, "audio": False},
+            "chat_template": template if isinstance(template, str) else "",
+            "bos_token": special_text(tokenizer, tokenizer.bos_id),
+            "eos_token": special_text(tokenizer, tokenizer.eos_id),
+            "build_info": f"llamacy {__version__}",
+            "is_sleeping": False,
+        }
+    )
+
+
+def special_text(tokenizer, token):
+    """Return a special token's name, "" without such a token."""
+    return "" if token is None else tokenizer.token_bytes(token).decode("utf-8", "replace")
+
+
+def slots(app, call):
+    states = [_slot_state(slot) for slot in app.engine.slots]
+    if "fail_on_no_slot" in call.query and all(state["is_processing"] for state in states):
+        raise HttpError(503, "no slot available")
+    return Json(states)
+
+
+def _slot_state(slot):
+    request = slot.request  # taken once: the engine may end it meanwhile
+    state = {"id": slot.id, "n_ctx": slot.n_ctx, "is_processing": request is not None, "n_cached": len(slot.cached)}
+    if request is not None:
+        done = slot.timings.predicted_n
+        left = request.n_predict - done if request.n_predict >= 0 else -1
+        state["params"] = {name: getattr(request.params, name) for name in (*LIMITS, "ignore_eos")}
+        state["params"]["n_predict"] = request.n_predict
+        state["next_token"] = {"has_next_token": True, "n_remain": left, "n_decoded": done}
+    return state
+
+
+def metrics(app, call):
+    if not app.with_metrics:
+        raise HttpError(404, "/metrics is off: start the server with --metrics")
+    return Text(metrics_text(app.engine), "text/plain; version=0.0.4; charset=utf-8")
+
+
+def get_adapters(app, call):
+    paths = [str(adapter.path) for adapter, _ in app.model.adapters]
+    return Json([{"id": i, "path": path, "scale": app.engine.lora[i]} for i, path in enumerate(paths)])
+
+
+def set_adapters(app, call):
+    app.engine.lora = read_scales(app, "the body", call.json())
+    return Json({"success": True})
+
+
+def model_info(app):
+    """Return the model as OpenAI lists it, with llama.cpp's `meta`."""
+    config = app.model.config
+    return {
+        "id": app.alias,
+        "object": "model",
+        "created": app.created,
+        "owned_by": "llamacy",
+        "meta": {"n_vocab": config.n_vocab, "n_ctx_train": config.n_ctx_train, "n_embd": config.n_embd},
+    }
+
+
+ROUTES = {
+    ("GET", "/"): page,
+    ("GET", "/index.html"): page,
+    ("GET", "/health"): health,
+    ("GET", "/v1/health"): health,
+    ("POST", "/completion"): completion,
+    ("POST", "/completions"): completion,
+    ("POST", "/tokenize"): tokenize,
+    ("POST", "/detokenize"): detokenize,
+    ("GET", "/props"): props,
+    ("GET", "/slots"): slots,
+    ("GET", "/metrics"): metrics,
+    ("GET", "/lora-adapters"): get_adapters,
+    ("POST", "/lora-adapters"): set_adapters,
+}

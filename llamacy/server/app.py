@@ -1,0 +1,79 @@
+"""The server's application: who may ask, which function answers, and what all of those share."""
+
+import hmac
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llamacy.server import api, openai
+from llamacy.server.errors import HttpError
+from llamacy.server.http import Text
+
+ROUTES = {**api.ROUTES, **openai.ROUTES}
+METHODS = ("GET", "HEAD", "POST", "OPTIONS")
+PUBLIC = {"/health", "/v1/health", "/", "/index.html"}
+WHILE_LOADING = {"/", "/index.html"}
+CORS = {
+    "Access-Control-Allow-Credentials": "true",
+    "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
+}
+
+
+@dataclass
+class Application:
+    """`model` and `engine` are None until the model is loaded; every path but the page answers 503 till then."""
+
+    alias: str
+    api_keys: tuple = ()
+    with_metrics: bool = False
+    with_page: bool = True
+    chat_template: str | None = None
+    model: object = None
+    engine: object = None
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def ready(self, model, engine):
+        """Answer with this model from now on."""
+        self.model, self.engine = model, engine
+
+    def headers(self, request_headers):
+        """Return the headers that every answer has: any page may ask, and browsers insist on being told so."""
+        origin = request_headers.get("Origin") if request_headers else None
+        return {"Access-Control-Allow-Origin": origin, "Vary": "Origin"} if origin else {}
+
+    def answer(self, call):
+        """Return the answer to one request; HttpError where there is none."""
+        if call.method == "OPTIONS":
+            asked = call.headers.get("Access-Control-Request-Headers")
+            return Text("", headers=CORS | {"Access-Control-Allow-Headers": asked or "*"})
+        self._check_key(call)
+        handler = self._handler(call)
+        if self.engine is None and call.path not in WHILE_LOADING:
+            raise HttpError(503, "Loading model", {"Retry-After": "1"})
+        return handler(self, call)
+
+    def _check_key(self, call):
+        if not self.api_keys or call.path in PUBLIC:
+            return
+        given = call.headers.get("Authorization") or call.headers.get("X-Api-Key") or ""
+        given = given.removeprefix("Bearer ").strip().encode("utf-8", "surrogateescape")
+        # Every key is compared, each in constant time: the time says nothing about them.
+        if not sum(hmac.compare_digest(given, key.encode()) for key in self.api_keys):
+            raise HttpError(401, "Invalid API Key", {"WWW-Authenticate": "Bearer"})
+
+    def _handler(self, call):
+        method = "GET" if call.method == "HEAD" else call.method
+        routes = ROUTES if self.with_page else {key: f for key, f in ROUTES.items() if f is not api.page}
+        if (method, call.path) in routes:
+            return routes[method, call.path]
+        allowed = [name for name in METHODS if (name, call.path) in routes]
+        if allowed:
+            raise HttpError(
+                405, f"{call.path}: wanted {' or '.join(allowed)}, got {call.method}", {"Allow": ", ".join(allowed)}
+            )
+        raise HttpError(404, f"no such path: {call.path!r:.100}")
+
+
+def alias_of(path):
+    """Return the name that clients see for a model file."""
+    return Path(path).name

@@ -1,0 +1,153 @@
+"""From a request to its text: the prompts go to the engine, pieces of text come back, or whole answers.
+
+The collector's callbacks run in the engine's thread; the handler waits on a queue and watches its client meanwhile.
+"""
+
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+
+from llamacy.errors import LlamacyError
+from llamacy.generate.engine import Closed, PromptError, QueueFull
+from llamacy.generate.request import Request
+from llamacy.generate.text_stream import TextStream
+from llamacy.server.errors import ClientGone, HttpError
+
+# How often a waiting handler looks whether its client is still there.
+WATCH_SECONDS = 0.1
+
+
+@dataclass
+class Piece:
+    """Some new text of prompt `index`, with the tokens it is made of; `first` is true once per prompt."""
+
+    index: int
+    text: str
+    tokens: list
+    first: bool
+
+
+@dataclass
+class Answer:
+    """The end of prompt `index`: all its text and tokens, and how it ended."""
+
+    index: int
+    prompt: list
+    options: object
+    text: str
+    tokens: list
+    result: object
+    stopping_word: str | None
+
+
+@dataclass
+class Collector:
+    """Turns one prompt's tokens into Pieces (when streaming) and an Answer, put into `queue`."""
+
+    index: int
+    prompt: list
+    options: object
+    stream: TextStream
+    queue: SimpleQueue
+    streaming: bool
+    text: list = field(default_factory=list)
+    tokens: list = field(default_factory=list)
+    sent: int = 0  # tokens that went out with pieces
+    started: bool = False
+
+    def on_token(self, token):
+        text, stop = self.stream.feed(token)
+        self.tokens.append(token)
+        if text:
+            self._put(text)
+        return stop
+
+    def on_end(self, result):
+        rest = self.stream.flush()
+        if rest or self.sent < len(self.tokens):
+            self._put(rest)
+        whole, word = "".join(self.text), self.stream.stopping_word
+        self.queue.put(Answer(self.index, self.prompt, self.options, whole, self.tokens, result, word))
+
+    def _put(self, text):
+        self.text.append(text)
+        if self.streaming:
+            self.queue.put(Piece(self.index, text, self.tokens[self.sent :], not self.started))
+            self.sent, self.started = len(self.tokens), True
+
+
+class Job:
+    """One HTTP request's prompts in the engine. Submitted when made: HttpError when the engine does not take them."""
+
+    def __init__(self, app, call, prompts, all_options):
+        """`prompts` (token ids) and `all_options` (Options) go in pairs; the pair's place is its index."""
+        self._engine, self._call, self._queue, self._requests = app.engine, call, SimpleQueue(), []
+        for index, (prompt, options) in enumerate(zip(prompts, all_options, strict=True)):
+            stream = TextStream(app.model.tokenizer.stream(), options.stop)
+            collector = Collector(index, prompt, options, stream, self._queue, options.stream)
+            self._requests.append(
+                Request(
+                    prompt,
+                    options.params,
+                    n_predict=options.n_predict,
+                    cache_prompt=options.cache_prompt,
+                    lora=options.lora,
+                    on_token=collector.on_token,
+                    on_end=collector.on_end,
+                )
+            )
+        self._submit()
+
+    def _submit(self):
+        try:
+            for request in self._requests:
+                self._engine.check_prompt(request.prompt)
+            for request in self._requests:
+                self._engine.submit(request)
+        except LlamacyError as error:
+            self.cancel()
+            raise http_error(error) from None
+
+    def cancel(self):
+        """Give back what is still queued or running."""
+        for request in self._requests:
+            if request.result is None:
+                self._engine.cancel(request)
+
+    def events(self):
+        """Yield Pieces and, last for each prompt, its Answer; cancel the rest when the client or the caller goes."""
+        open_answers = len(self._requests)
+        try:
+            while open_answers:
+                event = self._next()
+                if isinstance(event, Answer):
+                    open_answers -= 1
+                    if event.result.error:
+                        raise http_error(event.result.error)
+                yield event
+        finally:
+            self.cancel()
+
+    def answers(self):
+        """Wait for all prompts; return their Answers in order."""
+        return sorted((event for event in self.events() if isinstance(event, Answer)), key=lambda answer: answer.index)
+
+    def _next(self):
+        while True:
+            try:
+                return self._queue.get(timeout=WATCH_SECONDS)
+            except Empty:
+                if not self._call.is_connected():
+                    raise ClientGone from None
+
+
+def http_error(error):
+    """Return what a client is told of an engine's exception; one that is nobody's fault but ours as it is."""
+    for kind, status, headers in (
+        (QueueFull, 429, {"Retry-After": "1"}),
+        (Closed, 503, {}),
+        (PromptError, 400, {}),
+        (LlamacyError, 400, {}),
+    ):
+        if isinstance(error, kind):
+            return HttpError(status, str(error), headers)
+    return error
