@@ -14,6 +14,7 @@ from llamacy.errors import LlamacyError
 from llamacy.generate.request import Result
 from llamacy.generate.slot import Slot
 
+DEFAULT_BATCH = 512
 # Prompt tokens in a step while others generate: bounds how long their next token waits, still a full matrix tile.
 PROMPT_SHARE = 128
 # A slot's cache is worth reusing from this share of the prompt on; below it the least recently used slot is taken.
@@ -40,16 +41,16 @@ class Engine:
     """
 
     def __init__(self, model, *, n_slots=1, n_ctx=2048, max_queue=256, batch_size=None):
-        """`batch_size`: the most tokens in a step, at most what the session takes (the default), at least n_slots."""
-        self.session = model.new_session(n_slots=n_slots, n_ctx=n_ctx)
-        most = self.session.max_batch
-        if n_slots > most:
-            raise LlamacyError(f"--parallel: wanted at most {most} slots, got {n_slots}")
-        self.batch_size = max(n_slots, min(batch_size or most, most))
+        """`batch_size`: the most tokens in a step, at least a token of every slot."""
+        self.batch_size = max(n_slots, batch_size or DEFAULT_BATCH)
+        self.session = model.new_session(n_slots=n_slots, n_ctx=n_ctx, max_batch=self.batch_size)
         self.n_vocab, self.n_ctx, self.max_queue = model.config.n_vocab, n_ctx, max_queue
         eog_ids = model.tokenizer.eog_ids
         self.slots = [Slot(i, n_ctx, self.n_vocab, eog_ids) for i in range(n_slots)]
+        # A step's scales come on top of the adapters' own: those become 1, and every request brings its full scale.
         self.lora = tuple(float(scale) for _, scale in model.adapters)
+        for i in range(len(self.lora)):
+            model.set_adapter_scale(i, 1.0)
         self.counters = dict.fromkeys(
             ("prompt_tokens", "prompt_seconds", "predicted_tokens", "predicted_seconds", "steps", "busy_slots"), 0
         )
@@ -213,7 +214,8 @@ class Engine:
             if count == slot.pending:
                 logits_at.append(len(tokens) - 1)
         began = time.perf_counter()
-        rows = np.array(scales, np.float32) if self.lora else None
+        rows = np.array(scales, np.float32)
+        rows = None if (rows == 1).all() else rows
         logits = self.session.step(tokens, positions, slots, logits_at, lora_scales=rows)
         self._count(batch, time.perf_counter() - began)
         for slot, count in batch:

@@ -19,7 +19,12 @@ def wrong(name, wanted, value):
 
 def shown(value):
     """Return a value for a message: short, whatever it is."""
-    names = {dict: "an object", list: "a list" if value else "an empty list", type(None): "null", bool: "true" if value else "false"}
+    names = {
+        dict: "an object",
+        list: "a list" if value else "an empty list",
+        type(None): "null",
+        bool: "true" if value else "false",
+    }
     return names.get(type(value)) or f"{value!r:.60}"
 
 

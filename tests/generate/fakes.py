@@ -50,10 +50,8 @@ class FakeTokenizer:
 
 
 class FakeSession:
-    max_batch = 32
-
-    def __init__(self, model, n_slots, n_ctx):
-        self.model, self.n_slots, self.n_ctx = model, n_slots, n_ctx
+    def __init__(self, model, n_slots, n_ctx, max_batch):
+        self.model, self.n_slots, self.n_ctx, self.max_batch = model, n_slots, n_ctx, max_batch
         self.ids = np.full((n_slots, n_ctx), -1)
         self.steps = []  # the number of tokens of each step
         self.gate = threading.Event()  # cleared: steps wait
@@ -64,7 +62,9 @@ class FakeSession:
         assert 0 < len(tokens) == len(positions) == len(slots) <= self.max_batch
         if self.model.fail:
             raise self.model.fail
-        assert (lora_scales is None) == (not self.model.adapters)
+        if lora_scales is None:
+            lora_scales = np.ones((len(tokens), len(self.model.adapters)), np.float32)
+        lora_scales = lora_scales * np.array([scale for _, scale in self.model.adapters], np.float32)
         self.steps.append(len(tokens))
         rows = []
         for i, (token, position, slot) in enumerate(zip(tokens, positions, slots, strict=True)):
@@ -72,8 +72,7 @@ class FakeSession:
             seen = self.ids[slot, : position + 1]
             assert (seen >= 0).all(), f"slot {slot} has holes before position {position}"
             if i in logits_at:
-                scales = b"" if lora_scales is None else lora_scales[i].tobytes()
-                rows.append(self.model.logits(seen, scales))
+                rows.append(self.model.logits(seen, lora_scales[i].tobytes()))
         return np.stack(rows) if rows else np.zeros((0, N_VOCAB), np.float32)
 
 
@@ -91,9 +90,12 @@ class FakeModel:
         self.fail = None
         self.answer, self.prompt_length = answer, prompt_length
 
-    def new_session(self, n_slots=1, n_ctx=2048):
-        self.session = FakeSession(self, n_slots, n_ctx)
+    def new_session(self, n_slots=1, n_ctx=2048, max_batch=512):
+        self.session = FakeSession(self, n_slots, n_ctx, max_batch)
         return self.session
+
+    def set_adapter_scale(self, index, scale):
+        self.adapters[index] = (self.adapters[index][0], scale)
 
     def logits(self, seen, scales):
         random = np.random.default_rng(zlib.crc32(seen.astype(np.int32).tobytes() + scales))

@@ -54,7 +54,7 @@ def test_neighbours_change_nothing():
     prompts = ["one", "two " * 40, "three" * 9, "x", "another one " * 20, "two " * 41]
     expected = [alone(p, seed=i) for i, p in enumerate(prompts)]
     for n_slots in (1, 2, 5):
-        engine = Engine(FakeModel(), n_slots=n_slots)
+        engine = Engine(FakeModel(), n_slots=n_slots, batch_size=32)
         requests = [ask(p, seed=i) for i, p in enumerate(prompts)]
         finish(engine, *requests)
         assert [ids(r) for r in requests] == expected
@@ -65,7 +65,7 @@ def test_neighbours_change_nothing():
 @given(st.integers(0, 10**6))
 def test_any_traffic_gives_the_text_of_each_alone(seed):
     rng = random.Random(seed)
-    engine, running, expected = Engine(FakeModel(adapters=2), n_slots=3, n_ctx=96), [], []
+    engine, running, expected = Engine(FakeModel(adapters=2), n_slots=3, n_ctx=96, batch_size=32), [], []
     words = ["ab", "abc ", "abc d", "zz"]
     for i in range(14):
         prompt = "".join(rng.choice(words) for _ in range(rng.randint(1, 12)))
@@ -145,6 +145,14 @@ def test_other_adapter_scales_do_not_share_a_cache():
     assert ids(request) == texts[2]
 
 
+def test_the_models_own_scales_are_the_default():
+    model = FakeModel(adapters=2)
+    model.adapters = [(adapter, scale) for (adapter, _), scale in zip(model.adapters, (0.5, 0.0), strict=True)]
+    request = ask("hello there")
+    Engine(model).run(request)
+    assert ids(request) == alone("hello there", adapters=2, lora=(0.5, 0.0))
+
+
 def test_ends():
     model = FakeModel(answer=b"hello", prompt_length=2)
     for n_predict, stop_type, count in [
@@ -208,7 +216,6 @@ def test_log_probabilities_come_with_every_token():
 def test_a_prompt_does_not_hold_up_those_who_generate():
     model = FakeModel()
     engine = Engine(model, n_slots=2)
-    engine.session.max_batch = engine.batch_size = 512
     talker, reader = ask("hi", n_predict=200, ignore_eos=True), ask("a" * 1500, n_predict=1)
     engine.submit(talker)
     for _ in range(5):
