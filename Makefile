@@ -8,6 +8,9 @@ PYTHON = python3
 VENV = .venv
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip install -qq --disable-pip-version-check
+# pip would compile everything once more, in a folder of its own: the package is installed without its extensions,
+# which lie in place already.
+INSTALL = LLAMACY_ONLY=none $(PIP) --no-build-isolation -e
 MODEL = models/SmolLM2-135M-Instruct.Q4_1.gguf
 BENCH_PYTHON = bench/.venv/bin/python
 SOURCES = setup.py $(wildcard pyx/*.pyx pyx/*.pxd pyx/simd/*.pxd)
@@ -25,9 +28,9 @@ build/.compiled: $(VENV)/.packages $(SOURCES)
 
 # The extras are a comfort: without a network the commands work without them, and say so where one is needed.
 $(VENV)/.installed: pyproject.toml | build/.compiled
-	@$(PIP) --no-build-isolation -e '.[all]' >$(VENV)/install.log 2>&1 || \
+	@$(INSTALL) '.[all]' >$(VENV)/install.log 2>&1 || \
 		{ echo "make: the extras (jinja2, matplotlib, tqdm, safetensors) are not installed: see $(VENV)/install.log"; \
-		$(PIP) --no-build-isolation --no-deps -e . >>$(VENV)/install.log 2>&1; } || \
+		$(INSTALL) . --no-deps >>$(VENV)/install.log 2>&1; } || \
 		echo "make: the llamacy-* console scripts are not installed either; ./bin/* work"
 	@touch $@
 
@@ -35,7 +38,7 @@ $(MODEL): | $(VENV)/.packages
 	@$(PY) tools/fetch_model.py $@ || true
 
 $(VENV)/.test: pyproject.toml | all
-	@$(PIP) --no-build-isolation -e '.[all,test]'
+	@$(INSTALL) '.[all,test]'
 	@touch $@
 
 bench/.venv/bin/python: bench/requirements.txt
