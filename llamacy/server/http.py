@@ -295,7 +295,8 @@ class Handler(BaseHTTPRequestHandler):
                 dropped += len(part)
 
     def send_error(self, code, message=None, explain=None):
-        """What the standard library calls for a request it cannot parse."""
+        """What the standard library calls for a request it cannot parse; it may have got no further than HTTP/0.9."""
+        self.request_version = "HTTP/1.1"
         self._refuse(HttpError(int(code), message or "bad request"))
 
     def _head(self, status, headers):

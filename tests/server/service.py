@@ -50,7 +50,7 @@ def ask(service, method, path, data=None, *, raw=None, headers=None):
     text = answer.read().decode()
     connection.close()
     is_json = (answer.headers.get("Content-Type") or "").startswith("application/json")
-    return answer.status, json.loads(text) if is_json else text, answer.headers
+    return answer.status, json.loads(text) if is_json and text else text, answer.headers
 
 
 def post(service, path, **data):
