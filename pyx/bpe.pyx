@@ -203,7 +203,7 @@ cdef uint64_t EMPTY_PAIR = <uint64_t>-1
 
 
 def check_strings(strings):
-    """Return (buffer, starts, lengths) as uint8, int64, int64 in one piece; ValueError for a string outside the buffer."""
+    """Return (buffer, starts, lengths) as uint8, int64, int64; ValueError for a string outside the buffer."""
     types = (np.uint8, np.int64, np.int64)
     buffer, starts, lengths = (np.ascontiguousarray(array, dtype=kind) for array, kind in zip(strings, types))
     if len(starts) != len(lengths) or (
@@ -217,7 +217,7 @@ cdef class Vocabulary:
     """The tokens as bytes, and text to ids.
 
     tokens: (buffer uint8, starts int64, lengths int64), as StringArray holds them. kinds: uint8 per token, as above.
-    merges: like tokens, or None. ranks: uint32 per token, used without merges: the least is merged first (SentencePiece).
+    merges: like tokens, or None. ranks: uint32 per token, used without merges: the least goes first (SentencePiece).
     byte_level: the tokens are in GPT-2's byte characters, else text with U+2581 for spaces and <0xNN> for bytes.
     whole_first: take a piece that is a token as it is: 0 never, 1 always, 2 when it begins with a newline.
     unknown: id for what has no other; -1 leaves it out, as byte_level always does.

@@ -65,7 +65,6 @@ cdef enum:
     OP_JUMP = 3     # a: target
     OP_LOOK = 4     # a: where to go on, b: 1 negative; the body follows and ends with OP_MATCH
     OP_END = 5      # only at the end of the text
-    OP_KEEP = 6     # as OP_RUN, but gives nothing back (possessive)
 
 cdef struct Retry:
     int32_t pc
@@ -127,12 +126,12 @@ cdef inline int32_t match(
             retry.pc, retry.pos, retry.least = op[1], pos, pos
             stack.used += 1
             continue
-        if op[0] == OP_RUN or op[0] == OP_KEEP:
+        if op[0] == OP_RUN:
             start, most = pos, end if op[3] < 0 or op[3] > end - pos else pos + op[3]
             while pos < most and in_set(stage, op[1], text[pos]):
                 pos += 1
             if pos - start >= op[2]:
-                if op[0] == OP_RUN and pos - start > op[2]:
+                if pos - start > op[2]:
                     retry.pc, retry.pos, retry.least = pc, pos - 1, start + op[2]
                     stack.used += 1
                 continue

@@ -1,8 +1,8 @@
-"""Compile the regular expressions of pre-tokenizers for the matcher in pyx/splitting.pxd.
+r"""Compile the regular expressions of pre-tokenizers for the matcher in pyx/splitting.pxd.
 
-The part of the syntax that tokenizer.json files use: literals, `.`-free sets `[...]` with ranges and negation, \\p{..} \\s \\S
-\\d, groups `(?:...)`, alternatives, greedy `? * + {n} {n,m}` and possessive `?+ *+ ++`, lookahead `(?=...)` `(?!...)`, `$`.
-The re module has no \\p{L}, and matching must be compiled code anyway. Instructions are explained there.
+The instructions are explained there. Understood is what tokenizer.json files use: literals, sets `[...]` with ranges
+and negation, `\p{..} \s \S \d`, groups `(?:...)`, alternatives, greedy `? * + {n} {n,m}`, lookahead `(?=...)`
+`(?!...)`, `$`. The re module has no \p{L}, and matching must be compiled code anyway.
 """
 
 from functools import lru_cache
@@ -12,7 +12,7 @@ import numpy as np
 
 from llamacy.kernels.common.bpe import CLASS_BITS, SPACE_BIT, char_class
 
-OP_MATCH, OP_RUN, OP_SPLIT, OP_JUMP, OP_LOOK, OP_END, OP_KEEP = range(7)
+OP_MATCH, OP_RUN, OP_SPLIT, OP_JUMP, OP_LOOK, OP_END = range(6)
 ALL_ASCII = (1 << 128) - 1
 ESCAPES = {"r": "\r", "n": "\n", "t": "\t", "f": "\f", "v": "\v"}
 CLASSES = {**CLASS_BITS, "N": 64 | 128, "L": 31, "s": SPACE_BIT, "d": CLASS_BITS["Nd"]}
@@ -42,12 +42,11 @@ class CharSet(NamedTuple):
 
 
 class Repeat(NamedTuple):
-    """`item` from `least` to `most` (None: any number of) times; possessive ones give nothing back."""
+    """`item` from `least` to `most` (None: any number of) times, as many as lead to a match."""
 
     item: object
     least: int
     most: int | None
-    possessive: bool = False
 
 
 class Look(NamedTuple):
@@ -172,7 +171,7 @@ class _Parser:
             self.at = close + 1
         else:
             return item
-        return Repeat(item, *bounds, possessive=self.take("+"))
+        return Repeat(item, *bounds)
 
 
 def parse(text):
@@ -220,7 +219,7 @@ class _Program:
 
     def write(self, node):
         if isinstance(node, CharSet):
-            self.emit(OP_KEEP, self.set_number(node), 1, 1)
+            self.emit(OP_RUN, self.set_number(node), 1, 1)
         elif isinstance(node, Repeat):
             self.write_repeat(node)
         elif isinstance(node, Look):
@@ -252,11 +251,10 @@ class _Program:
 
     def write_repeat(self, node):
         if isinstance(node.item, CharSet):
-            op = OP_KEEP if node.possessive else OP_RUN
-            self.emit(op, self.set_number(node.item), node.least, -1 if node.most is None else node.most)
+            self.emit(OP_RUN, self.set_number(node.item), node.least, -1 if node.most is None else node.most)
             return
-        if node.possessive or (node.most is None and _first(node.item)[2]):
-            raise ValueError("a group is repeated in a way that is not understood")
+        if node.most is None and _first(node.item)[2]:
+            raise ValueError("a group that can match nothing is repeated without end")
         for _ in range(node.least):
             self.write(node.item)
         if node.most is None:

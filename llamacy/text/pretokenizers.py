@@ -1,8 +1,8 @@
 """The pre-tokenizers: how text is cut before byte pairs are merged, one row per `tokenizer.ggml.pre`.
 
-A row holds the regular expressions of the model's own tokenizer.json (as llama.cpp lists them in llama-vocab.cpp; (?i:) is
-written out), applied one after the other, each within the pieces of the one before: matches become pieces, and so
-does what lies between them. Adding a model is adding its name to a row, or a row.
+A row holds the regular expressions of the model's own tokenizer.json (as llama.cpp lists them in llama-vocab.cpp, with
+(?i:) written out), applied one after the other, each within the pieces of the one before: matches become pieces, and
+so does what lies between them. Adding a model is adding its name to a row, or a row.
 """
 
 import warnings
@@ -42,8 +42,8 @@ DEEPSEEK_LETTERS = (
 )
 BLOOM = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
 BAILING = (
-    rf"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|{LEAD}+\p{{L}}+|\p{{N}}"
-    r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+    rf"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|{LEAD}\p{{L}}+|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
 CJK_HANGUL = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 DEEPSEEK3 = (

@@ -76,8 +76,8 @@ def merge_order(scores):
 class Tokenizer:
     """A model's vocabulary. Safe to use from several threads.
 
-    n_vocab; bos_id, eos_id, unknown_id (None where there is none); add_bos, add_eos: what `encode` adds; eog_ids: tokens that
-    end a generation; model and pre: the names in the file.
+    n_vocab; bos_id, eos_id, unknown_id (None where there is none); add_bos, add_eos: what `encode` adds; eog_ids: the
+    tokens that end a generation; model and pre: the names in the file.
     """
 
     def __init__(self, metadata):
@@ -146,7 +146,7 @@ class Tokenizer:
 
     @cached_property
     def _laid_out(self):
-        """(Vocabulary, kinds, eog_ids): built on first use, then read only."""
+        """(Vocabulary, kinds as bytes, eog_ids): built on first use, then read only."""
         kinds = self._kinds()
         vocabulary = self._build(kinds)
         ends = {text: vocabulary.find(text.encode()) for text in END_TEXTS}
@@ -165,7 +165,11 @@ class Tokenizer:
         if not np.array_equal(changed, kinds):
             vocabulary = self._build(changed)
         by_key = (self._token_id(key, self.eos_id if key == "eos_token_id" else None) for key in END_KEYS)
-        return vocabulary, changed, frozenset(ends.values()) | {token for token in by_key if token is not None}
+        return (
+            vocabulary,
+            changed.tobytes(),
+            frozenset(ends.values()) | {token for token in by_key if token is not None},
+        )
 
     @property
     def eog_ids(self):
@@ -174,14 +178,16 @@ class Tokenizer:
 
     def is_special(self, token):
         """Say whether a token is control or unknown, which `decode` leaves out by default."""
-        return bool(self._laid_out[1][token] & bpe.CONTROL)
+        kinds = self._laid_out[1]
+        if not 0 <= token < self.n_vocab:
+            raise LlamacyError(f"token id {token} is outside the vocabulary of {self.n_vocab}")
+        return bool(kinds[token] & bpe.CONTROL)
 
     def token_bytes(self, token):
         """Return what a token stands for (special ones: their name); LlamacyError outside the vocabulary."""
-        try:
-            return self._laid_out[0].token_bytes(token)
-        except (IndexError, OverflowError):
-            raise LlamacyError(f"token id {token} is outside the vocabulary of {self.n_vocab}") from None
+        if not 0 <= token < self.n_vocab:
+            raise LlamacyError(f"token id {token} is outside the vocabulary of {self.n_vocab}")
+        return self._laid_out[0].token_bytes(token)
 
     def encode(self, text, add_special=True, parse_special=True):
         """Return the ids of `text` as a list.
@@ -202,7 +208,8 @@ class Tokenizer:
 
         Bytes that are not UTF-8 become U+FFFD. SentencePiece's space before the first word is kept.
         """
-        return b"".join(self.token_bytes(i) for i in ids if special or not self.is_special(i)).decode("utf-8", "replace")
+        shown = ids if special else (token for token in ids if not self.is_special(token))
+        return b"".join(map(self.token_bytes, shown)).decode("utf-8", "replace")
 
     def stream(self, special=False):
         """Return a StreamDecoder: the text of ids that come one at a time, in whole characters."""
