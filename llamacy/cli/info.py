@@ -6,6 +6,7 @@ import os
 import sys
 
 from llamacy.cli.run import make_parser
+from llamacy.formats.names import printable
 
 LONG_ARRAY = 16
 LONG_TEXT = 100
@@ -40,7 +41,7 @@ def main(argv):
         json.dump(_plain(found, args.full), sys.stdout, allow_nan=False)
         print()
     else:
-        print("\n".join(_report(found, args.full)))
+        print("\n".join(report_lines(found, args.full)))
     return 0
 
 
@@ -123,7 +124,7 @@ def _plain(value, full):
     return items if len(items) == len(value) else {"length": len(value), "first": items}
 
 
-def _report(found, full):
+def report_lines(found, full=False):
     """Yield the lines of the readable report."""
     yield f"{printable(found['path'])}"
     version = f" version {found['version']}" if found.get("version") else ""
@@ -206,11 +207,6 @@ def _value(value, full):
     shown = list(value) if full else list(value[:6])
     items = ", ".join(printable(item) if isinstance(item, str) else str(item) for item in shown)
     return f"[{items}]" if len(shown) == len(value) else f"[{items}, ...] ({len(value)} items)"
-
-
-def printable(text):
-    """Return `text` with everything that could act on a terminal or break the line written as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _size(nbytes):

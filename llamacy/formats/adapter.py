@@ -2,6 +2,8 @@
 
 import os
 
+import numpy as np
+
 from llamacy.errors import LlamacyError, UsageError
 from llamacy.formats import mlx, peft
 from llamacy.formats.ggla import is_ggla, read_ggla, write_ggla
@@ -9,6 +11,7 @@ from llamacy.formats.gguf import MAGIC
 from llamacy.formats.gguf_adapter import is_gguf_adapter, read_gguf_adapter, write_gguf_adapter
 from llamacy.formats.lora import Adapter, LoraPair
 from llamacy.formats.mapped import MappedFile
+from llamacy.formats.names import shown
 
 __all__ = ["FORMATS", "Adapter", "LoraPair", "adapter_format", "load_adapter", "save_adapter"]
 
@@ -64,9 +67,20 @@ def load_adapter(path, base=None):
         if name is None:
             raise source.stranger("a LoRA adapter")
         adapter = FORMATS[name][1](source)
+        _check_finite(source, adapter)
     finally:
         source.close()
     return adapter if base is None else adapter.bound(base)
+
+
+def _check_finite(source, adapter):
+    arrays = {
+        f"{name} {side}": getattr(pair, side) for name, pair in adapter.pairs.items() for side in "ab"
+    } | adapter.norms
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            what = f"{shown(name)} holds numbers that are infinite or none"
+            raise source.error(what, "damaged, or its training diverged: train with a lower learning rate")
 
 
 def save_adapter(path, adapter, format="gguf", base=None):

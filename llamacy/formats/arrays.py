@@ -34,4 +34,6 @@ def float_tensor(model_file, name):
     if decode is None:
         raise model_file.error(f"tensor {name} is {info.type.name}, wanted one of {', '.join(_DECODERS)}", "convert it")
     # A copy first: file offsets need not be aligned for the wider types.
-    return decode(np.array(model_file.data(name))).astype(np.float32, copy=False).reshape(info.shape)
+    raw = np.array(model_file.data(name))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return decode(raw).astype(np.float32, copy=False).reshape(info.shape)

@@ -15,7 +15,8 @@ from llamacy.formats.arrays import float_tensor
 from llamacy.formats.atomic import atomic_write
 from llamacy.formats.layout import ModelFile, check_distinct, tensor_info
 from llamacy.formats.lora import Adapter, LoraPair
-from llamacy.formats.mapped import Cursor, shown
+from llamacy.formats.mapped import Cursor
+from llamacy.formats.names import shown
 
 MAGIC = b"algg"  # u32 0x67676c61
 VERSION, ALIGNMENT = 1, 32
@@ -40,7 +41,8 @@ def read_ggla(source):
         for base in dict.fromkeys(name[: -len(".loraA")] for name in file.tensors):
             a, b = _halves(file, base)
             if file.tensors[f"{base}.loraB"].shape == (1,):
-                norms[base] = a[:, 0] * b[0, 0] * np.float32(alpha / rank)
+                with np.errstate(over="ignore", invalid="ignore"):
+                    norms[base] = a[:, 0] * b[0, 0] * np.float32(alpha / rank)
             else:
                 pairs[base] = LoraPair(np.ascontiguousarray(a.T), b, alpha / rank)
     return Adapter("llama", pairs, float(alpha), {}, source.path, [], norms)

@@ -14,7 +14,8 @@ import numpy as np
 
 from llamacy.formats.ggml_blocks import converter, stored_bytes
 from llamacy.formats.layout import ModelFile, check_distinct, tensor_info
-from llamacy.formats.mapped import Cursor, shown
+from llamacy.formats.mapped import Cursor
+from llamacy.formats.names import shown
 from llamacy.formats.strings import StringArray
 from llamacy.kernels.common.scan import scan_strings
 

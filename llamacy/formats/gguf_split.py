@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from llamacy.formats.gguf import MAGIC, read_gguf
 from llamacy.formats.layout import ModelFile
-from llamacy.formats.mapped import MappedFile, shown
+from llamacy.formats.mapped import MappedFile
+from llamacy.formats.names import shown
 
 _NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 

@@ -2,7 +2,7 @@
 
 import re
 
-from llamacy.formats.mapped import shown
+from llamacy.formats.names import shown
 
 _LAYER = {
     "self_attn.q_proj": "attn_q",

@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 
-from llamacy.formats.mapped import shown
+from llamacy.formats.names import shown
 from llamacy.formats.types import REMOVED, TYPES, QuantType
+
+# A tensor without elements wants no bytes, so that the file's size does not bound its other extents; this does.
+MAX_EMPTY = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,8 @@ def tensor_info(source, name, number, shape, offset, part=0):
             f"{source.size}",
             "copy or download it again",
         )
+    if nbytes == 0 and max(shape) > MAX_EMPTY:
+        raise source.error(f"tensor {shown(name)} has the shape {shown(tuple(shape))}", "the file is damaged")
     return TensorInfo(name, quant_type, tuple(shape), offset, nbytes, part)
 
 

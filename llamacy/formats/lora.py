@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from llamacy.errors import LlamacyError
+from llamacy.formats.names import printable
 
 # Families whose GGUF files store each head's rows of q and k as adjacent pairs, where Hugging Face's have halves.
 PAIRED_ROWS = {"llama", "deepseek", "granite", "minicpm", "smollm3"}
@@ -95,7 +96,7 @@ class Adapter:
         for name, shape in wanted.items():
             found = tensors[name].shape if name in tensors else "no such tensor"
             if found != shape:
-                return f"{name}: the adapter is for {shape}, the model has {found}"
+                return printable(f"{name}: the adapter is for {shape}, the model has {found}")
         return None
 
 
@@ -116,7 +117,7 @@ def _reordered(adapter, architecture, metadata, reorder):
             heads = _heads(adapter, architecture, metadata, int(match[1]), match[2])
             if heads <= 0 or pair.b.shape[0] % (2 * heads):
                 what = f"{name} has {pair.b.shape[0]} rows, which are no {heads} heads"
-                raise LlamacyError(f"{adapter.path}: {what}; it was trained on another model")
+                raise LlamacyError(printable(f"{adapter.path}: {what}; it was trained on another model"))
             pair = replace(pair, b=reorder(pair.b, heads))
         pairs[name] = pair
     return pairs

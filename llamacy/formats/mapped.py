@@ -8,6 +8,7 @@ import struct
 import numpy as np
 
 from llamacy.errors import LlamacyError
+from llamacy.formats.names import printable, shown
 
 # Beginnings of files that people pass by mistake, and what to tell them.
 _STRANGERS = [
@@ -20,12 +21,6 @@ _STRANGERS = [
     (b"\x1f\x8b", "gzip-compressed; unpack it first"),
     (b"\x28\xb5\x2f\xfd", "zstd-compressed; unpack it first"),
 ]
-
-
-def shown(name):
-    """Return a name read from a file as one short printable line, quoted."""
-    text = name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
-    return ascii(text if len(text) <= 80 else text[:77] + "...")
 
 
 class MappedFile:
@@ -62,7 +57,7 @@ class MappedFile:
 
     def error(self, what, advice):
         """Return (not raise) a LlamacyError that names this file."""
-        return LlamacyError(f"{self.path}: {what}; {advice}")
+        return LlamacyError(printable(f"{self.path}: {what}; {advice}"))
 
     def stranger(self, wanted):
         """Return the error for a file that is none of `wanted`, saying what it seems to be."""

@@ -14,7 +14,7 @@ import numpy as np
 from llamacy.formats.arrays import float_tensor
 from llamacy.formats.hf_names import EMBEDDING, grouped_sides, hf_name, number
 from llamacy.formats.lora import Adapter, LoraPair
-from llamacy.formats.mapped import shown
+from llamacy.formats.names import shown
 from llamacy.formats.peft import CONFIG, make_folder, read_config, write_json
 from llamacy.formats.safetensors import is_safetensors, read_safetensors, write_safetensors
 

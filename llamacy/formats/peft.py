@@ -18,14 +18,15 @@ from llamacy.formats.arrays import float_tensor
 from llamacy.formats.atomic import atomic_write
 from llamacy.formats.hf_names import EMBEDDING, grouped_sides, hf_name, number
 from llamacy.formats.lora import Adapter, LoraPair, head_counts
-from llamacy.formats.mapped import MappedFile, shown
+from llamacy.formats.mapped import MappedFile
+from llamacy.formats.names import shown
 from llamacy.formats.safetensors import is_safetensors, json_object, read_safetensors, write_safetensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BASE_NAME = "general.base_model.0.name"
 _OURS = "llamacy"
 _MAX_CONFIG = 1 << 20
-_TENSOR = re.compile(r"(?:base_model\.model\.)?(.+?)\.lora_(?:embedding_)?([AB])(?:\.[a-z]\w*)?")
+_TENSOR = re.compile(r"(?:base_model\.model\.)?(.+?)\.lora_(?:embedding_)?([AB])(?:\.(?!bias)\w+)?(?:\.weight)?")
 
 # Settings that change what the numbers mean, the values under which they do not, and what to do otherwise.
 _PLAIN = [

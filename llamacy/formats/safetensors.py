@@ -11,7 +11,8 @@ import numpy as np
 
 from llamacy.formats.atomic import atomic_write
 from llamacy.formats.layout import ModelFile, check_distinct, tensor_info
-from llamacy.formats.mapped import Cursor, shown
+from llamacy.formats.mapped import Cursor
+from llamacy.formats.names import shown
 from llamacy.formats.types import by_name
 
 # A bound on the header, which becomes Python objects; the largest real ones have some hundred kilobytes.

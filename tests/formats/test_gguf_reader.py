@@ -204,6 +204,7 @@ for n in HUGE:
         f"rows of {n}": (tensors(("x", (n,), 0, None, 16)), "ends at"),
         f"at {n}": (tensors(("x", (4,), 0, n // 32 * 32, 16)), "ends at"),
     }
+LIES |= {f"{n} rows of nothing": (tensors(("x", (0, n), 0, None, 16)), "has the shape") for n in HUGE[2:]}
 
 
 @pytest.mark.parametrize("case", LIES)
