@@ -92,6 +92,10 @@ class Worker(threading.Thread):
             from llamacy.cli.main import lock_memory
 
             lock_memory()
+        if args.chat_template:
+            from llamacy.text.chat import template_for
+
+            template_for(model.metadata, args.chat_template)  # a wrong name is said now, not to the first client
         n_ctx = context_of(args, model)
         engine = Engine(model, n_slots=args.parallel, n_ctx=n_ctx, max_queue=args.max_queue, batch_size=args.batch_size)
         self._app.ready(model, engine)

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llamacy.errors import LlamacyError
 from llamacy.server import api, openai
 from llamacy.server.errors import HttpError
 from llamacy.server.http import Text
@@ -50,7 +51,12 @@ class Application:
         handler = self._handler(call)
         if self.engine is None and call.path not in WHILE_LOADING:
             raise HttpError(503, "Loading model", {"Retry-After": "1"})
-        return handler(self, call)
+        try:
+            return handler(self, call)
+        except HttpError:
+            raise
+        except LlamacyError as error:  # the request asks for what this model or installation cannot do
+            raise HttpError(400, str(error)) from None
 
     def _check_key(self, call):
         if not self.api_keys or call.path in PUBLIC:
@@ -66,6 +72,9 @@ class Application:
         routes = ROUTES if self.with_page else {key: f for key, f in ROUTES.items() if f is not api.page}
         if (method, call.path) in routes:
             return routes[method, call.path]
+        for (wanted, beginning), handler in openai.PREFIXES.items():
+            if method == wanted and call.path.startswith(beginning):
+                return handler
         allowed = [name for name in METHODS if (name, call.path) in routes]
         if allowed:
             raise HttpError(

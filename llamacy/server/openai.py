@@ -41,12 +41,15 @@ class Shape:
     logprobs: object  # (app, tokens, top, text offset) -> the logprobs object
 
 
+# Both leave out the end token, which is no text: the tokens joined are the text.
 def chat_logprobs(app, tokens, top, offset):
+    tokens = [token for token in tokens if not token.is_end]
     entries = api.probabilities(app, tokens)
     return {"content": [{**entry, "top_logprobs": entry["top_logprobs"][:top]} for entry in entries], "refusal": None}
 
 
 def text_logprobs(app, tokens, top, offset):
+    tokens = [token for token in tokens if not token.is_end]
     pieces = [app.model.tokenizer.token_bytes(token.id) for token in tokens]
     texts = [_token_text(piece) for piece in pieces]
     offsets = []
@@ -253,6 +256,13 @@ def models(app, call):
     return Json({"object": "list", "data": [api.model_info(app)]})
 
 
+def model(app, call):
+    name = call.path.removeprefix("/v1/models/")
+    if name != app.alias:
+        raise HttpError(404, f"no such model: {name!r:.100}; this server has {app.alias!r}")
+    return Json(api.model_info(app))
+
+
 ROUTES = {
     ("POST", "/v1/chat/completions"): chat_completions,
     ("POST", "/chat/completions"): chat_completions,
@@ -261,3 +271,5 @@ ROUTES = {
     ("GET", "/v1/models"): models,
     ("GET", "/models"): models,
 }
+# (method, beginning of the path) -> handler
+PREFIXES = {("GET", "/v1/models/"): model}

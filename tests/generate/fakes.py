@@ -104,5 +104,5 @@ class FakeModel:
         row[list(self.tokenizer.eog_ids)] -= 20
         if self.answer is not None:
             at = len(seen) - self.prompt_length
-            row[self.answer[at] if at < len(self.answer) else EOS] += 40
+            row[self.answer[at] if 0 <= at < len(self.answer) else EOS] += 40
         return row
