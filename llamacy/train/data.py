@@ -25,7 +25,7 @@ BOM = b"\xef\xbb\xbf"
 
 
 def open_data(paths, encoder, *, render=None, sample_start="", include_sample_start=False):
-    """Return the Data in `paths`, which are told apart by content (see docs/training-data.md).
+    """Return the Data in `paths`, which are told apart by content (see examples/README.md).
 
     `render(messages, add_generation_prompt) -> str` is the model's chat template, for data made of messages.
     LlamacyError: a file is missing, empty, broken or not text, or no sample has anything to train on.

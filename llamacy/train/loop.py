@@ -15,14 +15,16 @@ from llamacy.train.schedule import learning_rate, warmup_steps
 
 # What a checkpoint must share with the run that goes on from it, and the flag that sets it.
 FIXED = {
-    "data": "--train-data, --val-split or --ctx-size",
-    "n_samples": "--train-data or --val-split",
+    "data": "--train-data and --val-split",
+    "n_samples": "--train-data and --val-split",
     "batch_size": "--batch-size",
     "grad_acc": "--grad-acc",
+    "n_ctx": "--ctx-size",
+    "mask_prompt": "--mask-prompt and --train-on-prompt",
     "shuffle": "--shuffle",
     "seed": "--seed",
     "rank": "--rank",
-    "alpha": "--lora-alpha or --rslora",
+    "alpha": "--lora-alpha and --rslora",
     "targets": "--target-modules",
 }
 LOSSES = "llamacy.losses"

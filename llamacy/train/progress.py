@@ -15,18 +15,22 @@ FRESH = 0.1
 class Progress:
     """Show steps as they are done: loss, speed and time left, on `stream` (stderr).
 
-    `clock` and `terminal` are for tests; `n_done` steps were done by an earlier run that this one goes on from.
+    `clock` and `terminal` are for tests.
     """
 
-    def __init__(self, n_steps, n_epochs, *, n_done=0, stream=None, clock=time.monotonic, terminal=None):
-        self.n_steps, self.n_epochs = n_steps, n_epochs
+    def __init__(self, n_epochs, *, stream=None, clock=time.monotonic, terminal=None):
+        self.n_epochs = n_epochs
         self.stream = sys.stderr if stream is None else stream
         self.clock = clock
         self.terminal = self.stream.isatty() if terminal is None else terminal
-        self.first = n_done + 1
-        self.began = self.last = self.shown = clock()
-        self.seconds_per_step = None
         self.width = 0
+        self.begin(0)
+
+    def begin(self, n_steps, n_done=0):
+        """Start the clock of a run of `n_steps`, of which `n_done` were done by an earlier run that it goes on from."""
+        self.n_steps, self.first = n_steps, n_done + 1
+        self.began = self.last = self.shown = self.clock()
+        self.seconds_per_step = None
 
     def step(self, step, epoch, loss, tokens_per_second):
         """Say that step `step` (from 1) of epoch `epoch` (from 1) is done."""

@@ -196,7 +196,10 @@ class Shapes:
         turns = _turns(value["messages"], where)
         if self.render is None:
             raise LlamacyError(f'{where}: "messages" need a chat template, and this model has none')
-        return Record(tuple(_rendered(turns, self.render, where)), closed=True)
+        try:
+            return Record(tuple(_rendered(turns, self.render)), closed=True)
+        except LlamacyError as error:
+            raise LlamacyError(f"{where}: {error}") from error
 
     def _prompt(self, value, where):
         prompt = check_text(value["prompt"], '"prompt"', where)
@@ -242,7 +245,7 @@ def _part(part, name, where):
     return check_text(part.get("text"), f"{name}.content", where)
 
 
-def _rendered(turns, render, where):
+def _rendered(turns, render):
     """Yield the rendered conversation in pieces, (text, True) for what an assistant turn adds to its prompt.
 
     What the template writes for the turns up to some point must be how it writes the whole: templates that rewrite

@@ -42,7 +42,7 @@ class Bench:
         self.outputs.check()
         data = samples(n)
         self.run = Run(self.trainer, data, self.options, self.outputs,
-                       Progress(1, 1, stream=self.shown, terminal=False), data_id=7, validation=validation, log=log,
+                       Progress(1, stream=self.shown, terminal=False), data_id=7, validation=validation, log=log,
                        describe=lambda done: {"llamacy.step": done.step})  # fmt: skip
 
     @property

@@ -19,7 +19,8 @@ class Clock:
 def run(n_steps, seconds, terminal, n_done=0):
     """Run all steps at `seconds` each and return what was written."""
     clock, stream = Clock(), io.StringIO()
-    progress = Progress(n_steps, 2, n_done=n_done, stream=stream, clock=clock, terminal=terminal)
+    progress = Progress(2, stream=stream, clock=clock, terminal=terminal)
+    progress.begin(n_steps, n_done)
     for step in range(n_done + 1, n_steps + 1):
         clock.now += seconds
         progress.step(step, 1 + (step > n_steps // 2), 5 / step, 123.4)
@@ -50,7 +51,8 @@ def test_time_left_counts_from_where_a_run_went_on():
 
 def test_a_slow_first_step_is_forgotten():
     clock, stream = Clock(), io.StringIO()
-    progress = Progress(101, 1, stream=stream, clock=clock, terminal=False)
+    progress = Progress(1, stream=stream, clock=clock, terminal=False)
+    progress.begin(101)
     for step, seconds in enumerate((60, 3, 3), 1):
         clock.now += seconds
         progress.step(step, 1, 1.0, 1.0)
@@ -72,7 +74,8 @@ def test_the_bar_stays_on_one_line_of_the_terminal(monkeypatch, columns):
 def test_a_note_stands_above_the_bar(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     stream = io.StringIO()
-    progress = Progress(2, 1, stream=stream, clock=Clock(), terminal=True)
+    progress = Progress(1, stream=stream, clock=Clock(), terminal=True)
+    progress.begin(2)
     progress.step(1, 1, 1.0, 1.0)
     progress.note("saved")
     progress.step(2, 1, 1.0, 1.0)

@@ -1,0 +1,141 @@
+"""`finetune`: train a LoRA adapter on a quantised model. Here are its flags; what they lead to is in training.py."""
+
+import dataclasses
+
+from llamacy.cli.common import add_model_flags, default_model, optional
+from llamacy.cli.run import make_parser
+from llamacy.errors import UsageError
+from llamacy.train.options import DEFAULT_CTX, TrainOptions, target_modules
+from llamacy.train.schedule import SCHEDULES
+
+D = TrainOptions
+
+# Flags that set a TrainOptions field of their own, with its default: flags, field, type, metavar, help.
+RUN_FLAGS = [
+    (("-p", "-b", "--batch-size", "--batch"), "batch_size", int, "N", "sequences per micro-batch"),
+    (("--grad-acc", "--grad-accumulation"), "grad_acc", int, "N", "micro-batches per optimiser step"),
+    (("--epochs",), "epochs", int, "N", "times to go through the data"),
+    (("-s", "--seed"), "seed", int, "N", "seed of the order of samples and of the adapter's first values"),
+    (("--save-every",), "save_every", int, "N", "save every N epochs, 0 = at the end only"),
+    (("--save-every-steps",), "save_every_steps", int, "N", "save every N steps too, 0 = not"),
+]
+ADAMW_FLAGS = [
+    (("--learning-rate", "--lr", "--adam-alpha"), "learning_rate", float, "F", "learning rate at its highest"),
+    (("--weight-decay",), "weight_decay", float, "F", "decoupled weight decay"),
+    (("--beta1",), "beta1", float, "F", "decay of the first moment"),
+    (("--beta2",), "beta2", float, "F", "decay of the second moment"),
+    (("--adam-eps",), "adam_eps", float, "F", "added to the root of the second moment"),
+    (("--max-grad-norm", "--adam-gclip"), "max_grad_norm", float, "F", "clip gradients to this norm, 0 = off"),
+]
+VALIDATION_FLAGS = [
+    (("--val-split",), "val_split", float, "F", "hold out this share of the training data"),
+    (("--eval-every",), "eval_every", int, "N", "measure every N steps, 0 = after every epoch"),
+    (("--early-stop",), "early_stop", int, "N", "stop after N measurements without a better one, 0 = never"),
+]
+
+
+def build_parser():
+    parser = make_parser("finetune", "Fine-tune a quantised model: train a LoRA adapter on your data.")
+    add_model_flags(parser, ctx_size=f"{DEFAULT_CTX}, at most the model's", names=("-m", "--model", "--model-base"))
+    parser.set_defaults(activations="int16")
+    _add_data_flags(parser.add_argument_group("data"))
+    _add_run_flags(parser.add_argument_group("run"))
+    _add_adapter_flags(parser.add_argument_group("adapter"))
+    group = parser.add_argument_group("optimiser (AdamW)")
+    _add_rows(group, ADAMW_FLAGS)
+    group.add_argument("--lr-schedule", choices=sorted(SCHEDULES), default=D.lr_schedule,
+                       help="course of the learning rate after the warm-up")  # fmt: skip
+    optional(group, "--warmup-steps", "--warmup", dest="warmup_steps", type=int, metavar="N",
+             help="steps in which the learning rate rises from 0 (default: 5 %% of the run)")  # fmt: skip
+    _add_validation_flags(parser.add_argument_group("validation"))
+    _add_output_flags(parser.add_argument_group("output"))
+    return parser
+
+
+def _add_rows(group, rows):
+    for flags, field, kind, metavar, text in rows:
+        group.add_argument(*flags, dest=field, type=kind, default=getattr(D, field), metavar=metavar, help=text)
+
+
+def _add_data_flags(group):
+    optional(group, "--train-data", dest="train_data", action="append", metavar="FILE",
+             help="instruction text, JSON or plain text to learn (repeatable; default: the sample data)")  # fmt: skip
+    optional(group, "--sample-start", dest="sample_start", default="", metavar="TEXT",
+             help="plain text: a sample begins where TEXT stands (default: windows of --ctx-size)")  # fmt: skip
+    group.add_argument("--include-sample-start", action="store_true", help="keep that TEXT in the samples")
+    group.add_argument("-e", "--escape", action="store_true", help=r"read \n, \t and so on in --sample-start")
+    optional(group, "--mask-prompt", dest="mask_prompt", default=D.mask_prompt, action="store_true",
+             help="train on answers only, where the data tells them apart (the default)")  # fmt: skip
+    optional(group, "--train-on-prompt", dest="mask_prompt", action="store_false", help="train on prompts as well")
+    optional(group, "--chat-template", dest="chat_template", metavar="NAME|FILE",
+             help="how messages are written out (default: the model's own template)")  # fmt: skip
+    group.add_argument("--shuffle", choices=["on", "off"], default="on", help="a new order in each epoch")
+    optional(group, "--show-sample", dest="show_sample", type=int, metavar="N",
+             help="print N samples as tokens, marking those trained on, and stop")  # fmt: skip
+
+
+def _add_run_flags(group):
+    _add_rows(group, RUN_FLAGS)
+    optional(group, "--max-steps", "--adam-iter", dest="max_steps", type=int, metavar="N",
+             help="end after N optimiser steps, if the epochs do not end before")  # fmt: skip
+    optional(group, "--checkpoint-in", dest="checkpoint_in", metavar="FILE",
+             help="go on from this checkpoint, if it is there")  # fmt: skip
+    optional(group, "--checkpoint-out", dest="checkpoint_out", metavar="FILE",
+             help="where to save the state of the run, '' = nowhere (default: OUTDIR/checkpoint.gguf)")  # fmt: skip
+    group.add_argument("--resume", action="store_true", help="go on from the checkpoint of the run before")
+
+
+def _add_adapter_flags(group):
+    # Without a value these follow an adapter to start from, if there is one.
+    optional(group, "--rank", "--lora-r", dest="rank", type=int, metavar="N",
+             help=f"rank of the adapter (default: {D.rank})")  # fmt: skip
+    optional(group, "--lora-alpha", dest="alpha", type=float, metavar="F",
+             help=f"its scale is this / rank (default: {D.alpha:g})")  # fmt: skip
+    group.add_argument("--rslora", action="store_true", help="divide by the root of the rank instead")
+    optional(group, "--target-modules", dest="targets", metavar="LIST",
+             help="matrices to adapt, such as attn_q,attn_v or q_proj,v_proj (default: all-linear)")  # fmt: skip
+    optional(group, "--init-lora", dest="init_lora", metavar="FILE",
+             help="start from this adapter, of any format (default: a new one)")  # fmt: skip
+
+
+def _add_validation_flags(group):
+    optional(group, "--val-data", dest="val_data", action="append", metavar="FILE",
+             help="measure the loss on this data and keep the best adapter (repeatable)")  # fmt: skip
+    _add_rows(group, VALIDATION_FLAGS)
+
+
+def _add_output_flags(group):
+    optional(group, "--outdir", dest="outdir", metavar="DIR", help="folder of what is written (default: adapter)")
+    optional(group, "--lora-out", dest="lora_out", metavar="NAME",
+             help="the adapter's name there; ITERATION in it becomes the step (default: adapter.bin)")  # fmt: skip
+    optional(group, "--save-path", dest="save_path", metavar="FILE", help="the adapter's whole path instead")
+    group.add_argument("--lora-format", default="gguf", metavar="FORMAT", help="gguf, ggla, peft or mlx")
+    optional(group, "--log-json", dest="log_json", metavar="FILE", help="write a JSON line per step")
+    optional(group, "--plot", dest="plot", metavar="FILE", help="draw the loss curve, .svg or .png")
+
+
+def options_from(args):
+    """Return the TrainOptions of parsed flags; UsageError for a value out of range or flags that exclude each other."""
+    names = {field.name for field in dataclasses.fields(TrainOptions)}
+    given = {name: value for name, value in vars(args).items() if name in names and value is not None}
+    if args.targets is not None:
+        given["targets"] = target_modules(args.targets)
+    if args.ctx_size:
+        given["n_ctx"] = args.ctx_size
+    if args.show_sample is not None and args.show_sample < 1:
+        raise UsageError(f"--show-sample: wanted 1 or more, got {args.show_sample}")
+    validation = args.val_data or args.val_split
+    if args.val_data and args.val_split:
+        raise UsageError("--val-data and --val-split are both given: name one")
+    if not validation and (args.early_stop or args.eval_every):
+        raise UsageError("--early-stop and --eval-every need --val-data or --val-split to measure with")
+    return TrainOptions(**{**given, "shuffle": args.shuffle == "on"})
+
+
+def main(argv):
+    args = build_parser().parse_args(argv)
+    options = options_from(args)
+    args.model = args.model if args.model is not None else default_model()
+    from llamacy.cli.training import finetune, show_samples
+
+    return show_samples(args, options) if args.show_sample is not None else finetune(args, options)

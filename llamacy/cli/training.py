@@ -1,0 +1,263 @@
+"""What `finetune` does: data, model, trainer and loop put together. All words go to stderr, files to their folder."""
+
+import dataclasses
+import os
+import sys
+import warnings
+import zlib
+from functools import cached_property
+from pathlib import Path
+
+import llamacy
+from llamacy.cli.common import default_model, open_model_from
+from llamacy.cli.main import unescape
+from llamacy.errors import LlamacyError, UsageError
+from llamacy.formats.adapter import load_adapter
+from llamacy.formats.model_file import open_model
+from llamacy.text import chat
+from llamacy.text.tokenizer import Tokenizer
+from llamacy.train.batches import split
+from llamacy.train.data import Subset, open_data
+from llamacy.train.loop import Run
+from llamacy.train.options import TARGETS
+from llamacy.train.outputs import Outputs, check_writable
+from llamacy.train.plot import check_plot, write_plot
+from llamacy.train.progress import Progress
+from llamacy.train.runlog import RunLog
+from llamacy.train.samples import Encoder
+from llamacy.train.stop import Stop
+from llamacy.train.trainer import Trainer
+
+SAMPLE_DATA = Path(llamacy.__file__).resolve().parent.parent / "examples" / "instructions.jsonl"
+
+
+def say(text):
+    """Tell the user something that is not the result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Prepared:
+    """What is known before the model is loaded: its vocabulary, the options that fit it, and the data.
+
+    Bad data is told here, before anything slow or large is done.
+    """
+
+    def __init__(self, args, options):
+        self.args = args
+        # Kept open until the end: the tokenizer and the metadata may be views on the mapped file.
+        self.file = open_model(args.model)
+        self.metadata = self.file.metadata
+        self.tokenizer = Tokenizer.from_metadata(self.metadata)
+        self.options = self._fitted(options)
+        self.encoder = Encoder(self.tokenizer, self.options.n_ctx, self.options.mask_prompt)
+
+    def _fitted(self, options):
+        """Return the options with a context that the model has, and the shape of the adapter to start from."""
+        architecture = self.metadata.get("general.architecture", "")
+        most = int(self.metadata.get(f"{architecture}.context_length", 0)) or options.n_ctx
+        wanted = most if self.args.ctx_size == 0 else options.n_ctx
+        if wanted > most and self.args.ctx_size:
+            say(f"--ctx-size {wanted} is more than the model has: {most} is used")
+        return dataclasses.replace(options, n_ctx=min(wanted, most))
+
+    def open(self, paths):
+        """Return the Data in `paths`."""
+        marker = unescape(self.args.sample_start) if self.args.escape else self.args.sample_start
+        return open_data(
+            paths,
+            self.encoder,
+            render=self._render,
+            sample_start=marker,
+            include_sample_start=self.args.include_sample_start,
+        )
+
+    @cached_property
+    def _template(self):
+        """The chat template: the one chosen, else the model's."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            template = chat.template_for(self.metadata, self.args.chat_template)
+        for warning in caught:
+            say(f"warning: {warning.message}")
+        return template
+
+    def _render(self, messages, add_generation_prompt):
+        """Write messages out by the chat template."""
+        bos, eos = (
+            "" if token is None else self.tokenizer.token_bytes(token).decode(errors="replace")
+            for token in (self.tokenizer.bos_id, self.tokenizer.eos_id)
+        )
+        return chat.render(messages, self._template, bos=bos, eos=eos, add_generation_prompt=add_generation_prompt)
+
+    def training_data(self):
+        """Return the Data to train on: what the flags name, else the sample data."""
+        if self.args.train_data:
+            return self.open(self.args.train_data)
+        if not SAMPLE_DATA.is_file():
+            raise LlamacyError(f"{SAMPLE_DATA}: the sample data is not there; name your own with --train-data FILE")
+        return self.open([os.path.relpath(SAMPLE_DATA) if SAMPLE_DATA.is_relative_to(Path.cwd()) else SAMPLE_DATA])
+
+    def parts(self, data):
+        """Return (samples to train on, samples to validate on or None)."""
+        if self.args.val_data:
+            return data, self.open(self.args.val_data)
+        if not self.options.val_split:
+            return data, None
+        train, held = split(len(data), self.options.val_split, self.options.seed)
+        if not len(held):
+            raise LlamacyError(
+                f"--val-split {self.options.val_split}: wanted 2 samples or more to split, got {len(data)}"
+            )
+        return Subset(data, train), Subset(data, held)
+
+
+def show_samples(args, options):
+    """Print samples as tokens, one per line, a `*` at those that are trained."""
+    prepared = Prepared(args, options)
+    data = prepared.training_data()
+    for i in range(min(args.show_sample, len(data))):
+        sample = data[i]
+        print(f"sample {i + 1} of {len(data)}: {len(sample.ids)} tokens, {sample.n_trained} trained (*)")
+        for token, trained in zip(sample.ids.tolist(), sample.trained.tolist(), strict=True):
+            print(f"{'*' if trained else ' '} {token:6} {shown(prepared.tokenizer.token_bytes(token))}")
+    for line in data.report():
+        say(line)
+    return 0
+
+
+def shown(raw):
+    """Return a token's bytes as a quoted text, or as bytes where they are only part of a character."""
+    try:
+        return repr(raw.decode())
+    except UnicodeDecodeError:
+        return repr(raw)
+
+
+def finetune(args, options):
+    """Train, and return the exit code: 0, or 128 + the signal that ended it early."""
+    if args.plot:
+        check_plot(args.plot)
+        check_writable(args.plot, "--plot")
+    if args.log_json:
+        check_writable(args.log_json, "--log-json")
+    prepared = Prepared(args, options)
+    outputs = Outputs(
+        outdir=args.outdir,
+        lora_out=args.lora_out,
+        save_path=args.save_path,
+        checkpoint_out=args.checkpoint_out,
+        adapter_format=args.lora_format,
+        base=prepared.metadata,
+    )
+    outputs.check()
+    start = starting_adapter(args, prepared)
+    data = prepared.training_data()
+    for line in data.report():
+        say(line)
+    checkpoint = checkpoint_to_resume(args, outputs)
+    train, held = prepared.parts(data)
+    model = open_model_from(args)
+    options = prepared.options
+    trainer = Trainer(model, options)
+    trainer.init_lora(options.rank, options.file_alpha, options.targets, options.seed, start)
+    return train_and_tell(args, prepared, outputs, trainer, (data, train, held), checkpoint)
+
+
+def starting_adapter(args, prepared):
+    """Return the adapter of --init-lora, None without; its rank, scale and matrices become the options'."""
+    if args.init_lora is None:
+        return None
+    adapter = load_adapter(args.init_lora, prepared.metadata)
+    ranks = {pair.rank for pair in adapter.pairs.values()}
+    if len(ranks) != 1:
+        raise LlamacyError(f"{args.init_lora}: wanted an adapter of one rank, got ranks {sorted(ranks)}")
+    rank = ranks.pop()
+    if args.rank not in (None, rank):
+        raise UsageError(f"--rank {args.rank}: {args.init_lora} has rank {rank}; leave --rank away to go on from it")
+    kinds = {name.removesuffix(".weight").rpartition(".")[2] for name in adapter.pairs}
+    changes = {"rank": rank}
+    if args.targets is None:
+        changes["targets"] = tuple(name for name in TARGETS if name in kinds)
+    if args.alpha is None and not args.rslora:
+        changes["alpha"] = float(next(iter(adapter.pairs.values())).scale * rank)
+    prepared.options = dataclasses.replace(prepared.options, **changes)
+    return adapter
+
+
+def checkpoint_to_resume(args, outputs):
+    """Return the checkpoint to go on from, None to start anew."""
+    path = args.checkpoint_in or (outputs.checkpoint if args.resume else None)
+    if path is None or os.path.exists(path):
+        return path
+    if args.resume:
+        raise LlamacyError(f"{path}: no checkpoint there; leave --resume away to start anew")
+    # Scripts for llama.cpp name the checkpoint from the first run on.
+    say(f"{path}: no checkpoint there yet, starting anew")
+    return None
+
+
+def train_and_tell(args, prepared, outputs, trainer, data, checkpoint):
+    """Run the loop with its log, its bar and its signals, and say where the result is."""
+    whole, train, held = data
+    options = prepared.options
+    progress = Progress(0, options.epochs)
+    log = RunLog(args.log_json, progress.note, go_on=checkpoint is not None) if args.log_json else None
+    run = Run(trainer, train, options, outputs, progress, validation=held, log=log,
+              data_id=zlib.crc32(f"{whole.fingerprint()} {options.val_split}".encode()),
+              describe=lambda done: description(args, prepared, whole, done))  # fmt: skip
+    if checkpoint:
+        run.resume(checkpoint)
+        say(f"{checkpoint}: going on from step {run.done.step}")
+    progress.begin(run.plan.n_steps, run.done.step)
+    say(
+        f"training {run.plan.n_steps} steps of {options.batch_size} x {options.grad_acc} samples: rank {options.rank}, "
+        f"alpha {options.alpha:g}, learning rate {options.learning_rate:g} ({options.lr_schedule})"
+    )
+    try:
+        with Stop(progress.note) as stop:
+            ended = run.go(stop)
+    finally:
+        progress.close()
+        if log:
+            log.close()
+    if args.plot:
+        write_plot(args.plot, f"{Path(args.model).name}, rank {options.rank}", run.done.losses, run.done.validation)
+    tell_result(args, outputs, run.done, ended)
+    return 128 + stop.signum if ended == "stopped" else 0
+
+
+def tell_result(args, outputs, done, ended):
+    """Say how the run ended, where its adapter is, and how to use it."""
+    words = {"end": "done", "early": "stopped early: the validation loss no longer falls", "stopped": "stopped"}
+    kept = f", the best by validation loss ({done.best_loss:.4f})" if done.best_step else ""
+    say(f"{words[ended]} at step {done.step}")
+    say(f"adapter: {outputs.adapter}, of step {done.best_step or done.step}{kept}")
+    if ended == "stopped" and outputs.checkpoint:
+        say(f"the state of the run is in {outputs.checkpoint}: the same command with --resume goes on")
+    model = "" if args.model == default_or_none() else f" -m {args.model}"
+    say(f'try it: ./bin/main{model} --lora {outputs.adapter} -p "..."')
+
+
+def default_or_none():
+    """Return the default model's path, None where there is none."""
+    try:
+        return default_model()
+    except LlamacyError:
+        return None
+
+
+def description(args, prepared, data, done):
+    """Return what the adapter's file says about how it came to be."""
+    base = prepared.metadata.get("general.name") or Path(args.model).stem
+    facts = {
+        "general.name": f"{base} adapter",
+        "general.base_model.count": 1,
+        "general.base_model.0.name": str(base),
+        "llamacy.step": done.step,
+        "llamacy.loss": float(done.losses[-1]),
+        "llamacy.n_samples": len(data),
+    }
+    # What a prompt must look like for the adapter to answer as trained: for `main --instruct`.
+    if len(data.templates) == 1 and data.templates[0]:
+        facts["llamacy.prompt_template"] = data.templates[0]
+    return facts
