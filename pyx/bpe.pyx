@@ -19,12 +19,11 @@ from .merging cimport *
 from .splitting cimport *
 
 # Token kinds: the low bits say how a token takes part, STRIP_AFTER that white space following it is dropped.
-NORMAL, CONTROL, USER_DEFINED, BYTE, STRIP_AFTER = 0, 1, 2, 4, 8
+NORMAL, CONTROL, USER_DEFINED, STRIP_AFTER = 0, 1, 2, 4
 cdef enum:
     K_CONTROL = 1
     K_USER = 2
-    K_BYTE = 4
-    K_STRIP = 8
+    K_STRIP = 4
 
 # Unicode classes as bits; L, N and so on are unions. Space is White_Space (not str.isspace, which adds U+001C..1F).
 CLASS_BITS = {"Lu": 1, "Ll": 2, "Lt": 4, "Lm": 8, "Lo": 16, "M": 32, "Nd": 64, "Nl": 128, "No": 128, "P": 256, "S": 512}
@@ -199,9 +198,6 @@ cdef class Splitter:
 # ---------------------------------------------------------------------------------------------------------------------
 # Vocabulary
 
-cdef uint64_t EMPTY_PAIR = <uint64_t>-1
-
-
 def check_strings(strings):
     """Return (buffer, starts, lengths) as uint8, int64, int64; ValueError for a string outside the buffer."""
     types = (np.uint8, np.int64, np.int64)
@@ -224,22 +220,20 @@ cdef class Vocabulary:
     """
 
     cdef readonly int32_t n_vocab
-    cdef object merge_strings   # until the table of pairs is laid out
+    cdef object merge_strings   # until the merges are laid out
     cdef const uint32_t[::1] ranks
     cdef uint8_t[::1] kinds
-    cdef bint byte_level, by_pairs, split_at_space
+    cdef bint byte_level, by_merges, split_at_space
     cdef int whole_first
     cdef int32_t unknown
     cdef int32_t[256] byte_ids
-    cdef Strings strings        # the tokens, then strings that only merges know
+    cdef Strings strings        # the tokens, then strings that only merges lead to
     cdef Table words            # what text can be merged to
     cdef Table specials         # CONTROL and USER_DEFINED
     cdef const int32_t[::1] special_sizes
     cdef int32_t[257] special_rows
-    cdef uint64_t* pairs        # left id << 32 | right id
-    cdef int32_t* pair_ranks
-    cdef uint32_t pair_mask
-    cdef Array merged           # int32 id of each merge's result
+    cdef Array pairs            # Pair per merge, in order: a merge's place is its rank
+    cdef Array first_pairs      # int32 per string: the first merge that leads to it, -1 for none
     cdef uint8_t* settled       # per token: 1 merging its own text gives it back, 2 does not, 0 not tried yet
 
     def __cinit__(
@@ -252,28 +246,26 @@ cdef class Vocabulary:
         if len(self.kinds) != self.n_vocab or len(self.ranks) != self.n_vocab:
             raise ValueError(f"{self.n_vocab} tokens but {len(self.kinds)} kinds and {len(self.ranks)} ranks")
         self.byte_level, self.whole_first, self.unknown = byte_level, whole_first, unknown
-        self.by_pairs = merges is not None
-        self.merge_strings = check_strings(merges) if self.by_pairs else None
+        self.by_merges = merges is not None
+        self.merge_strings = check_strings(merges) if self.by_merges else None
         self.settled = <uint8_t*>calloc(self.n_vocab + 1, 1)
         if (
             self.settled == NULL
             or size_table(&self.words, self.n_vocab + 256) < 0
-            or size_table(&self.specials, 0) < 0
             or reserve(&self.strings.raw, lengths.sum(), 1) < 0
             or reserve(&self.strings.spans, self.n_vocab + 256, sizeof(Span)) < 0
         ):
             raise MemoryError("vocabulary")
         self.read_tokens(buffer, starts, lengths)
-        self.list_specials()
+        self.set_kinds(self.kinds)
 
     def __dealloc__(self):
         free(self.strings.raw.data)
         free(self.strings.spans.data)
         free(self.words.places)
         free(self.specials.places)
-        free(self.pairs)
-        free(self.pair_ranks)
-        free(self.merged.data)
+        free(self.pairs.data)
+        free(self.first_pairs.data)
         free(self.settled)
 
     cdef int64_t plain(self, const uint8_t* text, int64_t n, uint8_t* out) noexcept nogil:
@@ -296,7 +288,7 @@ cdef class Vocabulary:
     cdef int read_tokens(
         self, const uint8_t[::1] buffer, const int64_t[::1] starts, const int64_t[::1] lengths
     ) except -1:
-        """Keep every token as raw bytes; enter special ones and those that merging can lead to into their tables."""
+        """Keep every token as raw bytes, and enter those that merging can lead to into `words`."""
         cdef int64_t i, used
         cdef int32_t which
         cdef int byte
@@ -306,19 +298,16 @@ cdef class Vocabulary:
             if scratch == NULL:
                 raise MemoryError("vocabulary")
             memset(self.byte_ids, 0xFF, sizeof(self.byte_ids))
-            self.split_at_space = not self.by_pairs
+            self.split_at_space = not self.by_merges
             for i in range(self.n_vocab):
                 byte = -1 if self.byte_level else byte_token(&buffer[0] + starts[i], lengths[i])
                 if byte >= 0:
-                    self.kinds[i] = K_BYTE
                     self.byte_ids[byte] = <int32_t>i
                     scratch[0], used, joinable = <uint8_t>byte, 1, False
                 else:
                     used = self.raw_token(&buffer[0] + starts[i], lengths[i], self.kinds[i], scratch, &joinable)
                 which = add_string(&self.strings, scratch, used)
                 if which < 0 or (joinable and enter(&self.strings, &self.words, which) < 0):
-                    raise MemoryError("vocabulary")
-                if self.kinds[i] & (K_CONTROL | K_USER) and used and enter(&self.strings, &self.specials, which) < 0:
                     raise MemoryError("vocabulary")
                 self.split_at_space = self.split_at_space and not (joinable and space_inside(scratch, used))
             for byte in range(256 if self.byte_level else 0):
@@ -328,22 +317,30 @@ cdef class Vocabulary:
             free(scratch)
         return 0
 
-    cdef int list_specials(self) except -1:
-        """For each first byte, list the lengths that special tokens have, longest first."""
+    def set_kinds(self, kinds):
+        """Take other kinds for the tokens than those they were built with; not while another thread encodes."""
         cdef int64_t i
         cdef Span span
+        if len(kinds) != self.n_vocab:
+            raise ValueError(f"{len(kinds)} kinds for {self.n_vocab} tokens")
+        self.kinds = np.array(kinds, dtype=np.uint8)
+        self.specials.used = 0
+        if size_table(&self.specials, 0) < 0:
+            raise MemoryError("vocabulary")
+        memset(self.specials.places, 0xFF, (self.specials.mask + 1) * sizeof(Place))
         found = set()
         for i in range(self.n_vocab):
-            if self.kinds[i] & (K_CONTROL | K_USER):
-                span = (<Span*>self.strings.spans.data)[i]
-                if span.size:
-                    found.add(((<uint8_t*>self.strings.raw.data)[span.start], -<int64_t>span.size))
+            span = (<Span*>self.strings.spans.data)[i]
+            if self.kinds[i] & (K_CONTROL | K_USER) and span.size:
+                if enter(&self.strings, &self.specials, <int32_t>i) < 0:
+                    raise MemoryError("vocabulary")
+                found.add(((<uint8_t*>self.strings.raw.data)[span.start], -<int64_t>span.size))
+        # For each first byte, the lengths that special tokens have, longest first.
         rows = sorted(found)
         self.special_sizes = np.array([-size for _, size in rows] + [0], dtype=np.int32)
         counts = np.bincount(np.array([first for first, _ in rows], dtype=np.int64), minlength=256)
         for i in range(256):
             self.special_rows[i + 1] = self.special_rows[i] + <int32_t>counts[i]
-        return 0
 
     cdef int32_t intern(self, const uint8_t* text, int64_t n, int32_t guess) except -1:
         """Return the number of a string, adding it where there is none; the token `guess` is tried first."""
@@ -353,54 +350,53 @@ cdef class Vocabulary:
         which = lookup(&self.strings, &self.words, text, n)
         if which < 0:
             which = add_string(&self.strings, text, n)
-            if which < 0 or enter(&self.strings, &self.words, which) < 0:
-                raise MemoryError("merge table")
+            if which < 0 or enter(&self.strings, &self.words, which) < 0 or self.grow_first_pairs() < 0:
+                raise MemoryError("merges")
         return which
 
+    cdef int grow_first_pairs(self) noexcept nogil:
+        """Give every string its place in first_pairs."""
+        cdef int64_t more = self.strings.spans.used - self.first_pairs.used
+        if reserve(&self.first_pairs, more, sizeof(int32_t)) < 0:
+            return -1
+        memset(<int32_t*>self.first_pairs.data + self.first_pairs.used, 0xFF, more * sizeof(int32_t))
+        self.first_pairs.used += more
+        return 0
+
     cdef int read_merges(self) except -1:
-        """Lay out the table of pairs: rank and result of each merge, the first of equal ones counting."""
+        """Lay out for each string the merges that lead to it: where they cut it, and their rank.
+
+        Neighbouring symbols are found by the text that they make together and the place of the cut, so neither side
+        needs looking up. Backwards, so that of equal merges the first stands in front.
+        """
         buffer, starts, lengths = self.merge_strings
         cdef const uint8_t[::1] text = buffer
         cdef const int64_t[::1] begin = starts
         cdef const int64_t[::1] length = lengths
-        cdef int64_t n_merges = min(len(starts), 0x3FFFFFFF), i, left_size, right_size
-        cdef int32_t left, right, result = -1
-        cdef uint32_t size = 16, at
-        cdef uint64_t pair
+        cdef int64_t n_merges = min(len(starts), 0x7FFFFFFF), i, left_size, right_size
+        cdef int32_t result = self.n_vocab
+        cdef const uint8_t* line
         cdef const uint8_t* space
+        cdef Pair* pairs
         cdef uint8_t* scratch = <uint8_t*>malloc(1 + int(np.max(lengths, initial=0)))
-        while size < 2 * n_merges:
-            size *= 2
-        self.pairs = <uint64_t*>malloc(size * sizeof(uint64_t))
-        self.pair_ranks = <int32_t*>malloc(size * sizeof(int32_t))
         try:
-            if scratch == NULL or self.pairs == NULL or self.pair_ranks == NULL:
-                raise MemoryError("merge table")
-            if reserve(&self.merged, n_merges, sizeof(int32_t)) < 0:
-                raise MemoryError("merge table")
-            memset(self.pairs, 0xFF, size * sizeof(uint64_t))
-            self.pair_mask = size - 1
-            for i in range(n_merges):
+            if scratch == NULL or self.grow_first_pairs() < 0 or reserve(&self.pairs, n_merges, sizeof(Pair)) < 0:
+                raise MemoryError("merges")
+            pairs = <Pair*>self.pairs.data
+            for i in range(n_merges - 1, -1, -1):
                 # "left right": the first character may itself be a space.
-                space = <uint8_t*>memchr(&text[begin[i]] + 1, 32, length[i] - 1) if length[i] > 1 else NULL
-                if space == NULL:
-                    continue
-                left_size = self.plain(&text[begin[i]], space - &text[begin[i]], scratch)
+                line = &text[begin[i]]
+                space = <uint8_t*>memchr(line + 1, 32, length[i] - 1) if length[i] > 1 else NULL
+                left_size = self.plain(line, space - line, scratch) if space != NULL else -1
                 if left_size <= 0:
                     continue
-                right_size = self.plain(space + 1, &text[begin[i]] + length[i] - space - 1, scratch + left_size)
+                right_size = self.plain(space + 1, line + length[i] - space - 1, scratch + left_size)
                 if right_size <= 0:
                     continue
-                left, right = self.intern(scratch, left_size, -1), self.intern(scratch + left_size, right_size, -1)
                 # Most vocabularies list the results in the order of the merges.
-                result = self.intern(scratch, left_size + right_size, result + 1)
-                (<int32_t*>self.merged.data)[i] = result
-                pair = <uint64_t>left << 32 | <uint64_t>right
-                at = pair_place(pair, self.pair_mask)
-                while self.pairs[at] != EMPTY_PAIR and self.pairs[at] != pair:
-                    at = (at + 1) & self.pair_mask
-                if self.pairs[at] == EMPTY_PAIR:
-                    self.pairs[at], self.pair_ranks[at] = pair, <int32_t>i
+                result = self.intern(scratch, left_size + right_size, result - 1)
+                pairs[i].left_size, pairs[i].next = <int32_t>left_size, (<int32_t*>self.first_pairs.data)[result]
+                (<int32_t*>self.first_pairs.data)[result] = <int32_t>i
         finally:
             free(scratch)
         self.merge_strings = None
@@ -421,39 +417,37 @@ cdef class Vocabulary:
         cdef const uint8_t* text = <uint8_t*>self.strings.raw.data + span.start
         return text[:span.size]
 
+    cdef int32_t word(self, const uint8_t* text, int64_t n) noexcept nogil:
+        """Return the number of what text can be merged to, -1 for none: control tokens are not written by their text."""
+        cdef int32_t found = lookup(&self.strings, &self.words, text, n)
+        return -1 if 0 <= found < self.n_vocab and self.kinds[found] & K_CONTROL else found
+
     cdef int queue(self, Work* work, const uint8_t* text, int32_t left, int32_t right) noexcept nogil:
         """Queue the merge of two neighbouring symbols, if the vocabulary has it; -1 when memory is short."""
         cdef Symbol* a = <Symbol*>work.symbols.data + left
         cdef Symbol* b = <Symbol*>work.symbols.data + right
         cdef Merge new
-        cdef uint64_t pair
-        cdef uint32_t place
         cdef int64_t rank
         if left < 0 or right < 0:
             return 0
         new.size = a.size + b.size
-        if self.by_pairs:
-            if a.id < 0 or b.id < 0:
+        new.merged = self.word(text + a.start, new.size)
+        if new.merged < 0:
+            return 0
+        if self.by_merges:
+            rank = (<int32_t*>self.first_pairs.data)[new.merged]
+            while rank >= 0 and (<Pair*>self.pairs.data)[rank].left_size != a.size:
+                rank = (<Pair*>self.pairs.data)[rank].next
+            if rank < 0:
                 return 0
-            pair = <uint64_t>a.id << 32 | <uint64_t>b.id
-            place = pair_place(pair, self.pair_mask)
-            while self.pairs[place] != pair:
-                if self.pairs[place] == EMPTY_PAIR:
-                    return 0
-                place = (place + 1) & self.pair_mask
-            rank = self.pair_ranks[place]
-            new.merged = (<int32_t*>self.merged.data)[rank]
         else:
-            new.merged = lookup(&self.strings, &self.words, text + a.start, new.size)
-            if new.merged < 0:
-                return 0
             rank = self.ranks[new.merged]
         new.key = <uint64_t>rank << 32 | <uint64_t>left
         return push_merge(&work.heap, new)
 
     cdef int merge(self, Work* work, const uint8_t* text, int32_t n) noexcept nogil:
         """Append the ids of one piece, n > 0 bytes; -1 when memory is short."""
-        cdef int32_t whole = lookup(&self.strings, &self.words, text, n), i, at, size
+        cdef int32_t whole = self.word(text, n), i, at, size
         cdef int64_t before = work.out.used
         cdef Symbol* symbols
         cdef Merge best
@@ -468,7 +462,7 @@ cdef class Vocabulary:
             i = <int32_t>work.symbols.used
             size = 1 if self.byte_level else char_size(next_char(text + at, n - at))
             symbols[i].start, symbols[i].size, symbols[i].prev, symbols[i].next = at, size, i - 1, i + 1
-            symbols[i].id = lookup(&self.strings, &self.words, text + at, size)
+            symbols[i].id = self.word(text + at, size)
             at += size
             work.symbols.used += 1
         symbols[work.symbols.used - 1].next = -1

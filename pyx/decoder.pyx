@@ -26,6 +26,7 @@ cdef extern from "<omp.h>" nogil:
 
 cdef enum:
     ROWS = 64               # query rows of one attention unit, about
+    SCORES = 1 << 18        # scores it holds at most, unless one token has more
 
 PRECISIONS = {"f32": EXACT, "int8": INT8, "int16": INT16}
 
@@ -86,7 +87,7 @@ cdef class Session:
         # zeros: untouched pages cost no memory, and no cached value is ever NaN
         self.cache = np.zeros(2 * self.head_bytes * c.n_head_kv * n_slots * c.n_layer, np.uint8)
         self.rounded_bytes = acts_bytes(max_batch, max(c.q_p, c.embd_p, c.ff_p), INT8 | INT16)
-        self.work_bytes = padded(attend_bytes(self.unit_tokens(n_ctx) * (c.n_head // c.n_head_kv), c.head_dim, n_ctx), 4096)
+        self.work_bytes = self.unit_bytes()
         self.work = np.empty(self.work_bytes * n_threads, np.uint8)
         self.scratch = np.empty(self.place(NULL) + 64, np.uint8)
         self.place(&self.scratch[0])
@@ -98,9 +99,21 @@ cdef class Session:
         free(self.runs)
 
     cdef int unit_tokens(self, int n_past) noexcept nogil:
-        """Tokens of one attention unit: about ROWS query rows, fewer when the past is long (1 MB of scores)."""
+        """Tokens of one attention unit: about ROWS query rows, fewer when the past is long (SCORES of them)."""
         cdef int group = self.weights.config.n_head // self.weights.config.n_head_kv
-        return max(1, min(ROWS, (1 << 18) // max(n_past, 1)) // group)
+        return max(1, min(ROWS, SCORES // max(n_past, 1)) // group)
+
+    cdef size_t unit_bytes(self):
+        """Scratch of one thread's attention: the most that any unit of unit_tokens needs."""
+        cdef Config* c = &self.weights.config
+        cdef int group = c.n_head // c.n_head_kv, past = 16
+        cdef size_t most = 0
+        while True:
+            # a unit's past may grow by its own tokens after unit_tokens was asked
+            most = max(most, attend_bytes(self.unit_tokens(past) * group, c.head_dim, min(2 * past + ROWS, self.n_ctx)))
+            if past >= self.n_ctx:
+                return padded(most, 4096)
+            past = min(2 * past, self.n_ctx)
 
     cdef size_t place(self, uint8_t* base):
         """Lay the step's buffers out from base; returns the bytes they take."""

@@ -133,11 +133,16 @@ cdef inline int32_t enter(const Strings* strings, Table* table, int32_t which) n
 # Merges: symbols of a piece in a chain, and a heap of what could be joined next
 
 cdef struct Symbol:
-    int32_t id      # token, or string known only to merges; -1 neither
+    int32_t id      # token, or string that only merges lead to; -1 neither
     int32_t prev
     int32_t next
     int32_t start   # bytes into the piece
     int32_t size    # bytes; 0 once merged into its left neighbour
+
+cdef struct Pair:
+    # A merge as the vocabulary lists it, found by its result and where that is cut.
+    int32_t left_size   # bytes
+    int32_t next        # another merge with the same result, -1 for none
 
 cdef struct Merge:
     uint64_t key    # rank << 32 | left symbol: the least comes first
@@ -179,12 +184,6 @@ cdef inline Merge pop_merge(Array* heap) noexcept nogil:
         at = child
     items[at] = last
     return least
-
-
-cdef inline uint32_t pair_place(uint64_t pair, uint32_t mask) noexcept nogil:
-    """Where to begin looking for a pair of ids in a table of mask + 1 places."""
-    pair *= <uint64_t>0x9E3779B97F4A7C15
-    return <uint32_t>(pair >> 32) & mask
 
 
 # ---------------------------------------------------------------------------------------------------------------------
