@@ -200,7 +200,7 @@ def train_and_tell(args, prepared, outputs, trainer, data, checkpoint):
     """Run the loop with its log, its bar and its signals, and say where the result is."""
     whole, train, held = data
     options = prepared.options
-    progress = Progress(0, options.epochs)
+    progress = Progress(options.epochs)
     log = RunLog(args.log_json, progress.note, go_on=checkpoint is not None) if args.log_json else None
     run = Run(trainer, train, options, outputs, progress, validation=held, log=log,
               data_id=zlib.crc32(f"{whole.fingerprint()} {options.val_split}".encode()),

@@ -1,0 +1,267 @@
+"""`finetune`'s flags, files, words and exit codes, over a real vocabulary and a trainer of four numbers."""
+
+import json
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from llamacy.cli import finetune as command
+from llamacy.cli import training
+from llamacy.cli.run import run
+from llamacy.formats.adapter import load_adapter, save_adapter
+from llamacy.train.options import TARGETS, TrainOptions
+from tests.train.fakes import FakeTrainer
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "tests" / "data" / "tiny-q8_0.gguf"
+QUESTIONS = (ROOT / "examples" / "finetune-data.txt").read_text(encoding="utf-8")
+
+
+class Recorded(FakeTrainer):
+    """Remembers how it was set up; `interrupt_at` raises the signal in that step."""
+
+    last = None
+    interrupt_at = signum = None
+
+    def __init__(self, model, options):
+        super().__init__()
+        self.model, self.options = model, options
+        Recorded.last = self
+
+    def init_lora(self, rank, alpha, targets, seed, init_from):
+        self.setup = (rank, alpha, targets, seed, init_from)
+
+    def step(self, micro_batches, lr):
+        if self.n_steps + 1 == Recorded.interrupt_at:
+            signal.raise_signal(Recorded.signum)
+        return super().step(micro_batches, lr)
+
+
+@pytest.fixture
+def finetune(monkeypatch, capfd, tmp_path):
+    """Return a function: arguments -> (exit code, stdout, stderr), run in a folder of its own with the data there."""
+    monkeypatch.setattr(training, "open_model_from", lambda args: SimpleNamespace(path=args.model))
+    monkeypatch.setattr(training, "Trainer", Recorded)
+    monkeypatch.setattr(sys, "argv", ["finetune"])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "finetune-data.txt").write_text(QUESTIONS, encoding="utf-8")
+
+    def call(*argv, interrupt_at=None, signum=signal.SIGINT):
+        Recorded.last, Recorded.interrupt_at, Recorded.signum = None, interrupt_at, signum
+        try:
+            code = run(command.main, ["-m", str(MODEL), *map(str, argv)])
+        except SystemExit as exit:
+            code = exit.code
+        return code, *capfd.readouterr()
+
+    return call
+
+
+def step_of(path):
+    return load_adapter(path).metadata["llamacy.step"]
+
+
+def test_no_data_named_trains_on_the_sample_data(finetune):
+    code, out, err = finetune()
+    assert (code, out) == (0, "") and "instructions.jsonl: 50 samples (JSON lines)" in err
+    assert Recorded.last.setup == (8, 16.0, tuple(TARGETS), 42, None)
+    assert Recorded.last.options == TrainOptions(n_ctx=Recorded.last.options.n_ctx)
+    assert step_of("adapter/adapter.bin") == 100 and os.path.exists("adapter/checkpoint.gguf")
+    assert (
+        "adapter: adapter/adapter.bin, of step 100" in err
+        and f"./bin/main -m {MODEL} --lora adapter/adapter.bin" in err
+    )
+
+
+ORIGINAL = [
+    ("-t 4 -p 32 --train-data ./finetune-data.txt --save-path ./lora-adapter.bin", "lora-adapter.bin", 2),
+    (
+        "--train-data finetune-data.txt --outdir adapter --lora-out adapter.bin --epochs 2 --batch-size 1 "
+        "--learning-rate 1e-4 --save-every 1",
+        "adapter/adapter.bin",
+        4,
+    ),
+]
+
+
+@pytest.mark.parametrize(("line", "adapter", "n_steps"), ORIGINAL)
+def test_the_command_lines_people_know(finetune, line, adapter, n_steps):
+    code, _, err = finetune(*line.split())
+    assert code == 0, err
+    assert step_of(adapter) == n_steps
+
+
+FLAGS = [
+    ("-b 3 --grad-accumulation 2 --epochs 5", {"batch_size": 3, "grad_acc": 2, "epochs": 5}),
+    ("--epochs 5 --adam-iter 7", {"epochs": 5, "max_steps": 7}),
+    ("--batch 3 --grad_acc 2 --max_steps 7", {"batch_size": 3, "grad_acc": 2, "max_steps": 7}),
+    ("--lr 3e-4 --lr-schedule linear --warmup 3", {"learning_rate": 3e-4, "lr_schedule": "linear", "warmup_steps": 3}),
+    ("--adam-alpha 2e-4 --weight-decay 0.1 --beta1 0.8 --beta2 0.9 --adam-eps 1e-6 --adam-gclip 0",
+     {"learning_rate": 2e-4, "weight_decay": 0.1, "beta1": 0.8, "beta2": 0.9, "adam_eps": 1e-6, "max_grad_norm": 0.0}),
+    ("--lora-r 4 --lora-alpha 32 --rslora --target-modules q_proj,v_proj",
+     {"rank": 4, "alpha": 32.0, "rslora": True, "targets": ("attn_q", "attn_v")}),
+    ("--train-on-prompt --shuffle off -s 7", {"mask_prompt": False, "shuffle": False, "seed": 7}),
+    ("--train-on-prompt --mask-prompt", {"mask_prompt": True}),
+    ("-c 100", {"n_ctx": 100}),
+    ("--save-every 0 --save-every-steps 3", {"save_every": 0, "save_every_steps": 3}),
+    ("--val-split 0.5 --eval-every 2 --early-stop 3", {"val_split": 0.5, "eval_every": 2, "early_stop": 3}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "changed"), FLAGS)
+def test_flags_become_options(finetune, line, changed):
+    code, _, err = finetune("--train-data", "finetune-data.txt", *line.split())
+    assert code == 0, err
+    options = Recorded.last.options
+    n_ctx = changed.get("n_ctx", options.n_ctx)
+    assert options == TrainOptions(**{**changed, "n_ctx": n_ctx})
+    assert Recorded.last.setup[1] == options.file_alpha
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        ("--rank 0", "--rank: wanted from 1 to 4096, got 0"),
+        ("--lr 0", "--learning-rate: wanted a number above 0, got 0.0"),
+        ("--lr nan", "--learning-rate: wanted a number above 0, got nan"),
+        ("--epochs two", "--epochs: invalid int value: 'two'"),
+        ("--batch-size 0", "--batch-size: wanted 1 or more, got 0"),
+        ("--lr-schedule step", "--lr-schedule: invalid choice: 'step'"),
+        ("--target-modules attn", "--target-modules: 'attn' is unknown"),
+        ("--lora-format onnx", "--lora-format: wanted one of gguf"),
+        ("--plot loss.pdf", "--plot: wanted a name ending in .svg or .png"),
+        ("--early-stop 2", "--early-stop and --eval-every need --val-data or --val-split"),
+        ("--val-split 0.1 --val-data finetune-data.txt", "--val-data and --val-split are both given"),
+        ("--show-sample 0", "--show-sample: wanted 1 or more, got 0"),
+        ("-c 1", "--ctx-size: wanted 2 or more, got 1"),
+        ("--epoch 3", "unrecognized arguments: --epoch 3"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_2(finetune, flags, wanted):
+    code, out, err = finetune("--train-data", "finetune-data.txt", *flags.split())
+    assert (code, out, err.count("\n")) == (2, "", 1) and wanted in err and err.startswith("finetune: ")
+    assert Recorded.last is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        ("--train-data missing.txt", "missing.txt: no such file"),
+        ("--train-data empty.txt", "empty.txt: the file is empty"),
+        ("--train-data broken.jsonl", "broken.jsonl:2: broken JSON"),
+        ("--outdir file", "cannot write there: "),
+        ("--log-json nofolder.txt/log", "choose another --log-json"),
+        ("--plot nofolder.txt/x.svg", "choose another --plot"),
+        ("--init-lora finetune-data.txt", "finetune-data.txt"),
+        ("--resume", "adapter/checkpoint.gguf: no checkpoint there; leave --resume away"),
+        ("-c 16", "no usable sample"),
+        ("--val-data missing.txt", "missing.txt: no such file"),
+    ],
+)
+def test_what_cannot_work_is_told_before_training(finetune, tmp_path, flags, wanted):
+    for name, text in {
+        "empty.txt": "",
+        "broken.jsonl": '{"text": "a"}\n{"text"\n',
+        "file": "",
+        "nofolder.txt": "",
+    }.items():
+        (tmp_path / name).write_text(text)
+    words = flags.split()
+    code, out, err = finetune(*([] if "--train-data" in words else ["--train-data", "finetune-data.txt"]), *words)
+    lines = [line for line in err.splitlines() if line.startswith("finetune: ")]
+    assert (code, out, len(lines)) == (1, "", 1) and wanted in lines[0] and "Traceback" not in err
+    assert Recorded.last is None
+
+
+def test_a_model_that_is_none_is_told(finetune, tmp_path):
+    code, _, err = finetune("-m", "finetune-data.txt", "--train-data", "finetune-data.txt")
+    assert code == 1 and err.count("\n") == 1 and "finetune-data.txt" in err
+
+
+def test_a_context_beyond_the_models_is_cut_to_it(finetune):
+    code, _, err = finetune("--train-data", "finetune-data.txt", "-c", 10**6)
+    assert code == 0 and re.search(r"--ctx-size 1000000 is more than the model has: (\d+) is used", err)
+    most = Recorded.last.options.n_ctx
+    assert finetune("--train-data", "finetune-data.txt", "-c", 0)[0] == 0 and Recorded.last.options.n_ctx == most
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_is_saved_and_goes_on(finetune, signum, code):
+    line = ["--train-data", "finetune-data.txt", "--epochs", 10, "--log-json", "log.json"]
+    assert finetune(*line, "--outdir", "whole", "--log-json", "whole.json")[0] == 0
+    whole = Recorded.last
+    got, _, err = finetune(*line, interrupt_at=7, signum=signum)
+    assert got == code and "stopping after this step" in err and "with --resume goes on" in err
+    assert step_of("adapter/adapter.bin") == 7
+    assert finetune(*line, "--resume")[0] == 0
+    assert step_of("adapter/adapter.bin") == 20
+    assert Recorded.last.w.tobytes() == whole.w.tobytes()
+    logs = [[json.loads(row) for row in Path(name).read_text().splitlines()] for name in ("log.json", "whole.json")]
+    assert [row["step"] for row in logs[0]] == list(range(1, 21))
+    assert [row["loss"] for row in logs[0]] == [row["loss"] for row in logs[1]]
+
+
+def test_llama_cpps_names_are_filled_in(finetune):
+    flags = (
+        "--checkpoint-in chk-LATEST.gguf --checkpoint-out chk-ITERATION.gguf --lora-out lora-ITERATION.bin --outdir ."
+    )
+    code, _, err = finetune("--train-data", "finetune-data.txt", *flags.split())
+    assert code == 0 and "chk-LATEST.gguf: no checkpoint there yet, starting anew" in err
+    names = sorted(name for name in os.listdir() if name.startswith(("chk", "lora")))
+    assert names == ["chk-2.gguf", "chk-4.gguf", "chk-LATEST.gguf", "lora-2.bin", "lora-4.bin", "lora-LATEST.bin"]
+    code, _, err = finetune("--train-data", "finetune-data.txt", *flags.split(), "--epochs", 3)
+    assert code == 0 and "chk-LATEST.gguf: going on from step 4" in err and step_of("lora-6.bin") == 6
+
+
+def test_an_adapter_to_start_from_sets_rank_scale_and_matrices(finetune):
+    finetune("--train-data", "finetune-data.txt", "--outdir", "first")
+    adapter = load_adapter("first/adapter.bin")
+    adapter.pairs["blk.0.attn_q.weight"].scale = 3.0
+    save_adapter("start.gguf", adapter)
+    code, _, err = finetune("--train-data", "finetune-data.txt", "--init-lora", "start.gguf")
+    assert code == 0, err
+    rank, alpha, targets, _, start = Recorded.last.setup
+    assert (rank, alpha, targets) == (1, 3.0, ("attn_q",)) and list(start.pairs) == ["blk.0.attn_q.weight"]
+    code, _, err = finetune("--train-data", "finetune-data.txt", "--init-lora", "start.gguf", "--rank", 4)
+    assert code == 2 and "start.gguf has rank 1" in err
+
+
+def test_a_plot_and_validation(finetune):
+    code, _, err = finetune("--train-data", "finetune-data.txt", "--val-split", "0.5", "--plot", "loss.svg")
+    assert code == 0 and "validation loss" in err and "the best by validation loss" in err
+    assert Path("loss.svg").read_text().startswith("<svg")
+    Path("one.txt").write_text("hello")
+    code, _, err = finetune("--train-data", "one.txt", "--val-split", "0.5")
+    assert code == 1 and "wanted 2 samples or more to split, got 1" in err
+
+
+def test_samples_are_shown_as_tokens_and_nothing_is_trained(finetune, tmp_path):
+    (tmp_path / "data.jsonl").write_text('{"prompt": "Hi", "completion": "鱼"}\n')
+    code, out, err = finetune("--train-data", "data.jsonl", "--show-sample", 5)
+    assert code == 0 and "data.jsonl: 1 sample" in err
+    lines = out.splitlines()
+    assert re.fullmatch(r"sample 1 of 1: \d+ tokens, \d+ trained \(\*\)", lines[0])
+    assert lines[1] == "       1 '<s>'" and not lines[2].startswith("*") and lines[-1] == "*      2 '</s>'"
+    trained = [line.split(maxsplit=2)[2] for line in lines if line.startswith("*")]
+    assert len(trained) == int(re.search(r"(\d+) trained", lines[0])[1])
+    assert Recorded.last is None and not os.path.exists("adapter")
+
+
+def test_the_adapter_says_how_it_came_to_be(finetune):
+    finetune("--train-data", "finetune-data.txt")
+    metadata = load_adapter("adapter/adapter.bin").metadata
+    assert metadata["llamacy.prompt_template"] == "instruct" and metadata["llamacy.n_samples"] == 2
+    assert metadata["general.base_model.count"] == 1
+
+
+def test_help_and_wrong_usage_need_no_numpy():
+    import subprocess
+
+    code = "import sys; sys.modules['numpy'] = None\nfrom llamacy.cli.finetune import main\nmain(['--help'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and "--train-data FILE" in done.stdout
