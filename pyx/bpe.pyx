@@ -324,10 +324,10 @@ cdef class Vocabulary:
         if len(kinds) != self.n_vocab:
             raise ValueError(f"{len(kinds)} kinds for {self.n_vocab} tokens")
         self.kinds = np.array(kinds, dtype=np.uint8)
-        self.specials.used = 0
+        free(self.specials.places)
+        memset(&self.specials, 0, sizeof(Table))
         if size_table(&self.specials, 0) < 0:
             raise MemoryError("vocabulary")
-        memset(self.specials.places, 0xFF, (self.specials.mask + 1) * sizeof(Place))
         found = set()
         for i in range(self.n_vocab):
             span = (<Span*>self.strings.spans.data)[i]

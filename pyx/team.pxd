@@ -27,6 +27,7 @@ cdef inline void meet(Team* team) noexcept nogil:
     """Wait until all n threads are here; what each wrote before is seen by all after."""
     cdef int phase, spins = 0
     if team.n == 1:
+        team.claimed = 0
         return
     phase = _load(&team.phase, ACQUIRE)
     if _add(&team.arrived, 1, ACQ_REL) == team.n:

@@ -23,6 +23,7 @@ cdef extern from "immintrin.h" nogil:
     __m256 _mm256_sub_ps(__m256, __m256)
     __m256 _mm256_mul_ps(__m256, __m256)
     __m256 _mm256_div_ps(__m256, __m256)
+    __m256 _mm256_sqrt_ps(__m256)
     __m256 _mm256_max_ps(__m256, __m256)
     __m256 _mm256_min_ps(__m256, __m256)
     __m256 _mm256_and_ps(__m256, __m256)
@@ -169,6 +170,13 @@ cdef inline vf vf_min(vf a, vf b) noexcept nogil:
     cdef vf r
     r.lo = _mm256_min_ps(a.lo, b.lo)
     r.hi = _mm256_min_ps(a.hi, b.hi)
+    return r
+
+
+cdef inline vf vf_sqrt(vf a) noexcept nogil:
+    cdef vf r
+    r.lo = _mm256_sqrt_ps(a.lo)
+    r.hi = _mm256_sqrt_ps(a.hi)
     return r
 
 

@@ -1,6 +1,6 @@
 # Any CPU: the verbs of avx2.pxd in plain loops over 16 lanes, which is also the definition of what each verb does.
 
-from libc.math cimport fabsf, rintf
+from libc.math cimport fabsf, rintf, sqrtf
 from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
@@ -90,6 +90,13 @@ cdef inline vf vf_min(vf a, vf b) noexcept nogil:
     cdef int i
     for i in range(16):
         a.x[i] = a.x[i] if a.x[i] < b.x[i] else b.x[i]
+    return a
+
+
+cdef inline vf vf_sqrt(vf a) noexcept nogil:
+    cdef int i
+    for i in range(16):
+        a.x[i] = sqrtf(a.x[i])
     return a
 
 

@@ -1,0 +1,58 @@
+"""Which LoRA pairs a run trains: their ranks, scales and first values, and the adapter they make."""
+
+import numpy as np
+
+from llamacy.errors import LlamacyError
+from llamacy.formats.lora import Adapter, LoraPair
+from llamacy.model.architectures import ARCHITECTURES
+from llamacy.model.weights import linear_shapes
+
+
+def places(model, targets, num_layers=None):
+    """Return {base tensor name: (layer, slot)} of the targeted matrices in the last `num_layers` layers (None: all)."""
+    linears = ARCHITECTURES[model.config.architecture].linears
+    first = 0 if num_layers is None else max(0, model.config.n_layer - num_layers)
+    return {
+        linears[key].format(layer): (layer, slot)
+        for layer in range(first, model.config.n_layer)
+        for slot, key in enumerate(linears)
+        if key in targets
+    }
+
+
+def new_pair(shape, rank, scale, rng):
+    """A fresh pair for a (n_out, n_in) matrix: A uniform in +-1 / sqrt(n_in) (PEFT's Kaiming-uniform), B zero."""
+    n_out, n_in = shape
+    a = rng.uniform(-1, 1, (rank, n_in)) / np.sqrt(n_in)
+    return LoraPair(a.astype(np.float32), np.zeros((n_out, rank), np.float32), scale)
+
+
+def starting_pairs(model, targets, rank, alpha, seed, num_layers=None, init=None):
+    """Return {base tensor name: LoraPair} to train from: `init`'s pairs where it has them, fresh ones elsewhere.
+
+    LlamacyError when `init` is another model's, or adapts what cannot be trained here.
+    """
+    where, shapes = places(model, targets, num_layers), list(linear_shapes(model.config).values())
+    rng = np.random.Generator(np.random.PCG64(seed))
+    pairs = {name: new_pair(shapes[slot], rank, alpha / rank, rng) for name, (_, slot) in where.items()}
+    if init is None:
+        return pairs
+    init = init.bound(model.metadata)
+    strange = [name for name in (*init.pairs, *init.norms) if name not in pairs]
+    if strange:
+        raise LlamacyError(
+            f"{init.path}: adapts {strange[0]}, which this run does not train; wanted pairs on {', '.join(targets)} only"
+        )
+    for name, pair in init.pairs.items():
+        wanted = shapes[where[name][1]]
+        if (pair.b.shape[0], pair.a.shape[1]) != wanted:
+            raise LlamacyError(
+                f"{init.path}: {name} is {pair.b.shape[0]} x {pair.a.shape[1]} here, {wanted[0]} x {wanted[1]} in "
+                f"{model.path}; use the model it was trained on"
+            )
+    return pairs | init.pairs
+
+
+def as_adapter(model, pairs, alpha):
+    """The pairs as an Adapter of this model, ready to save."""
+    return Adapter(model.config.architecture, pairs, alpha).bound(model.metadata)

@@ -1,0 +1,143 @@
+"""The trainer: batches of samples in, loss and gradients through the compiled pass, AdamW on the pairs."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from llamacy import kernels
+from llamacy.errors import LlamacyError
+from llamacy.formats.lora import LoraPair
+from llamacy.train.lora import as_adapter, places, starting_pairs
+
+# Short samples are packed into passes of about this many tokens, where the matrix products run at full speed.
+PACK_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """loss: mean over the trained tokens; grad_norm: of all A and B, before clipping; tokens: of the samples."""
+
+    loss: float
+    grad_norm: float
+    tokens: int
+    trained_tokens: int
+
+
+class Trainer:
+    """LoRA on a model: `init_lora` once, then `step` per optimiser step."""
+
+    def __init__(self, model, options):
+        self.model, self.options = model, options
+        self.n_steps = 0
+        self._pass = None
+
+    def init_lora(self, rank, alpha, targets, seed, init_from=None, num_layers=None):
+        """Set up the pairs: fresh ones, or those of the Adapter `init_from`."""
+        pairs = starting_pairs(self.model, targets, rank, alpha, seed, num_layers, init_from)
+        where = places(self.model, targets, num_layers)
+        # 16 bits and not the 8 of generation: 8-bit activations alone move gradient norms by several percent.
+        activations = "f32" if self.model.activations == "f32" else "int16"
+        self.alpha = alpha
+        self.names = {place: name for name, place in where.items()}
+        self.scales = {name: pair.scale for name, pair in pairs.items()}
+        ranks = {where[name]: (pair.rank, pair.scale) for name, pair in pairs.items()}
+        self.max_tokens = max(self.options.n_ctx, PACK_TOKENS)
+        self._pass = kernels.trainstep.TrainStep(
+            self.model.weights, ranks, self.max_tokens, self.model.threads, activations
+        )
+        for name, a, b in self._views(self._pass.params):
+            a[:], b[:] = pairs[name].a, pairs[name].b.T
+        self._m, self._v = np.zeros_like(self._pass.params), np.zeros_like(self._pass.params)
+
+    def _views(self, flat):
+        """Yield (base tensor name, A (r, n_in), B^T (r, n_out)) as views into a flat array of the pass."""
+        for layer, slot, rank, n_in, n_out, a, b in self._pass.layout:
+            wide_in, wide_out = -(-n_in // 16) * 16, -(-n_out // 16) * 16
+            yield (
+                self.names[layer, slot],
+                flat[a : a + rank * wide_in].reshape(rank, wide_in)[:, :n_in],
+                flat[b : b + rank * wide_out].reshape(rank, wide_out)[:, :n_out],
+            )
+
+    # ---- computing ----
+
+    def step(self, micro_batches, lr):
+        """One optimiser step over a list of lists of Samples: mean loss over all their trained tokens, AdamW at `lr`."""
+        options, samples = self.options, [sample for batch in micro_batches for sample in batch]
+        n_trained = sum(sample.n_trained for sample in samples)
+        if n_trained == 0:
+            raise LlamacyError("a batch has no trained token; check the data with --show-sample 1")
+        self._pass.grads.fill(0)
+        total = sum(self._pass.run(*packed, 1 / n_trained) for packed in pack(samples, self.max_tokens))
+        norm = kernels.adamw.norm(self._pass.grads)
+        # as torch.nn.utils.clip_grad_norm_
+        clip = min(1.0, options.max_grad_norm / (norm + 1e-6)) if options.max_grad_norm else 1.0
+        self.n_steps += 1
+        kernels.adamw.step(
+            self._pass.params, self._pass.grads, self._m, self._v, self.n_steps, lr, options.beta1, options.beta2,
+            options.adam_eps, options.weight_decay, clip, self.model.threads,
+        )  # fmt: skip
+        return StepResult(total / n_trained, norm, sum(len(sample.ids) for sample in samples), n_trained)
+
+    def evaluate(self, batches):
+        """Return (mean loss over all trained tokens, their number) without training."""
+        total, n_trained = 0.0, 0
+        for batch in batches:
+            n_trained += sum(sample.n_trained for sample in batch)
+            total += sum(self._pass.run(*packed, 1.0, False) for packed in pack(batch, self.max_tokens))
+        return total / max(n_trained, 1), n_trained
+
+    def gradients(self):
+        """Return {base tensor name: (dA (r, n_in), dB (n_out, r))} of the last step."""
+        return {name: (a.copy(), b.T.copy()) for name, a, b in self._views(self._pass.grads)}
+
+    # ---- results and state ----
+
+    def adapter(self):
+        """Return the pairs as they are now, as an Adapter."""
+        pairs = {
+            name: LoraPair(a.copy(), np.ascontiguousarray(b.T), self.scales[name])
+            for name, a, b in self._views(self._pass.params)
+        }
+        return as_adapter(self.model, pairs, self.alpha)
+
+    def state(self):
+        """Return everything that the next step depends on: arrays by name, and the step count."""
+        return {"lora.params": self._pass.params, "adamw.m": self._m, "adamw.v": self._v, "n_steps": self.n_steps}
+
+    def load_state(self, state):
+        """Go on from a state() of a trainer set up alike; LlamacyError when it is not."""
+        arrays = {"lora.params": self._pass.params, "adamw.m": self._m, "adamw.v": self._v}
+        for name, array in arrays.items():
+            if name not in state or state[name].shape != array.shape:
+                raise LlamacyError(f"the checkpoint's {name} does not fit this model and rank; start without --resume")
+        for name, array in arrays.items():
+            array[:] = state[name]
+        self.n_steps = int(state["n_steps"])
+
+
+def pack(samples, max_tokens):
+    """Yield (tokens, starts, targets) int32 arrays of whole sequences, at most max_tokens in each (a longer one alone).
+
+    A sample's inputs end at its last trained token's predecessor: what follows influences nothing.
+    """
+    waiting, size = [], 0
+    for sample in samples:
+        length = int(np.flatnonzero(sample.trained)[-1]) if sample.n_trained else 0
+        if length == 0:
+            continue
+        if waiting and size + length > max_tokens:
+            yield _packed(waiting)
+            waiting, size = [], 0
+        targets = np.where(sample.trained[1 : length + 1], sample.ids[1 : length + 1], -1)
+        waiting.append((sample.ids[:length], targets))
+        size += length
+    if waiting:
+        yield _packed(waiting)
+
+
+def _packed(sequences):
+    starts = np.cumsum([0, *(len(ids) for ids, _ in sequences)])
+    tokens = np.concatenate([ids for ids, _ in sequences])
+    targets = np.concatenate([targets for _, targets in sequences])
+    return tuple(np.ascontiguousarray(array, np.int32) for array in (tokens, starts, targets))
