@@ -15,7 +15,7 @@ from llamacy.text.pretokenizers import pretokenizer, splitter
 from llamacy.text.stream import StreamDecoder
 
 # Token types in GGUF files (tokenizer.ggml.token_type) -> what they mean to the vocabulary; others are normal.
-KINDS = {2: bpe.CONTROL, 3: bpe.CONTROL, 4: bpe.USER_DEFINED, 6: bpe.BYTE}
+KINDS = {2: bpe.CONTROL, 3: bpe.CONTROL, 4: bpe.USER_DEFINED}
 
 
 class Model(NamedTuple):
@@ -162,8 +162,7 @@ class Tokenizer:
             strips = changed & (bpe.CONTROL | bpe.USER_DEFINED) != 0
             strips[kept] = False
             changed[strips] |= bpe.STRIP_AFTER
-        if not np.array_equal(changed, kinds):
-            vocabulary = self._build(changed)
+        vocabulary.set_kinds(changed)
         by_key = (self._token_id(key, self.eos_id if key == "eos_token_id" else None) for key in END_KEYS)
         return (
             vocabulary,
