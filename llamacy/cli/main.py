@@ -27,14 +27,23 @@ def build_parser():
     group = parser.add_argument_group("text")
     optional(group, "-p", "--prompt", dest="prompt", metavar="TEXT", help="the text to continue")
     optional(group, "-f", "--file", dest="file", metavar="FILE", help="read the prompt from this file")
-    group.add_argument("-n", "--n-predict", "--predict", type=whole(-1), default=128, metavar="N",
-                       help="tokens to make, -1 = until the text ends or the context is full")  # fmt: skip
+    optional(group, "-n", "--n-predict", "--predict", dest="n_predict", type=whole(-1), metavar="N",
+             help="tokens to make, -1 = to the end of the text or context (default: 128, in a chat -1)")  # fmt: skip
     optional(group, "-r", "--reverse-prompt", "--stop", dest="stop", action="append", default=[], metavar="TEXT",
              help="stop before this text (repeatable)")  # fmt: skip
     group.add_argument("-e", "--escape", action="store_true",
                        help=r"read \n, \t, \r, \", \', \\ and \xHH in the prompt and in --stop")  # fmt: skip
     group.add_argument("--no-display-prompt", action="store_true", help="print only what is new")
     group.add_argument("--verbose-prompt", action="store_true", help="print the prompt's tokens on stderr")
+    group = parser.add_argument_group("chat")
+    group.add_argument("-i", "--interactive", "-cnv", "--conversation", dest="conversation", action="store_true",
+                       help="talk: messages from stdin (--prompt first), in the model's chat template")  # fmt: skip
+    group.add_argument("-ins", "--instruct", action="store_true",
+                       help="wrap the prompt in the template that the adapter was trained with")  # fmt: skip
+    optional(group, "-sys", "--system-prompt", dest="system", metavar="TEXT",
+             help="talk, with this system message")  # fmt: skip
+    optional(group, "--chat-template", dest="chat_template", metavar="NAME|FILE",
+             help="talk in this template instead of the model's own")  # fmt: skip
     add_model_flags(parser, ctx_size="what the prompt and -n need, at most the model's")
     optional(parser, "-b", "--batch-size", dest="batch_size", type=whole(1), metavar="N",
              help="prompt tokens computed at once, at most (default: 512)")  # fmt: skip
@@ -123,60 +132,109 @@ def print_timings(load_seconds, result):
     )
 
 
-def generate_text(engine, tokenizer, ids, args):
-    """Generate after the prompt `ids` and show the text as it comes; return (Result, text).
+class Writer:
+    """Generates after prompts with one engine and shows the text as it comes; `result` is the last one's."""
 
-    The text ends whole, also when Ctrl-C goes through.
-    """
-    from llamacy.generate.request import Request
-    from llamacy.generate.text_stream import TextStream
+    def __init__(self, engine, tokenizer, args, stops=()):
+        self.engine, self._tokenizer, self._args = engine, tokenizer, args
+        self._stops = [unescape(stop) if args.escape else stop for stop in args.stop] + list(stops)
+        self.result = None
 
-    stops = [unescape(stop) if args.escape else stop for stop in args.stop]
-    stream, shown = TextStream(tokenizer.stream(), stops), []
+    def write(self, ids):
+        """Show the text that follows the prompt `ids`, ended by a newline; return it without one.
 
-    def put(text):
-        shown.append(text)
-        show(text)
+        On Ctrl-C the text ends whole and KeyboardInterrupt goes on; `partial` then has what there was.
+        """
+        from llamacy.generate.request import Request
+        from llamacy.generate.text_stream import TextStream
 
-    def on_token(token):
-        text, stop = stream.feed(token)
-        put(text)
-        return stop
+        self.engine.check_prompt(ids)
+        stream, shown = TextStream(self._tokenizer.stream(), self._stops), []
 
-    request = Request(ids, sampling_from(args), n_predict=args.n_predict, on_token=on_token)
-    try:
-        result = engine.run(request)
-    finally:
-        put(stream.flush())
-    return result, "".join(shown)
+        def put(text):
+            shown.append(text)
+            show(text)
+
+        def on_token(token):
+            text, stop = stream.feed(token)
+            put(text)
+            return stop
+
+        request = Request(ids, sampling_from(self._args), n_predict=self._args.n_predict, on_token=on_token)
+        try:
+            self.result = self.engine.run(request)
+        except KeyboardInterrupt:
+            # Back in the engine's hands: the slot is free again for whoever goes on.
+            self.engine.cancel(request)
+            self.engine.step()
+            raise
+        finally:
+            put(stream.flush())
+            text = self.partial = "".join(shown)
+            show("" if text.endswith("\n") else "\n")
+        if self.result.truncated:
+            print(f"stopped: the context of {self.engine.n_ctx} tokens is full (--ctx-size)", file=sys.stderr)
+        return text
+
+
+def converse(args, model, prompt):
+    """Talk until the end of stdin; return the last Result, None when nothing was said."""
+    from llamacy.cli.conversation import Conversation, talk, template_of
+    from llamacy.generate.engine import Engine
+
+    engine = Engine(model, n_ctx=context_of(args, model), batch_size=args.batch_size)
+    writer = Writer(engine, model.tokenizer, args, template_of(args, model)[1])
+
+    def answer(ids):
+        try:
+            return writer.write(ids)
+        except KeyboardInterrupt:
+            return writer.partial  # Ctrl-C ends the answer, not the conversation
+
+    talk(Conversation(args, model, engine, answer), prompt)
+    return writer.result
+
+
+def complete(args, model, prompt):
+    """Show the prompt and the text that follows it; return the Result."""
+    from llamacy.generate.engine import Engine
+    from llamacy.generate.text_stream import prompt_ids
+
+    stops = []
+    if args.instruct:
+        from llamacy.cli.conversation import first_messages, template_of
+        from llamacy.generate.chat_prompt import chat_ids, chat_text
+
+        template, stops = template_of(args, model)
+        messages = [*first_messages(args), {"role": "user", "content": prompt}]
+        prompt = chat_text(messages, template, model.tokenizer)
+        ids = chat_ids(messages, template, model.tokenizer)
+    else:
+        ids = prompt_ids(model.tokenizer, prompt)
+    engine = Engine(model, n_ctx=session_context(args, model, len(ids)), batch_size=args.batch_size)
+    engine.check_prompt(ids)
+    if args.verbose_prompt:
+        print_tokens(model.tokenizer, ids)
+    if not args.no_display_prompt:
+        show(prompt)
+    writer = Writer(engine, model.tokenizer, args, stops)
+    writer.write(ids)
+    return writer.result
 
 
 def main(argv):
     args = build_parser().parse_args(argv)
     prompt = read_prompt(args)
+    # -ins with a prompt answers that one; every other flag about chats begins one.
+    talks = args.conversation or (not prompt if args.instruct else args.system or args.chat_template)
+    if args.n_predict is None:
+        args.n_predict = -1 if talks else 128
     began = time.perf_counter()
     model = open_model_from(args)
-    # Late: --help and wrong usage answer without them.
-    from llamacy.generate.engine import Engine
-    from llamacy.generate.text_stream import prompt_ids
-
     if args.mlock:
         lock_memory()
-    ids = prompt_ids(model.tokenizer, prompt)
-    engine = Engine(model, n_ctx=session_context(args, model, len(ids)), batch_size=args.batch_size)
-    engine.check_prompt(ids)
     load_seconds = time.perf_counter() - began
-    if args.verbose_prompt:
-        print_tokens(model.tokenizer, ids)
-    if not args.no_display_prompt:
-        show(prompt)
-    try:
-        result, text = generate_text(engine, model.tokenizer, ids, args)
-    except KeyboardInterrupt:
-        show("\n")
-        raise
-    show("" if text.endswith("\n") else "\n")
-    if result.truncated:
-        print(f"stopped: the context of {engine.n_ctx} tokens is full (--ctx-size)", file=sys.stderr)
-    print_timings(load_seconds, result)
+    result = (converse if talks else complete)(args, model, prompt)
+    if result:
+        print_timings(load_seconds, result)
     return 0

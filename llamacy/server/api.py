@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from llamacy import __version__
+from llamacy.generate.chat_prompt import special_text
 from llamacy.generate.sampler import LIMITS
 from llamacy.server import fields
 from llamacy.server.errors import HttpError
@@ -12,6 +13,13 @@ from llamacy.server.metrics import metrics_text
 from llamacy.server.options import OPTIONS, read_options, read_prompts, read_scales
 
 PAGE = Path(__file__).parent / "web" / "index.html"
+# The page is one file that talks to this server only; the browser holds it to that.
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
 # JSON has no infinity: a forbidden token's log-probability is f32's lowest number, as in llama.cpp.
 LOWEST = -3.4028234663852886e38
 
@@ -21,7 +29,7 @@ def health(app, call):
 
 
 def page(app, call):
-    return Text(PAGE.read_text("utf-8"), "text/html; charset=utf-8")
+    return Text(PAGE.read_text("utf-8"), "text/html; charset=utf-8", headers=PAGE_HEADERS)
 
 
 def completion(app, call):
@@ -180,11 +188,6 @@ def props(app, call):
             "is_sleeping": False,
         }
     )
-
-
-def special_text(tokenizer, token):
-    """Return a special token's name, "" without such a token."""
-    return "" if token is None else tokenizer.token_bytes(token).decode("utf-8", "replace")
 
 
 def slots(app, call):

@@ -8,12 +8,13 @@ import secrets
 import time
 from dataclasses import dataclass, replace
 
-from llamacy.generate.text_stream import prompt_ids
+from llamacy.generate.chat_prompt import chat_ids, chat_text
 from llamacy.server import api, fields
 from llamacy.server.errors import HttpError
 from llamacy.server.http import Events, Json
 from llamacy.server.jobs import Answer, Job, Piece
 from llamacy.server.options import read_options, read_prompts
+from llamacy.text.chat import template_for
 
 MAX_CHOICES = 64
 REASONS = {"eos": "stop", "word": "stop", "limit": "length"}
@@ -100,7 +101,7 @@ def choice(index, content, logprobs=None, finish_reason=None):
 def chat_completions(app, call):
     data = call.json()
     values = fields.read_all(data, CHAT)
-    prompt = chat_prompt(app, data)
+    prompt = chat_ids(*conversation(app, data))
     # The chosen token's own log-probability is there as soon as any alternative is asked for.
     n_probs = max(1, values["top_logprobs"]) if values["logprobs"] else 0
     return _answer(app, call, data | {"n_probs": n_probs}, values, [prompt], CHAT_SHAPE, values["top_logprobs"])
@@ -122,28 +123,10 @@ def completions(app, call):
     )
 
 
-def chat_prompt(app, data):
-    """Return the token ids of a conversation, rendered with the model's chat template."""
-    return _without_second_bos(app.model.tokenizer, prompt_ids(app.model.tokenizer, render_chat(app, data)))
-
-
-def render_chat(app, data):
-    """Return a conversation as the text that the model was trained on, ready for its answer."""
-    from llamacy.text import chat
-
-    tokenizer = app.model.tokenizer
-    template = chat.template_for(app.model.metadata, app.chat_template)
-    return chat.render(
-        read_messages(data),
-        template,
-        bos=api.special_text(tokenizer, tokenizer.bos_id),
-        eos=api.special_text(tokenizer, tokenizer.eos_id),
-    )
-
-
-def _without_second_bos(tokenizer, ids):
-    """Drop the BOS that the tokenizer put before the template's own."""
-    return ids[1:] if tokenizer.add_bos and ids[:2] == [tokenizer.bos_id] * 2 else ids
+def conversation(app, data):
+    """Return (messages, template, tokenizer) of a request, as chat_text and chat_ids want them."""
+    messages = read_messages(data)
+    return messages, template_for(app.model.metadata, app.chat_template), app.model.tokenizer
 
 
 def read_messages(data):
@@ -249,7 +232,7 @@ def _stream(app, job, shape, head, echo, top, prompts, include_usage):
 
 
 def apply_template(app, call):
-    return Json({"prompt": render_chat(app, call.json())})
+    return Json({"prompt": chat_text(*conversation(app, call.json()))})
 
 
 def models(app, call):

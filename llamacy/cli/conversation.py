@@ -1,0 +1,124 @@
+"""`main`'s chat: messages from stdin, answers to stdout, the whole conversation sent along each time.
+
+Only what is new is computed: the engine keeps the conversation's beginning in its cache.
+"""
+
+import sys
+
+from llamacy.errors import LlamacyError
+from llamacy.generate.chat_prompt import chat_ids
+from llamacy.text.chat import template_for
+
+HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer, \\ at a line's end goes on"
+# What the instruction format writes before the next question: a model that goes on asking itself is stopped there.
+INSTRUCT_STOP = "### Instruction:"
+
+
+def template_of(args, model):
+    """Return (template, stop strings): `--chat-template`, for `--instruct` what the adapter was trained with, or the
+    model's own.
+
+    finetune writes into an adapter how its prompts looked; adapters from elsewhere are taken to be instructions.
+    """
+    if args.instruct and not args.chat_template:
+        shapes = {adapter.metadata.get("llamacy.prompt_template", "instruct") for adapter, _ in model.adapters}
+        if shapes != {"chat"}:
+            return "instruct", [INSTRUCT_STOP]
+    return template_for(model.metadata, args.chat_template), []
+
+
+def first_messages(args):
+    """Return the messages that a conversation begins with: the system's, where there is one."""
+    return [{"role": "system", "content": args.system}] if args.system else []
+
+
+class Conversation:
+    """The messages so far. `answer(ids) -> text` generates after a prompt and shows it."""
+
+    def __init__(self, args, model, engine, answer):
+        self.template, self.stops = template_of(args, model)
+        self.tokenizer, self.n_ctx, self._answer = model.tokenizer, engine.n_ctx, answer
+        self._first = first_messages(args)
+        self.messages = list(self._first)
+
+    def clear(self):
+        """Forget all but the system message."""
+        self.messages = list(self._first)
+
+    def say(self, text):
+        """Add a message, show the answer and keep it; LlamacyError when the message is too long for the context."""
+        self.messages.append({"role": "user", "content": text})
+        try:
+            reply = self._answer(self._fitting_ids())
+        except (LlamacyError, KeyboardInterrupt):
+            self.messages.pop()
+            raise
+        self.messages.append({"role": "assistant", "content": reply})
+
+    def _fitting_ids(self):
+        """Return the conversation's ids; the oldest questions and answers go, with a note, when it is too long."""
+        ids, dropped = chat_ids(self.messages, self.template, self.tokenizer), 0
+        start = len(self._first)
+        while len(ids) >= self.n_ctx and len(self.messages) > start + 2:
+            del self.messages[start : start + 2]
+            dropped += 1
+            ids = chat_ids(self.messages, self.template, self.tokenizer)
+        if dropped:
+            print(
+                f"(forgot the oldest {dropped} of the questions and answers: the context is {self.n_ctx} tokens)",
+                file=sys.stderr,
+            )
+        return ids
+
+
+def lines():
+    """Yield what the user types, line by line, to the end of stdin; with a prompt and editing on a terminal."""
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        import contextlib
+
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  gives input() editing and history
+        while True:
+            try:
+                yield input("> ")
+            except EOFError:
+                return
+    for line in sys.stdin.buffer:
+        yield line.decode("utf-8", "replace").rstrip("\r\n")
+
+
+def messages_of(typed):
+    """Join lines that end in a backslash with the next; leave out empty messages."""
+    parts = []
+    for line in typed:
+        if line.endswith("\\"):
+            parts.append(line[:-1])
+            continue
+        message = "\n".join([*parts, line]).strip()
+        parts = []
+        if message:
+            yield message
+
+
+def talk(conversation, first=None):
+    """Answer `first` and then what is typed, until the end of stdin or /exit."""
+    if sys.stdin.isatty():
+        print(f"({HELP})", file=sys.stderr)
+    if first:
+        _say(conversation, first)
+    for message in messages_of(lines()):
+        if message == "/exit":
+            return
+        if message == "/clear":
+            conversation.clear()
+        else:
+            _say(conversation, message)
+
+
+def _say(conversation, message):
+    try:
+        conversation.say(message)
+    except LlamacyError as error:
+        if not sys.stdin.isatty():
+            raise
+        print(f"({error})", file=sys.stderr)
