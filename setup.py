@@ -18,7 +18,7 @@ PYX = ROOT / "pyx"
 STAGE = ROOT / "build" / "pyx"
 
 # Modules of numbers, compiled for each instruction set; modules of bytes and ids, compiled once.
-KERNELS = ["quants", "matmul", "norm", "rope", "mlp", "attention", "loss", "adamw", "weights", "decoder", "trainstep"]
+KERNELS = """acts kinds gemm matmul quants norm rope mlp attention loss adamw weights decoder trainstep""".split()
 COMMON = ["scan", "bpe", "sampling"]
 
 # -O3 without -ffast-math: masks need infinities, and importing a module must not switch the thread to flush-to-zero.

@@ -8,7 +8,8 @@ from libc.math cimport INFINITY
 from libc.stdint cimport uint8_t, uint16_t
 from libc.string cimport memcpy, memset
 
-from .matmul cimport padded, panel_add
+from .acts cimport padded
+from .gemm cimport panel_add
 from .simd cimport *
 from .vmath cimport vf_exp
 

@@ -418,7 +418,7 @@ cdef class Vocabulary:
         return text[:span.size]
 
     cdef int32_t word(self, const uint8_t* text, int64_t n) noexcept nogil:
-        """Return the number of what text can be merged to, -1 for none: control tokens are not written by their text."""
+        """Return the number of what text can be merged to, -1 for none. Control tokens do not come from merging."""
         cdef int32_t found = lookup(&self.strings, &self.words, text, n)
         return -1 if 0 <= found < self.n_vocab and self.kinds[found] & K_CONTROL else found
 

@@ -10,7 +10,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from .attention cimport Head, attend, attend_bytes, store_kv
-from .matmul cimport EXACT, INT8, INT16, Acts, acts_bytes, acts_place, acts_quantize, padded
+from .acts cimport *
 from .mlp cimport swiglu
 from .norm cimport rms_norm
 from .rope cimport rope, rope_angles

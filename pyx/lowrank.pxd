@@ -3,7 +3,8 @@
 #
 # Axes: T tokens, K = n_in, N = n_out, r rank, w = r padded to 16.
 
-from .matmul cimport padded, panel_add
+from .acts cimport padded
+from .gemm cimport panel_add
 from .simd cimport *
 
 cdef struct Pair:

@@ -14,8 +14,8 @@ from libc.string cimport memset
 from .attention cimport Head, attend, attend_backward, attend_backward_bytes, attend_bytes, store_kv
 from .loss cimport cross_entropy
 from .lowrank cimport *
-from .matmul cimport EXACT, INT16, Acts, acts_bytes, acts_place, acts_quantize, matmul_backward_tiles, matmul_tiles
-from .matmul cimport quantize_gradient
+from .acts cimport *
+from .gemm cimport matmul_backward_tiles, matmul_tiles
 from .mlp cimport swiglu, swiglu_backward
 from .norm cimport rms_norm, rms_norm_backward
 from .rope cimport rope, rope_angles, rope_backward

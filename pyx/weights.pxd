@@ -1,6 +1,7 @@
 from libc.stdint cimport uint8_t
 
-from .matmul cimport Acts, Packed
+from .acts cimport Acts
+from .gemm cimport Packed
 from .quants cimport RowType
 
 cdef struct Lora:               # one adapter's pair on one matrix: y += scale * B (A x)

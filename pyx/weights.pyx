@@ -4,7 +4,9 @@ from libc.stdint cimport uint8_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 
-from .matmul cimport EXACT, PackedMatrix, Acts, matmul_tiles, padded, panel_add, precision_of
+from .acts cimport EXACT, Acts, padded
+from .gemm cimport matmul_tiles, panel_add, precision_of
+from .matmul cimport PackedMatrix
 from .quants cimport row_type
 from .simd cimport *
 from .team cimport share

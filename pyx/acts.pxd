@@ -1,0 +1,42 @@
+# T: rows of activations (tokens)   K: columns of the matrix (n_in)   N: rows of the matrix (n_out)
+
+from libc.stdint cimport int8_t, int16_t, uint8_t, uintptr_t
+
+cdef enum Precision:            # how activations enter the product
+    EXACT = 1                   # f32
+    INT8 = 2
+    INT16 = 4
+
+cdef enum:
+    BACK_ROWS = 128             # values of dy that share a scale: rows of W summed in int32 before scaling
+    W_LIMIT = 2047              # the weights' and the gradients' largest integers there, see quantize_gradient
+    G_LIMIT = 8191
+
+cdef struct Acts:               # T rows of inputs; only the wanted forms are there
+    int n_rows
+    int n_cols
+    int n_blocks
+    const float* f32            # (T, ld)
+    size_t ld
+    int8_t* q8                  # (T, 32 n_blocks), scale (T, n_blocks), sum = scale * sum of the codes
+    float* scale8
+    float* sum8
+    int16_t* q16
+    float* scale16
+    float* sum16
+
+
+cdef inline size_t padded(size_t n, size_t to) noexcept nogil:
+    """n rounded up to a multiple of `to`"""
+    return (n + to - 1) // to * to
+
+
+cdef inline uint8_t* aligned(void* p) noexcept nogil:
+    """p rounded up to a cache line"""
+    return <uint8_t*>((<uintptr_t>p + 63) & ~<uintptr_t>63)
+
+
+cdef size_t acts_bytes(int n_rows, int n_cols, int precisions) noexcept nogil
+cdef void acts_place(Acts* x, int n_rows, int n_cols, int precisions, uint8_t* memory) noexcept nogil
+cdef void acts_quantize(Acts* x, int lo, int hi, int block_lo, int block_hi) noexcept nogil
+cdef void quantize_gradient(const float* dy, size_t ldy, int n_rows, int lo, int hi, int16_t* q, float* scale) noexcept nogil

@@ -1,0 +1,98 @@
+"""Inputs of the matrix products, rounded: 8 or 16 bits per block of 32 for W x, 16 bits per 128 values for W^T dy."""
+
+from libc.stdint cimport int8_t, int16_t, uint8_t, uintptr_t
+from libc.string cimport memcpy, memset
+
+from .simd cimport *
+
+
+cdef size_t acts_bytes(int n_rows, int n_cols, int precisions) noexcept nogil:
+    """Bytes that acts_place needs for T = n_rows inputs of n_cols values in these precisions."""
+    cdef size_t nb = (n_cols + 31) // 32, n = n_rows
+    cdef size_t scales = padded(8 * n * nb, 64)
+    return (padded(32 * n * nb, 64) + scales if precisions & INT8 else 0) + (
+        padded(64 * n * nb, 64) + scales if precisions & INT16 else 0) + 64
+
+
+cdef void acts_place(Acts* x, int n_rows, int n_cols, int precisions, uint8_t* memory) noexcept nogil:
+    """Lay out the rounded forms in `memory` (acts_bytes); f32 and ld stay as they are."""
+    cdef size_t nb = (n_cols + 31) // 32, n = n_rows
+    cdef uint8_t* p = aligned(memory)
+    x.n_rows, x.n_cols, x.n_blocks = n_rows, n_cols, <int>nb
+    x.q8, x.q16 = NULL, NULL
+    if precisions & INT8:
+        x.q8 = <int8_t*>p
+        x.scale8 = <float*>(p + padded(32 * n * nb, 64))
+        x.sum8 = x.scale8 + n * nb
+        p += padded(32 * n * nb, 64) + padded(8 * n * nb, 64)
+    if precisions & INT16:
+        x.q16 = <int16_t*>p
+        x.scale16 = <float*>(p + padded(64 * n * nb, 64))
+        x.sum16 = x.scale16 + n * nb
+
+
+cdef inline float block_amax(vf a, vf b) noexcept nogil:
+    return vf_hmax(vf_max(vf_abs(a), vf_abs(b)))
+
+
+cdef void acts_quantize(Acts* x, int lo, int hi, int block_lo, int block_hi) noexcept nogil:
+    """Round rows lo..hi, blocks block_lo..block_hi of x.f32 to the forms that x has; K is a multiple of 32."""
+    cdef int t, b
+    cdef vf a0, a1
+    cdef vi i0, i1
+    cdef float amax, inverse
+    cdef size_t at
+    cdef const float* row
+    for t in range(lo, hi):
+        row = x.f32 + t * x.ld
+        for b in range(block_lo, block_hi):
+            at = <size_t>t * x.n_blocks + b
+            a0, a1 = vf_load(row + 32 * b), vf_load(row + 32 * b + 16)
+            amax = block_amax(a0, a1)
+            if x.q8 != NULL:
+                inverse = 127 / amax if amax > 0 else 0
+                i0 = vf_to_i(vf_mul(a0, vf_set1(inverse)))
+                i1 = vf_to_i(vf_mul(a1, vf_set1(inverse)))
+                vi_store_s8(x.q8 + 32 * at, i0)
+                vi_store_s8(x.q8 + 32 * at + 16, i1)
+                x.scale8[at] = amax / 127
+                x.sum8[at] = x.scale8[at] * <float>vi_hsum(vi_add(i0, i1))
+            if x.q16 != NULL:
+                inverse = 32767 / amax if amax > 0 else 0
+                i0 = vf_to_i(vf_mul(a0, vf_set1(inverse)))
+                i1 = vf_to_i(vf_mul(a1, vf_set1(inverse)))
+                vi_store_s16(x.q16 + 32 * at, i0)
+                vi_store_s16(x.q16 + 32 * at + 16, i1)
+                x.scale16[at] = amax / 32767
+                x.sum16[at] = x.scale16[at] * <float>vi_hsum(vi_add(i0, i1))
+
+
+cdef void quantize_gradient(const float* dy, size_t ldy, int n_rows, int lo, int hi, int16_t* q, float* scale) noexcept nogil:
+    """Round tokens lo..hi of dy (T, N) to int16 of at most 8191 per 128 values; q (T, padded(N, 128)), scale (T, padded(N, 128) / 128).
+
+    The sum of 128 products with weights of at most 2047 fits int32: 128 * 2047 * 8191 = 2146173056 < 2 ** 31.
+    """
+    cdef int t, g, i, n
+    cdef int groups = (n_rows + BACK_ROWS - 1) // BACK_ROWS
+    cdef const float* row
+    cdef int16_t* out
+    cdef float buffer[BACK_ROWS]
+    cdef float amax, inverse
+    cdef vf peak
+    for t in range(lo, hi):
+        for g in range(groups):
+            row = dy + t * ldy + g * BACK_ROWS
+            n = min(BACK_ROWS, n_rows - g * BACK_ROWS)
+            if n < BACK_ROWS:
+                memset(buffer, 0, sizeof(buffer))
+                memcpy(buffer, row, 4 * n)
+                row = buffer
+            peak = vf_abs(vf_load(row))
+            for i in range(16, BACK_ROWS, 16):
+                peak = vf_max(peak, vf_abs(vf_load(row + i)))
+            amax = vf_hmax(peak)
+            inverse = G_LIMIT / amax if amax > 0 else 0
+            out = q + (<size_t>t * groups + g) * BACK_ROWS
+            for i in range(0, BACK_ROWS, 16):
+                vi_store_s16(out + i, vf_to_i(vf_mul(vf_load(row + i), vf_set1(inverse))))
+            scale[<size_t>t * groups + g] = amax / G_LIMIT

@@ -1,0 +1,363 @@
+"""The quantised types as the products see them: packing to tiles, unpacking to panels, one token's product.
+
+One section per layout, one block of one-line functions and one table row per type. Layouts: tiles.pxd.
+"""
+
+from libc.stdint cimport int8_t, int16_t, uint8_t, uint16_t, uint32_t
+from libc.string cimport memcpy, memset
+
+from .acts cimport Acts
+from .blocks cimport *
+from .simd cimport *
+from .tiles cimport *
+
+
+# ======== quads: 4- and 5-bit types ========
+# int16 sums: a product is at most 15 * 127 (31 * 127), maddubs adds two, so 8 (4) of them stay within
+# 8 * 2 * 1905 = 30480 (4 * 2 * 3937 = 31496) < 32767.
+
+cdef inline void unpack_quads_u8(const uint8_t* tile, int n, uint8_t* q, float* d, float* m,
+                                 bint fifth, int offset, bint has_min, int tile_bytes) noexcept nogil:
+    """n tiles to codes [n][8][64 bytes], d [n][16] and m - offset * d [n][16]"""
+    cdef int b
+    cdef vb high
+    cdef vf scale
+    for b in range(n):
+        high = quad_high(tile, fifth)
+        vb_store(q, quad(tile, fifth, high, 0))
+        vb_store(q + 64, quad(tile, fifth, high, 1))
+        vb_store(q + 128, quad(tile, fifth, high, 2))
+        vb_store(q + 192, quad(tile, fifth, high, 3))
+        vb_store(q + 256, quad(tile, fifth, high, 4))
+        vb_store(q + 320, quad(tile, fifth, high, 5))
+        vb_store(q + 384, quad(tile, fifth, high, 6))
+        vb_store(q + 448, quad(tile, fifth, high, 7))
+        scale = quad_scale(tile, fifth)
+        vf_store(d + 16 * b, scale)
+        vf_store(m + 16 * b, quad_min(tile, fifth) if has_min else vf_mul(scale, vf_set1(<float>-offset)))
+        tile += tile_bytes
+        q += TILE
+
+
+cdef inline void unpack_quads_s16(const uint8_t* tile, int n, int16_t* q, float* d, float* m,
+                                  bint fifth, int offset, bint has_min, int tile_bytes) noexcept nogil:
+    """n tiles to code - offset as pairs [n][16][16 rows][2], d [n][16], m [n][16] where there is one"""
+    cdef int b, g
+    cdef uint8_t codes[TILE]
+    cdef float scale[16]
+    cdef float least[16]
+    for b in range(n):
+        unpack_quads_u8(tile, 1, codes, scale, least, fifth, offset, has_min, tile_bytes)
+        for g in range(8):
+            vw_store(q + 64 * g, vb_pair(vb_load(codes + 64 * g), 0, offset))
+            vw_store(q + 64 * g + 32, vb_pair(vb_load(codes + 64 * g), 1, offset))
+        memcpy(d + 16 * b, scale, 64)
+        if has_min:
+            memcpy(m + 16 * b, least, 64)
+        tile += tile_bytes
+        q += TILE
+
+
+cdef inline void matvec_quads(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y,
+                              bint fifth, int offset, bint has_min, int tile_bytes) noexcept nogil:
+    """y[16] = the row group's product with 8-bit input t"""
+    cdef const int8_t* a = x.q8 + 32 * t * nb
+    cdef const float* scale = x.scale8 + t * nb
+    cdef const float* total = x.sum8 + t * nb
+    cdef int b
+    cdef vb high
+    cdef vh h
+    cdef vi s
+    cdef vf d, m, acc = vf_set1(0)
+    for b in range(nb):
+        prefetch(tile + 2304)
+        prefetch(tile + 2368)
+        prefetch(tile + 2432)
+        prefetch(tile + 2496)
+        prefetch(tile + 2560)
+        high = quad_high(tile, fifth)
+        h = vh_dot(vh_zero(), quad(tile, fifth, high, 0), a)
+        h = vh_dot(h, quad(tile, fifth, high, 1), a + 4)
+        h = vh_dot(h, quad(tile, fifth, high, 2), a + 8)
+        h = vh_dot(h, quad(tile, fifth, high, 3), a + 12)
+        if fifth:
+            s = vh_sum(h)
+            h = vh_zero()
+        h = vh_dot(h, quad(tile, fifth, high, 4), a + 16)
+        h = vh_dot(h, quad(tile, fifth, high, 5), a + 20)
+        h = vh_dot(h, quad(tile, fifth, high, 6), a + 24)
+        h = vh_dot(h, quad(tile, fifth, high, 7), a + 28)
+        s = vi_add(s, vh_sum(h)) if fifth else vh_sum(h)
+        d = quad_scale(tile, fifth)
+        m = quad_min(tile, fifth) if has_min else vf_mul(d, vf_set1(<float>-offset))
+        acc = vf_fma(vf_mul(d, vf_set1(scale[b])), vi_to_f(s), acc)
+        acc = vf_fma1(m, total[b], acc)
+        tile += tile_bytes
+        a += 32
+    vf_store(y, acc)
+
+
+# ======== pairs: 8-bit types ========
+
+cdef void unpack_pairs_s16(const uint8_t* tile, int n, int16_t* q, float* d, float* m) noexcept nogil:
+    cdef int b, p
+    for b in range(n):
+        for p in range(16):
+            vw_store(q + 32 * p, vw_load_s8(<const int8_t*>tile + 32 * p))
+        vf_store(d + 16 * b, vf_load_f16(tile + TILE))
+        tile += 544
+        q += TILE
+
+
+cdef void matvec_q8_0(const uint8_t* tile, int nb, int n_cols, const Acts* x, size_t t, float* y) noexcept nogil:
+    """y[16] = the row group's product with 16-bit input t"""
+    cdef const int16_t* a = x.q16 + 32 * t * nb
+    cdef const float* scale = x.scale16 + t * nb
+    cdef int b, p
+    cdef vi s
+    cdef vf acc = vf_set1(0)
+    for b in range(nb):
+        for p in range(9):
+            prefetch(tile + 3264 + 64 * p)
+        s = vi_zero()
+        for p in range(16):
+            s = vi_dot(s, vw_load_s8(<const int8_t*>tile + 32 * p), a + 2 * p)
+        acc = vf_fma(vf_mul(vf_load_f16(tile + TILE), vf_set1(scale[b])), vi_to_f(s), acc)
+        tile += 544
+        a += 32
+    vf_store(y, acc)
+
+
+# ======== integer types as f32 ========
+
+cdef inline void unpack_f32(const uint8_t* tile, int n, float* w, unpack_s16_fn unpack, int tile_bytes,
+                            bint has_min) noexcept nogil:
+    """n tiles to weights [32 n][16 rows]"""
+    cdef int16_t q[TILE]
+    cdef float d[16]
+    cdef float m[16]
+    cdef int b, p
+    cdef vf scale, least = vf_set1(0)
+    cdef vw pair
+    for b in range(n):
+        unpack(tile, 1, q, d, m)
+        scale = vf_load(d)
+        if has_min:
+            least = vf_load(m)
+        for p in range(16):
+            pair = vw_load(q + 32 * p)
+            vf_store(w + 32 * p, vf_fma(scale, vw_even(pair), least))
+            vf_store(w + 32 * p + 16, vf_fma(scale, vw_odd(pair), least))
+        tile += tile_bytes
+        w += TILE
+
+
+# ======== the rows of the table ========
+
+cdef void codes_q4_0(const uint8_t* block, uint32_t* codes, uint16_t* d, uint16_t* m) noexcept nogil:
+    cdef const block_q4_0* x = <const block_q4_0*>block
+    nibble_words(x.qs, codes)
+    d[0] = x.d
+
+
+cdef void codes_q4_1(const uint8_t* block, uint32_t* codes, uint16_t* d, uint16_t* m) noexcept nogil:
+    cdef const block_q4_1* x = <const block_q4_1*>block
+    nibble_words(x.qs, codes)
+    d[0], m[0] = x.d, x.m
+
+
+cdef void codes_q5_0(const uint8_t* block, uint32_t* codes, uint16_t* d, uint16_t* m) noexcept nogil:
+    cdef const block_q5_0* x = <const block_q5_0*>block
+    nibble_words(x.qs, codes)
+    fifth_words(x.qh, codes)
+    d[0] = x.d
+
+
+cdef void codes_q5_1(const uint8_t* block, uint32_t* codes, uint16_t* d, uint16_t* m) noexcept nogil:
+    cdef const block_q5_1* x = <const block_q5_1*>block
+    nibble_words(x.qs, codes)
+    fifth_words(x.qh, codes)
+    d[0], m[0] = x.d, x.m
+
+
+ctypedef void (*codes_fn)(const uint8_t* block, uint32_t* codes, uint16_t* d, uint16_t* m) noexcept nogil
+
+
+cdef inline void pack_quads(const uint8_t* rows, size_t row_bytes, int n_rows, int b, uint8_t* tile,
+                            codes_fn codes_of, int block_bytes, bint fifth, bint has_min) noexcept nogil:
+    cdef uint32_t codes[128]
+    cdef uint16_t d[16]
+    cdef uint16_t m[16]
+    cdef int r
+    memset(codes, 0, sizeof(codes))
+    memset(d, 0, sizeof(d))
+    memset(m, 0, sizeof(m))
+    for r in range(n_rows):
+        codes_of(rows + r * row_bytes + <size_t>b * block_bytes, codes + 8 * r, d + r, m + r)
+    write_quads(tile, codes, fifth)
+    tile += 320 if fifth else 256
+    memcpy(tile, d, 32)
+    if has_min:
+        memcpy(tile + 32, m, 32)
+
+
+cdef void pack_q4_0(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_quads(rows, rb, n, b, tile, codes_q4_0, 18, False, False)
+
+cdef void u8_q4_0(const uint8_t* tile, int n, uint8_t* q, float* d, float* m) noexcept nogil:
+    unpack_quads_u8(tile, n, q, d, m, False, 8, False, 288)
+
+cdef void s16_q4_0(const uint8_t* tile, int n, int16_t* q, float* d, float* m) noexcept nogil:
+    unpack_quads_s16(tile, n, q, d, m, False, 8, False, 288)
+
+cdef void f32_q4_0(const uint8_t* tile, int n, float* w) noexcept nogil:
+    unpack_f32(tile, n, w, s16_q4_0, 288, False)
+
+cdef void matvec_q4_0(const uint8_t* tile, int nb, int k, const Acts* x, size_t t, float* y) noexcept nogil:
+    matvec_quads(tile, nb, x, t, y, False, 8, False, 288)
+
+
+cdef void pack_q4_1(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_quads(rows, rb, n, b, tile, codes_q4_1, 20, False, True)
+
+cdef void u8_q4_1(const uint8_t* tile, int n, uint8_t* q, float* d, float* m) noexcept nogil:
+    unpack_quads_u8(tile, n, q, d, m, False, 0, True, 320)
+
+cdef void s16_q4_1(const uint8_t* tile, int n, int16_t* q, float* d, float* m) noexcept nogil:
+    unpack_quads_s16(tile, n, q, d, m, False, 0, True, 320)
+
+cdef void f32_q4_1(const uint8_t* tile, int n, float* w) noexcept nogil:
+    unpack_f32(tile, n, w, s16_q4_1, 320, True)
+
+cdef void matvec_q4_1(const uint8_t* tile, int nb, int k, const Acts* x, size_t t, float* y) noexcept nogil:
+    matvec_quads(tile, nb, x, t, y, False, 0, True, 320)
+
+
+cdef void pack_q5_0(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_quads(rows, rb, n, b, tile, codes_q5_0, 22, True, False)
+
+cdef void u8_q5_0(const uint8_t* tile, int n, uint8_t* q, float* d, float* m) noexcept nogil:
+    unpack_quads_u8(tile, n, q, d, m, True, 16, False, 352)
+
+cdef void s16_q5_0(const uint8_t* tile, int n, int16_t* q, float* d, float* m) noexcept nogil:
+    unpack_quads_s16(tile, n, q, d, m, True, 16, False, 352)
+
+cdef void f32_q5_0(const uint8_t* tile, int n, float* w) noexcept nogil:
+    unpack_f32(tile, n, w, s16_q5_0, 352, False)
+
+cdef void matvec_q5_0(const uint8_t* tile, int nb, int k, const Acts* x, size_t t, float* y) noexcept nogil:
+    matvec_quads(tile, nb, x, t, y, True, 16, False, 352)
+
+
+cdef void pack_q5_1(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_quads(rows, rb, n, b, tile, codes_q5_1, 24, True, True)
+
+cdef void u8_q5_1(const uint8_t* tile, int n, uint8_t* q, float* d, float* m) noexcept nogil:
+    unpack_quads_u8(tile, n, q, d, m, True, 0, True, 384)
+
+cdef void s16_q5_1(const uint8_t* tile, int n, int16_t* q, float* d, float* m) noexcept nogil:
+    unpack_quads_s16(tile, n, q, d, m, True, 0, True, 384)
+
+cdef void f32_q5_1(const uint8_t* tile, int n, float* w) noexcept nogil:
+    unpack_f32(tile, n, w, s16_q5_1, 384, True)
+
+cdef void matvec_q5_1(const uint8_t* tile, int nb, int k, const Acts* x, size_t t, float* y) noexcept nogil:
+    matvec_quads(tile, nb, x, t, y, True, 0, True, 384)
+
+
+cdef void pack_q8_0(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    cdef const block_q8_0* x
+    cdef int r, p
+    memset(tile, 0, 544)
+    for r in range(n):
+        x = <const block_q8_0*>(rows + r * rb) + b
+        for p in range(16):
+            memcpy(tile + 32 * p + 2 * r, x.qs + 2 * p, 2)
+        memcpy(tile + TILE + 2 * r, &x.d, 2)
+
+cdef void f32_q8_0(const uint8_t* tile, int n, float* w) noexcept nogil:
+    unpack_f32(tile, n, w, unpack_pairs_s16, 544, False)
+
+
+# ---- floats ----
+
+cdef inline void pack_floats(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile, int size) noexcept nogil:
+    cdef int r, c, last = min(32, k - 32 * b)
+    memset(tile, 0, TILE * size)
+    for r in range(n):
+        for c in range(last):
+            memcpy(tile + (16 * c + r) * size, rows + r * rb + <size_t>(32 * b + c) * size, size)
+
+cdef inline vf load_float(const uint8_t* p, int number) noexcept nogil:
+    if number == 0:
+        return vf_load(<const float*>p)
+    return vf_load_f16(p) if number == 1 else vf_load_bf16(p)
+
+cdef inline void unpack_floats(const uint8_t* tile, int n, float* w, int number, int size) noexcept nogil:
+    cdef int i
+    for i in range(32 * n):
+        vf_store(w + 16 * i, load_float(tile + 16 * size * i, number))
+
+cdef inline void matvec_floats(const uint8_t* tile, int k, const Acts* x, size_t t, float* y, int number,
+                               int size) noexcept nogil:
+    cdef const float* a = x.f32 + t * x.ld
+    cdef vf acc = vf_set1(0)
+    cdef int i
+    for i in range(k):
+        acc = vf_fma1(load_float(tile + 16 * size * i, number), a[i], acc)
+    vf_store(y, acc)
+
+cdef void pack_f32(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_floats(rows, rb, n, b, k, tile, 4)
+
+cdef void f32_f32(const uint8_t* tile, int n, float* w) noexcept nogil:
+    unpack_floats(tile, n, w, 0, 4)
+
+cdef void matvec_f32(const uint8_t* tile, int nb, int k, const Acts* x, size_t t, float* y) noexcept nogil:
+    matvec_floats(tile, k, x, t, y, 0, 4)
+
+cdef void pack_f16(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_floats(rows, rb, n, b, k, tile, 2)
+
+cdef void f32_f16(const uint8_t* tile, int n, float* w) noexcept nogil:
+    unpack_floats(tile, n, w, 1, 2)
+
+cdef void matvec_f16(const uint8_t* tile, int nb, int k, const Acts* x, size_t t, float* y) noexcept nogil:
+    matvec_floats(tile, k, x, t, y, 1, 2)
+
+cdef void f32_bf16(const uint8_t* tile, int n, float* w) noexcept nogil:
+    unpack_floats(tile, n, w, 30, 2)
+
+cdef void matvec_bf16(const uint8_t* tile, int nb, int k, const Acts* x, size_t t, float* y) noexcept nogil:
+    matvec_floats(tile, k, x, t, y, 30, 2)
+
+
+cdef Kernel KERNELS[8]
+KERNELS[0] = Kernel("F32", 0, 1, 4, 2048, 0, False, pack_f32, NULL, NULL, f32_f32, matvec_f32)
+KERNELS[1] = Kernel("F16", 1, 1, 2, 1024, 0, False, pack_f16, NULL, NULL, f32_f16, matvec_f16)
+KERNELS[2] = Kernel("BF16", 30, 1, 2, 1024, 0, False, pack_f16, NULL, NULL, f32_bf16, matvec_bf16)
+KERNELS[3] = Kernel("Q4_0", 2, 32, 18, 288, 8, True, pack_q4_0, u8_q4_0, s16_q4_0, f32_q4_0, matvec_q4_0)
+KERNELS[4] = Kernel("Q4_1", 3, 32, 20, 320, 8, True, pack_q4_1, u8_q4_1, s16_q4_1, f32_q4_1, matvec_q4_1)
+KERNELS[5] = Kernel("Q5_0", 6, 32, 22, 352, 4, True, pack_q5_0, u8_q5_0, s16_q5_0, f32_q5_0, matvec_q5_0)
+KERNELS[6] = Kernel("Q5_1", 7, 32, 24, 384, 4, True, pack_q5_1, u8_q5_1, s16_q5_1, f32_q5_1, matvec_q5_1)
+KERNELS[7] = Kernel("Q8_0", 8, 32, 34, 544, 0, False, pack_q8_0, NULL, unpack_pairs_s16, f32_q8_0, matvec_q8_0)
+# Symmetric 4- and 5-bit types have no minimum of their own; with 16-bit inputs the offset is taken off the codes.
+KERNELS[3].has_min = False
+KERNELS[5].has_min = False
+
+
+cdef const Kernel* find_kind(int number) except NULL:
+    cdef int i
+    for i in range(<int>(sizeof(KERNELS) // sizeof(Kernel))):
+        if KERNELS[i].number == number:
+            return &KERNELS[i]
+    raise ValueError(f"type {number} has no kernel")
+
+
+cdef int kind_count() noexcept nogil:
+    return <int>(sizeof(KERNELS) // sizeof(Kernel))
+
+
+cdef const Kernel* kind_at(int i) noexcept nogil:
+    """Row i of the table."""
+    return &KERNELS[i]
