@@ -35,7 +35,8 @@ class HelpFormatter(argparse.HelpFormatter):
         return f"{', '.join(action.option_strings)} {value}"
 
     def _get_help_string(self, action):
-        silent = action.default in (None, False, argparse.SUPPRESS) or "%(default)" in action.help
+        # By identity: 0 equals False, but is a default to show.
+        silent = any(action.default is nothing for nothing in (None, False, argparse.SUPPRESS))
         return action.help if silent or not action.option_strings else f"{action.help} (default: %(default)s)"
 
 
