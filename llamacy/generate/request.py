@@ -59,6 +59,7 @@ class Request:
     n_predict: int = -1  # -1: until end of text or the context is full; 0: only the prompt, into the cache
     cache_prompt: bool = True  # reuse what a slot's cache already holds of the prompt
     lora: tuple | None = None  # a scale for each of the model's adapters; None: the engine's own
+    constraint: object = None  # grammar.Constraint: which tokens may come; the request ends where nothing may follow
     on_token: object = lambda token: False
     on_end: object = lambda result: None
 

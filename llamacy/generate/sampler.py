@@ -16,6 +16,8 @@ from llamacy.kernels.common import sampling as vocabulary
 NO_CHOICE = "no token can be chosen: all logits are forbidden or not numbers"
 
 FLOAT32_MAX = 3.4e38
+# Choices that a constraint may refuse before all tokens are looked at.
+TRIES = 4
 
 # What each field may hold: (type, lowest, highest); None leaves a side open.
 LIMITS = {
@@ -199,11 +201,25 @@ class Sampler:
         self.bias = _bias(params, n_vocab, eog_ids)
         self._random = None
 
-    def sample(self, logits, history):
+    def sample(self, logits, history, constraint=None):
         """Return the id of the next token.
 
         logits: (V) float32, C-contiguous, left as it is; history: all ids before it, oldest first, for the penalties.
+        constraint: what says which tokens may come (grammar.Constraint): most choices are allowed, so first a few are
+        tried, and only then all tokens looked at.
         """
+        chosen = self._choose(logits, history)
+        if constraint is None or constraint.allows(chosen):
+            return chosen
+        row = logits.copy()
+        for _ in range(TRIES):
+            row[chosen] = -math.inf
+            chosen = self._choose(row, history)
+            if constraint.allows(chosen):
+                return chosen
+        return self._choose(np.where(constraint.mask(), logits, np.float32(-math.inf)), history)
+
+    def _choose(self, logits, history):
         candidates = Candidates(logits)
         for stage in ROW_STAGES:
             stage(candidates, self, history)

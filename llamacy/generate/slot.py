@@ -56,15 +56,17 @@ class Slot:
             self.timings.prompt_ms = 1000 * (now - self._began)
             if request.n_predict == 0:
                 return self.result("limit")
-        chosen = self.sampler.sample(logits, self.history)
+        chosen = self.sampler.sample(logits, self.history, request.constraint)
         self.history.append(chosen)
         self.timings.predicted_n += 1
         is_end = chosen in self.eog_ids
         probs = token_probs(logits, chosen, request.params.n_probs) if request.params.n_probs else (None, None)
         stop = request.on_token(Token(chosen, is_end, *probs))
+        if request.constraint and not is_end:
+            request.constraint.accept(chosen)
         for applies, stop_type in (
             (stop, "word"),
-            (is_end, "eos"),
+            (is_end or (request.constraint and request.constraint.is_over), "eos"),
             (self.timings.predicted_n == request.n_predict, "limit"),
         ):
             if applies:

@@ -1,11 +1,13 @@
 """The server's application: who may ask, which function answers, and what all of those share."""
 
 import hmac
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from llamacy.errors import LlamacyError
+from llamacy.generate.grammar import TokenTable
 from llamacy.server import api, openai
 from llamacy.server.errors import HttpError
 from llamacy.server.http import Text
@@ -32,10 +34,19 @@ class Application:
     model: object = None
     engine: object = None
     created: int = field(default_factory=lambda: int(time.time()))
+    _table: object = None
+    _table_lock: object = field(default_factory=threading.Lock)
 
     def ready(self, model, engine):
         """Answer with this model from now on."""
         self.model, self.engine = model, engine
+
+    def token_table(self):
+        """Return the vocabulary in the order of its bytes, for constraints; made on first use."""
+        with self._table_lock:
+            if self._table is None:
+                self._table = TokenTable(self.model.tokenizer, self.engine.n_vocab)
+            return self._table
 
     def headers(self, request_headers):
         """Return the headers that every answer has: any page may ask, and browsers insist on being told so."""

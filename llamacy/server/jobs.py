@@ -8,6 +8,7 @@ from queue import Empty, SimpleQueue
 
 from llamacy.errors import LlamacyError
 from llamacy.generate.engine import Closed, PromptError, QueueFull
+from llamacy.generate.grammar import Constraint
 from llamacy.generate.request import Request
 from llamacy.generate.text_stream import TextStream
 from llamacy.server.errors import ClientGone, HttpError
@@ -91,6 +92,7 @@ class Job:
                     n_predict=options.n_predict,
                     cache_prompt=options.cache_prompt,
                     lora=options.lora,
+                    constraint=options.automaton and Constraint(options.automaton, app.token_table()),
                     on_token=collector.on_token,
                     on_end=collector.on_end,
                 )

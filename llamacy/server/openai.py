@@ -21,7 +21,6 @@ REASONS = {"eos": "stop", "word": "stop", "limit": "length"}
 COMMON = {
     "n": (fields.number(int, 1, MAX_CHOICES), 1),
     "stream_options": (fields.mapping, {}),
-    "response_format": (fields.mapping, {"type": "text"}),
 }
 CHAT = {**COMMON, "logprobs": (fields.flag, False), "top_logprobs": (fields.number(int, 0, 20), 0)}
 TEXT = {**COMMON, "logprobs": (fields.number(int, 0, 20), None), "echo": (fields.flag, False)}
@@ -154,7 +153,6 @@ def _read_message(name, message):
 
 def _answer(app, call, data, values, prompts, shape, top):
     """Run every prompt n times and answer in the endpoint's shape."""
-    fields.choice("text")("response_format.type", values["response_format"].get("type"))
     options = read_options(app, data)
     n = values["n"]
     pairs = [(prompt, _nth(options, i)) for prompt in prompts for i in range(n)]

@@ -21,16 +21,20 @@ OPTIONS = {
     "return_tokens": (fields.flag, False),
 }
 # Fields that change what an answer may be: ignoring them would give text that the client does not expect.
-REFUSED = ("grammar", "json_schema", "image_data", "tools", "functions", "suffix")
+REFUSED = ("grammar", "image_data", "tools", "functions", "suffix")
 
 
 @dataclass
 class Options:
-    """A request's options: `values` as in OPTIONS, `params` for the sampler, `lora` a scale per adapter or None."""
+    """A request's options: `values` as in OPTIONS, `params` for the sampler, `lora` a scale per adapter or None.
+
+    `automaton` is the grammar that the text must follow, None without.
+    """
 
     values: dict
     params: SamplingParams
     lora: tuple | None
+    automaton: object = None
 
     def __getattr__(self, name):
         try:
@@ -49,7 +53,25 @@ def read_options(app, data):
     params = SamplingParams(
         **sampling, ignore_eos=values["ignore_eos"], logit_bias=read_bias(app, data.get("logit_bias"))
     )
-    return Options(values, params, read_scales(app, "lora", data.get("lora")))
+    return Options(values, params, read_scales(app, "lora", data.get("lora")), read_grammar(data))
+
+
+def read_grammar(data):
+    """Return the Automaton that `json_schema` (llama.cpp's) or `response_format` (OpenAI's) asks for, None without."""
+    wanted = data.get("response_format")
+    wanted = {"type": "text"} if wanted is None else fields.mapping("response_format", wanted)
+    kind = fields.choice("text", "json_object", "json_schema")("response_format.type", wanted.get("type"))
+    schema = data.get("json_schema")
+    if kind == "json_object":
+        schema = wanted.get("schema", schema)
+    elif kind == "json_schema":
+        schema = fields.mapping("response_format.json_schema", wanted.get("json_schema")).get("schema", {})
+    if schema is None and kind == "text":
+        return None
+    # Late: most requests do without.
+    from llamacy.generate import json_grammar
+
+    return json_grammar.json_object() if schema is None else json_grammar.json_schema(schema)
 
 
 def read_bias(app, value):

@@ -1,6 +1,7 @@
 """The wire: limits, wrong requests, keep-alive, keys, CORS, clients that hang up, loading, shutting down."""
 
 import json
+import re
 import socket
 import threading
 import time
@@ -39,6 +40,12 @@ def test_health_and_pages(service):
     assert status == 200 and headers["Content-Type"] == "text/html; charset=utf-8" and "<!doctype html>" in text
     status, text, headers = ask(service, "HEAD", "/health")
     assert (status, text, headers["Content-Length"]) == (200, "", "16")
+
+
+def test_the_page_needs_nothing_from_elsewhere(service):
+    _, text, headers = ask(service, "GET", "/")
+    assert not re.search(r"https?://|//[a-z]+\.|@import|<link[^>]+stylesheet|<script[^>]+src", text)
+    assert headers["Content-Security-Policy"].startswith("default-src 'none'")
 
 
 def test_props_and_slots(service):

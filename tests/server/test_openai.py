@@ -1,5 +1,7 @@
 """OpenAI's endpoints: shapes of answers and chunks, n, logprobs, usage, templates; and the openai client itself."""
 
+import json
+
 import pytest
 
 from tests.generate.fakes import FakeModel
@@ -248,3 +250,58 @@ def test_the_openai_client():
             client.with_options(api_key="wrong").models.list()
         with pytest.raises(openai.NotFoundError):
             client.embeddings.create(model="x", input="text")
+
+
+PERSON = {"properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer"}}, "required": ["name"]}
+
+
+@pytest.mark.parametrize(
+    ("path", "data"),
+    [
+        ("/v1/chat/completions", {"response_format": {"type": "json_object"}}),
+        ("/v1/chat/completions", {"response_format": {"type": "json_object", "schema": PERSON}}),
+        (
+            "/v1/chat/completions",
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "p", "strict": True, "schema": PERSON},
+                }
+            },
+        ),
+        ("/completion", {"json_schema": PERSON}),
+    ],
+)
+def test_answers_in_json(service, path, data):
+    for seed in range(4):
+        request = {"messages": HELLO, "prompt": "x", "n_predict": 150, "seed": seed, **data}
+        answer = post(service, path, **request)
+        choice = answer["choices"][0] if "choices" in answer else answer
+        text = choice["message"]["content"] if "choices" in answer else choice["content"]
+        assert text.startswith("{")
+        if choice.get("finish_reason") == "stop" or choice.get("stop_type") == "eos":
+            value = json.loads(text)
+            assert isinstance(value, dict) and (
+                "json_object" in str(data) and "schema" not in str(data) or value["name"]
+            )
+        else:
+            assert answer.get("tokens_predicted", 150) == 150
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("json", "response_format: wanted an object, got 'json'"),
+        ({"type": "xml"}, "response_format.type: wanted 'text' or 'json_object' or 'json_schema', got 'xml'"),
+        ({}, "response_format.type: wanted"),
+        ({"type": "json_schema"}, "response_format.json_schema: wanted an object, got null"),
+        (
+            {"type": "json_schema", "json_schema": {"schema": {"type": "string", "pattern": "x"}}},
+            "schema: the keyword 'pattern' is not supported here",
+        ),
+    ],
+)
+def test_wrong_response_formats(service, value, message):
+    data = {"messages": HELLO, "response_format": value}
+    status, got = error_of(service, "POST", "/v1/chat/completions", data)
+    assert status == 400 and got.startswith(message)
