@@ -22,8 +22,8 @@ KERNELS = """acts kinds gemm matmul quants norm rope mlp attention loss adamw we
 COMMON = ["scan", "bpe", "sampling"]
 
 # -O3 without -ffast-math: masks need infinities, and importing a module must not switch the thread to flush-to-zero.
-# Trees of integer adds stay as written: reordered, they no longer fit the registers (see pyx/matmul.pyx).
-FLAGS = "-O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast -fno-tree-reassoc -fno-strict-aliasing -fopenmp -g0".split()
+# The inner loops stay as written: with adds reordered or values carried over, they no longer fit the registers.
+FLAGS = "-O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast -fno-tree-reassoc -fno-tree-pre -fno-strict-aliasing -fopenmp -g0".split()
 X86, ARM = ("x86_64", "AMD64"), ("aarch64", "arm64")
 ISAS = {
     "generic": (X86 + ARM, [], []),

@@ -18,6 +18,11 @@ cdef enum:
     S16_BLOCKS = 16
     F32_BLOCKS = 8
 
+# Steps of a panel's inner loop. Variables on purpose: with a constant count gcc 12 gives sums and products registers of
+# their own and copies between them at each step (33 instructions instead of 25); so does -ftree-pre, see setup.py.
+cdef int block_pairs = TILE_COLS // 2
+cdef int back_pairs = BACK_ROWS // 2
+
 
 cdef int precision_of(const Packed* w, int wish) noexcept nogil:
     """The form of inputs that W uses when `wish` is asked for: INT8 needs an 8-bit product, both INTs an integer type."""
@@ -168,7 +173,7 @@ cdef void gemm_u8(const Packed* w, const Acts* x, float* y, size_t ldy, int lo, 
     cdef float spare[16]
     cdef Columns c
     cdef const Kernel* k = w.kernel
-    cdef int t0, t1, t, b, n, tile, pairs = TILE_COLS // 2
+    cdef int t0, t1, t, b, n, tile
     cdef size_t nb = w.n_blocks
     memset(spare, 0, sizeof(spare))
     for t0 in range(0, x.n_rows, 256):
@@ -191,7 +196,7 @@ cdef void gemm_s16(const Packed* w, const Acts* x, float* y, size_t ldy, int lo,
     cdef float spare[16]
     cdef Columns c
     cdef const Kernel* k = w.kernel
-    cdef int t0, t1, t, b, n, tile, pairs = TILE_COLS // 2
+    cdef int t0, t1, t, b, n, tile
     cdef size_t nb = w.n_blocks
     memset(spare, 0, sizeof(spare))
     for t0 in range(0, x.n_rows, 256):
@@ -204,9 +209,9 @@ cdef void gemm_s16(const Packed* w, const Acts* x, float* y, size_t ldy, int lo,
                     columns_at(&c, <const uint8_t*>(x.q16 + 32 * b), 64 * nb, x.scale16 + b, x.sum16 + b, nb,
                                y + 16 * tile, ldy, t, t1, spare)
                     if k.has_min:
-                        panel_s16(q, d, m, n, pairs, &c, True)
+                        panel_s16(q, d, m, n, block_pairs, &c, True)
                     else:
-                        panel_s16(q, d, m, n, pairs, &c, False)
+                        panel_s16(q, d, m, n, block_pairs, &c, False)
 
 
 cdef void gemm_f32(const Packed* w, const Acts* x, float* y, size_t ldy, int lo, int hi) noexcept nogil:
@@ -310,7 +315,7 @@ cdef void backward_s16(const Packed* w, const int16_t* dyq, const float* dys, in
                 for t in range(0, n_tokens, 4):
                     columns_at(&c, <const uint8_t*>(dyq + group * BACK_ROWS), 2 * BACK_ROWS * <size_t>groups, dys + group,
                                dys, groups, dx + 32 * b + 16 * half, ldx, t, n_tokens, spare)
-                    panel_s16(q + 16 * BACK_ROWS * half, scale + 16 * half, NULL, 1, BACK_ROWS // 2, &c, False)
+                    panel_s16(q + 16 * BACK_ROWS * half, scale + 16 * half, NULL, 1, back_pairs, &c, False)
 
 
 cdef void matmul_backward_tiles(const Packed* w, const float* dy, size_t ldy, const int16_t* dyq, const float* dys, int n_tokens, float* dx, size_t ldx, int lo, int hi) noexcept nogil:

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from llamacy.errors import LlamacyError
 
+# Between two steps OpenMP's threads wait spinning, some 0.1 ms instead of some ms: other programs want the cores too.
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
 # Best first: name -> the CPU features it needs, as Linux names them.
 SETS = {"avx2": {"avx2", "fma", "f16c"}, "generic": set()}
 
@@ -53,7 +56,7 @@ def load(module, isa_name=None):
 def __getattr__(name):
     if name == "isa":
         value = _choose()
-    elif name in ("quants", "matmul", "norm", "rope", "mlp", "attention", "loss", "adamw", "weights", "decoder", "trainstep"):
+    elif name in ("matmul", "quants", "norm", "rope", "mlp", "attention", "loss", "adamw", "weights", "decoder", "trainstep"):
         value = load(name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
