@@ -12,8 +12,9 @@ cdef struct Rates:
     float keep          # 1 - lr * decay
     float rate          # lr / (1 - beta1^t)
     float root          # 1 / sqrt(1 - beta2^t)
-    float beta1
+    float gain1         # 1 - beta1 and 1 - beta2, rounded once: 1 - (float)0.999 is off by 1e-5
     float beta2
+    float gain2
     float eps
     float scale         # of the gradient
 
@@ -21,8 +22,8 @@ cdef struct Rates:
 cdef void update(const Rates* r, float* w, const float* g, float* m, float* v) noexcept nogil:
     """16 parameters"""
     cdef vf x = vf_mul(vf_load(g), vf_set1(r.scale)), m1 = vf_load(m), v1
-    m1 = vf_fma(vf_sub(x, m1), vf_set1(1 - r.beta1), m1)
-    v1 = vf_fma(vf_mul(x, x), vf_set1(1 - r.beta2), vf_mul(vf_load(v), vf_set1(r.beta2)))
+    m1 = vf_fma(vf_sub(x, m1), vf_set1(r.gain1), m1)
+    v1 = vf_fma(vf_mul(x, x), vf_set1(r.gain2), vf_mul(vf_load(v), vf_set1(r.beta2)))
     vf_store(m, m1)
     vf_store(v, v1)
     x = vf_div(vf_mul(m1, vf_set1(r.rate)), vf_fma(vf_sqrt(v1), vf_set1(r.root), vf_set1(r.eps)))
@@ -39,7 +40,7 @@ def step(float[::1] w, const float[::1] g, float[::1] m, float[::1] v, int t, do
     cdef Py_ssize_t i, n = w.shape[0]
     cdef Rates r
     r.keep, r.rate, r.root = 1 - lr * weight_decay, lr / (1 - beta1 ** t), 1 / sqrt(1 - beta2 ** t)
-    r.beta1, r.beta2, r.eps, r.scale = beta1, beta2, eps, grad_scale
+    r.gain1, r.beta2, r.gain2, r.eps, r.scale = 1 - beta1, beta2, 1 - beta2, eps, grad_scale
     if not (g.shape[0] == n and m.shape[0] == n and v.shape[0] == n and n % 16 == 0):
         raise ValueError("w, g, m and v differ in length, or it is not a multiple of 16")
     for i in prange(n // 16, num_threads=n_threads, schedule="static", nogil=True):

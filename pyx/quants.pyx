@@ -53,7 +53,7 @@ cdef void quantize_row_q4_0(const float* x, int n, uint8_t* row) noexcept nogil:
     for b in range(n):
         peak = signed_peak(x + 32 * b)
         d = peak / -8
-        inverse = 1 / d if d != 0 else 0
+        inverse = reciprocal(d)
         y[b].d = to_f16(d)
         for j in range(16):
             y[b].qs[j] = code(x[32 * b + j], inverse, 8.5, 15) | code(x[32 * b + j + 16], inverse, 8.5, 15) << 4
@@ -76,7 +76,7 @@ cdef void quantize_row_q4_1(const float* x, int n, uint8_t* row) noexcept nogil:
     for b in range(n):
         low = least(x + 32 * b)
         d = (most(x + 32 * b) - low) / 15
-        inverse = 1 / d if d != 0 else 0
+        inverse = reciprocal(d)
         y[b].d, y[b].m = to_f16(d), to_f16(low)
         for j in range(16):
             y[b].qs[j] = above(x[32 * b + j], low, inverse, 15) | above(x[32 * b + j + 16], low, inverse, 15) << 4
@@ -100,7 +100,7 @@ cdef void quantize_row_q5_0(const float* x, int n, uint8_t* row) noexcept nogil:
     cdef uint32_t high, lo, hi
     for b in range(n):
         d = signed_peak(x + 32 * b) / -16
-        inverse = 1 / d if d != 0 else 0
+        inverse = reciprocal(d)
         y[b].d, high = to_f16(d), 0
         for j in range(16):
             lo, hi = code(x[32 * b + j], inverse, 16.5, 31), code(x[32 * b + j + 16], inverse, 16.5, 31)
@@ -128,7 +128,7 @@ cdef void quantize_row_q5_1(const float* x, int n, uint8_t* row) noexcept nogil:
     for b in range(n):
         low = least(x + 32 * b)
         d = (most(x + 32 * b) - low) / 31
-        inverse = 1 / d if d != 0 else 0
+        inverse = reciprocal(d)
         y[b].d, y[b].m, high = to_f16(d), to_f16(low), 0
         for j in range(16):
             lo, hi = above(x[32 * b + j], low, inverse, 31), above(x[32 * b + j + 16], low, inverse, 31)
@@ -152,7 +152,7 @@ cdef void quantize_row_q8_0(const float* x, int n, uint8_t* row) noexcept nogil:
     cdef float d, inverse
     for b in range(n):
         d = fabsf(signed_peak(x + 32 * b)) / 127
-        inverse = 1 / d if d != 0 else 0
+        inverse = reciprocal(d)
         y[b].d = to_f16(d)
         for j in range(32):
             y[b].qs[j] = <int8_t>roundf(x[32 * b + j] * inverse)
@@ -202,11 +202,16 @@ cdef void quantize_row_bf16(const float* x, int n, uint8_t* row) noexcept nogil:
 cdef inline float signed_peak(const float* x) noexcept nogil:
     """the first of 32 values with the largest magnitude, sign kept"""
     cdef int j
-    cdef float peak = 0
-    for j in range(32):
+    cdef float peak = x[0]
+    for j in range(1, 32):
         if fabsf(x[j]) > fabsf(peak):
             peak = x[j]
     return peak
+
+cdef inline float reciprocal(float d) noexcept nogil:
+    """1 / d, or 0 where that is infinite: d is zero, or smaller than any scale that f16 could hold"""
+    cdef float inverse = 1 / d
+    return inverse if fabsf(inverse) <= 3.4028234663852886e38 else 0
 
 cdef inline float least(const float* x) noexcept nogil:
     cdef int j
