@@ -70,10 +70,16 @@ cdef class Weights:
     cdef const RowType* embedding_type
     cdef double[::1] frequencies
     cdef int n_lora
+    cdef Lora* embedding_pairs      # one per adapter; rank 0 where it does not adapt the embedding
+    cdef list embedding_loras       # their own scales
+    cdef dict norms                 # (layer, name) -> vector; layer -1 the output norm
     cdef int max_width          # widest low-rank input of any group of linears, all adapters together
     cdef list keep
     cdef list adapters
-    cdef const float* vector(self, array) except NULL
+    cdef float* vector(self, array) except NULL
+    cdef const float* norm(self, int layer, name, array) except NULL
     cdef int set_linear(self, Linear* l, matrix, bias) except -1
     cdef Linear* linear_at(self, int layer, int slot) noexcept
     cdef void embed(self, int token, float* x) noexcept nogil
+    cdef void add_embedding_pair(self, const Lora* l, int token, float* x) noexcept nogil
+    cdef add_embedding(self, pair)

@@ -13,6 +13,8 @@ from .team cimport share
 
 import numpy as np
 
+EMBEDDING = (-2, 0)     # add_adapter's key for the token embedding
+
 NAMES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
 
@@ -72,7 +74,7 @@ cdef class Weights:
         optional "<name>.bias" f32, and attn_norm, ffn_norm f32; output: PackedMatrix (n_vocab, n_embd)."""
         cdef int i, j
         cdef Config* c = &self.config
-        self.keep, self.adapters = [], []
+        self.keep, self.adapters, self.embedding_loras, self.norms = [], [], [], {}
         c.n_embd, c.n_head, c.n_head_kv, c.head_dim = config["n_embd"], config["n_head"], config["n_head_kv"], config["head_dim"]
         c.n_ff, c.n_layer, c.n_vocab, c.n_rot = config["n_ff"], len(layers), config["n_vocab"], config["n_rot"]
         c.rope_layout, c.rms_eps = config["rope_layout"], config["rms_eps"]
@@ -88,11 +90,11 @@ cdef class Weights:
         if self.layers == NULL:
             raise MemoryError()
         for i in range(c.n_layer):
-            self.layers[i].attn_norm = self.vector(layers[i]["attn_norm"])
-            self.layers[i].ffn_norm = self.vector(layers[i]["ffn_norm"])
+            self.layers[i].attn_norm = self.norm(i, "attn_norm", layers[i]["attn_norm"])
+            self.layers[i].ffn_norm = self.norm(i, "ffn_norm", layers[i]["ffn_norm"])
             for j in range(N_SLOTS):
                 self.set_linear(&self.layers[i].linear[j], layers[i][NAMES[j]], layers[i].get(NAMES[j] + ".bias"))
-        self.output_norm = self.vector(output_norm)
+        self.output_norm = self.norm(-1, "output_norm", output_norm)
         self.set_linear(&self.output, output, None)
 
     def __dealloc__(self):
@@ -102,10 +104,20 @@ cdef class Weights:
                 for j in range(N_SLOTS):
                     free(self.layers[i].linear[j].loras)
         free(self.output.loras)
+        free(self.embedding_pairs)
         free(self.layers)
 
-    cdef const float* vector(self, array) except NULL:
-        """A copy of array (n,), padded with zeros to 16 and aligned."""
+    cdef const float* norm(self, int layer, name, array) except NULL:
+        cdef float* v = self.vector(array)
+        self.norms[layer, name] = self.keep[len(self.keep) - 1]
+        return v
+
+    def set_norm(self, int layer, name, array):
+        """Replace a norm's weights, f32 (n_embd,): attn_norm or ffn_norm of a layer, output_norm of layer -1."""
+        np.asarray(self.norms[layer, name])[:self.config.n_embd] = array
+
+    cdef float* vector(self, array) except NULL:
+        """A copy of array (n,), padded with zeros to 16."""
         cdef float[::1] v = np.zeros(padded(len(array), 16), np.float32)
         np.asarray(v)[:len(array)] = array
         self.keep.append(v)
@@ -123,6 +135,15 @@ cdef class Weights:
         self.embedding_type.dequantize(self.embedding + token * self.embedding_row, self.config.n_embd // self.embedding_type.block, x)
         for i in range(self.config.n_embd, self.config.embd_p):
             x[i] = 0
+        for i in range(self.n_lora):
+            self.add_embedding_pair(&self.embedding_pairs[i], token, x)
+
+    cdef void add_embedding_pair(self, const Lora* l, int token, float* x) noexcept nogil:
+        """x += scale * b[token] a, for an adapter of the embedding; rank 0 where it has none"""
+        cdef int i, j
+        for j in range(l.rank):
+            for i in range(self.config.n_embd):
+                x[i] += l.scale * l.b[<size_t>token * l.rank + j] * l.a[<size_t>j * self.config.n_embd + i]
 
     def embeddings(self, tokens):
         """Rows of the token embedding, f32 (T, n_embd)."""
@@ -140,12 +161,17 @@ cdef class Weights:
         return &self.output if layer < 0 else &self.layers[layer].linear[slot]
 
     def add_adapter(self, dict pairs):
-        """Append an adapter: {(layer, slot): (a f32 (r, n_in), b f32 (n_out, r), scale)}, layer -1 the output matrix; returns its index."""
+        """Append an adapter: {(layer, slot): (a f32 (r, n_in), b f32 (n_out, r), scale)}; returns its index.
+
+        Layer -1 is the output matrix; EMBEDDING the token embedding, with a (r, n_embd) and b (n_vocab, r).
+        """
         cdef int layer, slot, tile, n = self.n_lora + 1
         cdef Linear* l
         cdef Lora* grown
         cdef float[:, ::1] a
         cdef float[:, :, ::1] b
+        pairs = dict(pairs)
+        embedding = pairs.pop(EMBEDDING, None)
         for (layer, slot), (first, second, _) in pairs.items():
             l = self.linear_at(layer, slot)
             if first.shape[1] != l.w.n_cols or second.shape[0] != l.w.n_rows or first.shape[0] != second.shape[1]:
@@ -169,13 +195,31 @@ cdef class Weights:
                 b = np.ascontiguousarray(wide.reshape(n_tiles, 16, r).transpose(0, 2, 1))
                 self.keep += [a, b]
                 grown[n - 1] = Lora(r, padded(r, 16), scale, &a[0, 0], &b[0, 0, 0])
+        self.add_embedding(embedding)
         self.adapters.append({key: scale for key, (_, _, scale) in pairs.items()})
         self.n_lora = n
         self.max_width = self.widest()
         return n - 1
 
+    cdef add_embedding(self, pair):
+        """Append an adapter's pair on the token embedding, or None; before n_lora counts it."""
+        cdef float[:, ::1] a, b
+        cdef Lora* grown = <Lora*>realloc(self.embedding_pairs, (self.n_lora + 1) * sizeof(Lora))
+        if grown == NULL:
+            raise MemoryError()
+        self.embedding_pairs = grown
+        memset(grown + self.n_lora, 0, sizeof(Lora))
+        if pair is not None:
+            a, b = np.ascontiguousarray(pair[0], np.float32), np.ascontiguousarray(pair[1], np.float32)
+            if a.shape[1] != self.config.n_embd or b.shape[0] != self.config.n_vocab or a.shape[0] != b.shape[1]:
+                raise ValueError("the adapter's embedding pair does not fit")
+            self.keep += [a, b]
+            grown[self.n_lora] = Lora(<int>a.shape[0], 0, pair[2], &a[0, 0], &b[0, 0])
+        self.embedding_loras.append(pair[2] if pair is not None else 0)
+
     def set_scale(self, int adapter, float user):
         """Set one adapter's user scale: each pair's own scale times `user`."""
+        self.embedding_pairs[adapter].scale = self.embedding_loras[adapter] * user
         for (layer, slot), scale in self.adapters[adapter].items():
             self.linear_at(layer, slot).loras[adapter].scale = scale * user
 

@@ -8,8 +8,9 @@ import numpy as np
 from llamacy import kernels
 from llamacy.errors import LlamacyError
 from llamacy.formats.model_file import open_model
+from llamacy.model.architectures import ARCHITECTURES
 from llamacy.model.config import read_config
-from llamacy.model.weights import linear_shapes, load_weights
+from llamacy.model.weights import linear_shapes, load_weights, read_vector
 from llamacy.text.tokenizer import Tokenizer
 
 _MATRIX = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
@@ -42,7 +43,9 @@ class Model:
         self.n_ctx_train = n_ctx_train
         self.tokenizer = Tokenizer.from_metadata(file.metadata)
         self.weights = load_weights(file, config, threads)
+        self.family = ARCHITECTURES[config.architecture]
         self.adapters = []  # (Adapter, user scale)
+        self._norms = []  # per adapter {(layer, norm): what it adds to the norm's weights}
 
     def new_session(self, n_slots=1, n_ctx=2048, max_batch=512):
         """Return a Session: a KV cache of n_slots sequences of n_ctx positions, computing up to max_batch tokens a step."""
@@ -60,8 +63,10 @@ class Model:
                 "use the model it was trained on"
             )
         pairs = {self._place(adapter, name, pair): (pair.a, pair.b, pair.scale) for name, pair in adapter.pairs.items()}
+        norms = {self._norm_place(adapter, name, delta): delta for name, delta in adapter.norms.items()}
         index = self.weights.add_adapter(pairs)
         self.adapters.append((adapter, scale))
+        self._norms.append(norms)
         self.set_adapter_scale(index, scale)
         return index
 
@@ -69,13 +74,41 @@ class Model:
         """Give adapter `index` another user scale (0 switches it off)."""
         self.weights.set_scale(index, scale)
         self.adapters[index] = (self.adapters[index][0], scale)
+        for place in self._norms[index]:
+            deltas = [
+                norms[place] * user for norms, (_, user) in zip(self._norms, self.adapters, strict=True) if place in norms
+            ]
+            self.weights.set_norm(*place, self._base_norm(place) + np.sum(deltas, axis=0))
+
+    def _norm_place(self, adapter, name, delta):
+        """Return (layer, norm) of the norm vector that an adapter shifts, its length checked."""
+        match = _MATRIX.fullmatch(name)
+        if name == self.family.output_norm:
+            place = (-1, "output_norm")
+        elif match and int(match[1]) < self.config.n_layer and match[2] in self.family.norms:
+            place = (int(match[1]), match[2])
+        else:
+            raise LlamacyError(f"{adapter.path}: adapts {name}, which {self.path} does not have; use the model it was trained on")
+        if delta.shape != (self.config.n_embd,):
+            raise LlamacyError(
+                f"{adapter.path}: {name} has {delta.size} elements here, {self.config.n_embd} in {self.path}; "
+                "use the model it was trained on"
+            )
+        return place
+
+    def _base_norm(self, place):
+        layer, key = place
+        name = self.family.output_norm if layer < 0 else self.family.norms[key].format(layer)
+        return read_vector(self.file, name, self.config.n_embd)
 
     def _place(self, adapter, name, pair):
         """Return (layer, slot) of the base tensor that a pair adapts, its shapes checked."""
         shapes = linear_shapes(self.config)
         match = _MATRIX.fullmatch(name)
-        if name == "output.weight" and name in self.file.tensors:
+        if name == self.family.output and name in self.file.tensors:
             place, shape = (-1, 0), (self.config.n_vocab, self.config.n_embd)
+        elif name == self.family.embedding:
+            place, shape = kernels.weights.EMBEDDING, (self.config.n_vocab, self.config.n_embd)
         elif match and int(match[1]) < self.config.n_layer and match[2] in shapes:
             place, shape = (int(match[1]), list(shapes).index(match[2])), shapes[match[2]]
         else:

@@ -101,12 +101,19 @@ class _Loader:
         return packed
 
     def vector(self, name, n):
-        info = self.tensor(name)
-        if tuple(info.shape) != (n,):
-            raise LlamacyError(f"{self.file.path}: {name} has shape {tuple(info.shape)}, wanted ({n},)")
-        if info.type.number not in kernels.quants.types():
-            raise LlamacyError(f"{self.file.path}: {name} is {info.type.name}, wanted F32, F16 or BF16")
-        values = kernels.quants.dequantize(self.rows(name).reshape(1, -1), info.type.number)[0]
-        if not np.isfinite(values).all():
-            raise LlamacyError(f"{self.file.path}: {name} holds values that are not finite; the file is damaged")
-        return values
+        self.tensor(name)
+        return read_vector(self.file, name, n)
+
+
+def read_vector(file, name, n):
+    """Return a tensor of shape (n,) as f32; LlamacyError where it has another shape or type, or is not finite."""
+    info = file.tensors[name]
+    if tuple(info.shape) != (n,):
+        raise LlamacyError(f"{file.path}: {name} has shape {tuple(info.shape)}, wanted ({n},)")
+    if info.type.number not in kernels.quants.types():
+        raise LlamacyError(f"{file.path}: {name} is {info.type.name}, wanted F32, F16 or BF16")
+    rows = np.ascontiguousarray(file.data(name)).view(np.uint8).reshape(1, -1)
+    values = kernels.quants.dequantize(rows, info.type.number)[0]
+    if not np.isfinite(values).all():
+        raise LlamacyError(f"{file.path}: {name} holds values that are not finite; the file is damaged")
+    return values
