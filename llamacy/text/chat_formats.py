@@ -36,7 +36,7 @@ class ChatFormat(NamedTuple):
             if role == "user":
                 text, waiting = waiting + text, ""
             parts.append(before + text + after)
-        whole = "".join(parts) + (self.opening if add_generation_prompt else "")
+        whole = "".join(parts) + waiting + (self.opening if add_generation_prompt else "")
         return whole.removeprefix(bos) if bos else whole
 
 
