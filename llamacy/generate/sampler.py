@@ -88,11 +88,15 @@ class Candidates:
         """Keep the candidates at `which`: a slice, a mask or ascending positions."""
         self.ids, self.values = self.ids[which], self.values[which]
 
-    def probabilities(self):
-        """Return the softmax over the candidates (n), float64."""
-        top = self.values[0] if self.is_sorted else self.values.max()
-        weights = np.exp(self.values - top)
-        return weights / (weights.sum() if self.log_total is None else math.exp(self.log_total - top))
+    @property
+    def top(self):
+        """The largest logit."""
+        return self.values[0] if self.is_sorted else self.values.max()
+
+    def cumulated(self):
+        """Return the running sums of the softmax over the candidates (n), float64."""
+        sums = np.exp(self.values - self.top).cumsum()
+        return sums / (sums[-1] if self.log_total is None else math.exp(self.log_total - self.top))
 
     def sort(self):
         """Order by logit, largest first, the lower id first on ties."""
@@ -161,7 +165,7 @@ def _floor(candidates, params):
 def keep_typical(candidates, sampler, history):
     if sampler.params.typical_p >= 1:
         return
-    p = candidates.probabilities()
+    p = np.diff(candidates.cumulated(), prepend=0)
     surprise = -np.log(np.maximum(p, 1e-300))
     order = np.argsort(np.abs(surprise - (p * surprise).sum()), kind="stable")
     n = np.searchsorted(np.cumsum(p[order]), sampler.params.typical_p, side="right") + 1
@@ -171,15 +175,13 @@ def keep_typical(candidates, sampler, history):
 def keep_top_p(candidates, sampler, history):
     if sampler.params.top_p < 1:
         candidates.sort()
-        total = np.cumsum(candidates.probabilities())
-        candidates.keep(slice(np.searchsorted(total, sampler.params.top_p) + 1))
+        candidates.keep(slice(candidates.cumulated().searchsorted(sampler.params.top_p) + 1))
         candidates.log_total = None
 
 
 def keep_min_p(candidates, sampler, history):
     if sampler.params.min_p > 0:
-        values = candidates.values
-        candidates.keep(values >= values.max() + math.log(sampler.params.min_p))
+        candidates.keep(candidates.values >= candidates.top + math.log(sampler.params.min_p))
 
 
 def divide_by_temperature(candidates, sampler, history):
@@ -231,9 +233,8 @@ class Sampler:
 
     def _draw(self, candidates):
         """Draw by probability: one random number per token, whatever is left to choose from."""
-        total = np.cumsum(candidates.probabilities())
-        # Divided by the last sum, that one is exactly 1: the number in [0, 1) always falls on a possible token.
-        return int(candidates.ids[np.searchsorted(total / total[-1], self._uniform(), side="right")])
+        # The last sum is exactly 1: a number in [0, 1) always falls on a possible token.
+        return int(candidates.ids[candidates.cumulated().searchsorted(self._uniform(), side="right")])
 
     def _uniform(self):
         if self._random is None:
