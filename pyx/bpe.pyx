@@ -209,6 +209,14 @@ def check_strings(strings):
     return buffer if len(buffer) else np.zeros(1, dtype=np.uint8), starts, lengths
 
 
+cdef size_t longest(const int64_t[::1] lengths) noexcept:
+    """Return room for the longest of the strings, at least a byte."""
+    cdef int64_t i, most = 1
+    for i in range(lengths.shape[0]):
+        most = max(most, lengths[i])
+    return most
+
+
 cdef class Vocabulary:
     """The tokens as bytes, and text to ids.
 
@@ -293,7 +301,7 @@ cdef class Vocabulary:
         cdef int32_t which
         cdef int byte
         cdef bint joinable = False
-        cdef uint8_t* scratch = <uint8_t*>malloc(1 + int(np.max(lengths, initial=0)))
+        cdef uint8_t* scratch = <uint8_t*>malloc(longest(lengths))
         try:
             if scratch == NULL:
                 raise MemoryError("vocabulary")
@@ -378,7 +386,8 @@ cdef class Vocabulary:
         cdef const uint8_t* line
         cdef const uint8_t* space
         cdef Pair* pairs
-        cdef uint8_t* scratch = <uint8_t*>malloc(1 + int(np.max(lengths, initial=0)))
+        cdef uint8_t* scratch = <uint8_t*>malloc(longest(length))
+        # Nothing here runs Python code, so that no other thread comes in between.
         try:
             if scratch == NULL or self.grow_first_pairs() < 0 or reserve(&self.pairs, n_merges, sizeof(Pair)) < 0:
                 raise MemoryError("merges")

@@ -55,6 +55,29 @@ NOT_ENDS = (
 PHI3_KEEPS = ("<unk>", "<s>", "<|endoftext|>")
 
 
+def _is_strings(value):
+    return hasattr(value, "buffer") or (isinstance(value, list) and all(isinstance(text, str) for text in value))
+
+
+def _is_numbers(value):
+    array = np.asarray(value)
+    return array.ndim == 1 and array.dtype.kind in "iuf"
+
+
+# What the metadata must be, by the key's last word: (test, name).
+WANTED = {
+    "tokens": (_is_strings, "an array of strings"),
+    "merges": (_is_strings, "an array of strings"),
+    "scores": (_is_numbers, "an array of numbers"),
+    "type": (_is_numbers, "an array of numbers"),
+    "id": (lambda value: isinstance(value, int), "a whole number"),
+    "model": (lambda value: isinstance(value, str), "text"),
+    "pre": (lambda value: isinstance(value, str), "text"),
+    "prefix": (lambda value: isinstance(value, int), "true or false"),
+    "token": (lambda value: isinstance(value, int), "true or false"),
+}
+
+
 def string_array(strings):
     """Return (buffer, starts, lengths) of a StringArray, or of any sequence of str."""
     if hasattr(strings, "buffer"):
@@ -82,7 +105,7 @@ class Tokenizer:
 
     def __init__(self, metadata):
         self._metadata = metadata
-        self.model = metadata.get("tokenizer.ggml.model")
+        self.model = self._get("model")
         row = MODELS.get(self.model)
         tokens = self._get("tokens")
         if row is None or tokens is None:
@@ -106,7 +129,13 @@ class Tokenizer:
         return cls(metadata)
 
     def _get(self, key, default=None):
-        return self._metadata.get(f"tokenizer.ggml.{key}", default)
+        value = self._metadata.get(f"tokenizer.ggml.{key}")
+        if value is None:
+            return default
+        fits, wanted = WANTED[key.rpartition("_")[2]]
+        if not fits(value):
+            raise LlamacyError(f"tokenizer.ggml.{key}: wanted {wanted}, got {type(value).__name__}")
+        return value
 
     def _token_id(self, key, default=None):
         """Return a special token's id from the metadata; None where it is outside the vocabulary."""

@@ -202,6 +202,14 @@ def test_ids_outside_the_vocabulary_are_errors(recorded):
         ({"tokens": None}, "no vocabulary"),
         ({"merges": None}, "without tokenizer.ggml.merges"),
         ({"token_type": [1]}, "token_type has 1 entries"),
+        ({"tokens": 5}, "tokens: wanted an array of strings, got int"),
+        ({"tokens": np.arange(3)}, "tokens: wanted an array of strings"),
+        ({"merges": [1, 2]}, "merges: wanted an array of strings"),
+        ({"token_type": ["a", "b"]}, "token_type: wanted an array of numbers"),
+        ({"eos_token_id": "2"}, "eos_token_id: wanted a whole number, got str"),
+        ({"add_bos_token": "yes"}, "add_bos_token: wanted true or false"),
+        ({"pre": 7}, "pre: wanted text, got int"),
+        ({"model": ["gpt2"]}, "model: wanted text, got list"),
     ],
 )
 def test_metadata_that_describe_no_tokenizer(changes, message):
