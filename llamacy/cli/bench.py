@@ -2,7 +2,7 @@
 
 `pp512` is a prompt of 512 tokens, `tg128` the generation of 128 one after another, `tg128 x8` that of eight sequences
 at once, ` @ d4096` any of them with 4096 tokens already in the cache. Random tokens: no test depends on what they are.
-Every test runs once unmeasured first.
+`train 1x256 r8` is LoRA on all linear matrices: forward, backward and update. Every test runs once unmeasured first.
 """
 
 import json
@@ -21,6 +21,10 @@ from llamacy.cli.common import add_lora_flags, add_model_flags, open_model_from,
 from llamacy.cli.run import make_parser
 from llamacy.errors import UsageError
 from llamacy.formats.model_file import open_model
+from llamacy.train.memory import peak_rss_bytes
+from llamacy.train.options import TrainOptions
+from llamacy.train.samples import Sample
+from llamacy.train.trainer import Trainer
 
 SEED = 1
 
@@ -34,6 +38,8 @@ class Row:
     n_gen: int = 0
     n_depth: int = 0
     n_parallel: int = 1
+    n_train: int = 0
+    lora_r: int = 0
     avg_ns: float = 0.0
     stddev_ns: float = 0.0
     avg_ts: float = 0.0
@@ -54,12 +60,6 @@ class Row:
 
 def _mean_and_deviation(values):
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-
-
-def peak_rss_bytes():
-    """Return the most memory this process has had resident; unlike getrusage's figure, without its parent's."""
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
 
 def read_prompt(session, slot, tokens, start=0):
@@ -96,6 +96,23 @@ def measure(model, row, repetitions):
     return row.fill(seconds[1:], n_each * row.n_parallel)
 
 
+def measure_training(model, row, repetitions):
+    """Fill `row` with the times of optimiser steps over `n_parallel` sequences of `n_train` random tokens, all learnt."""
+    options = TrainOptions(n_ctx=row.n_train + 1, batch_size=row.n_parallel, rank=row.lora_r, alpha=2.0 * row.lora_r)
+    trainer = Trainer(model, options)
+    trainer.init_lora(options.rank, options.file_alpha, options.targets, SEED)
+    random = np.random.default_rng(SEED)
+    # One more id than are read: every token has a next one to predict.
+    trained = np.arange(row.n_train + 1) > 0
+    seconds = []
+    for _ in range(repetitions + 1):
+        ids = random.integers(0, model.config.n_vocab, (row.n_parallel, row.n_train + 1), np.int32)
+        begin = time.perf_counter()
+        trainer.step([[Sample(sequence, trained) for sequence in ids]], options.learning_rate)
+        seconds.append(time.perf_counter() - begin)
+    return row.fill(seconds[1:], row.n_parallel * row.n_train)
+
+
 def rows_of(args):
     """Return the rows that the flags ask for, not yet measured."""
     rows = []
@@ -103,6 +120,9 @@ def rows_of(args):
         suffix = (f" x{parallel}" if parallel > 1 else "") + (f" @ d{depth}" if depth else "")
         rows += [Row(f"pp{n}{suffix}", n, 0, depth, parallel) for n in args.n_prompt if n]
         rows += [Row(f"tg{n}{suffix}", 0, n, depth, parallel) for n in args.n_gen if n]
+    if args.train:
+        name = f"train {args.batch_size}x{args.ctx_size} r{args.lora_r}"
+        rows.append(Row(name, n_parallel=args.batch_size, n_train=args.ctx_size, lora_r=args.lora_r))
     return rows
 
 
@@ -166,6 +186,14 @@ def build_parser():
         parser.add_argument(*flags, type=whole_list(low), default=default, metavar="N,...", help=text)
     parser.add_argument("-r", "--repetitions", type=whole(1), default=5, metavar="N", help="repetitions of each test")
     parser.add_argument("-o", "--output", choices=["md", "json"], default="md", help="how the rows are printed")
+    group = parser.add_argument_group("training")
+    group.add_argument("--train", action="store_true", help="measure LoRA training steps on random tokens too")
+    for flag, default, text in (
+        ("--batch-size", 1, "sequences in a step"),
+        ("--ctx-size", 256, "tokens in a sequence"),
+        ("--lora-r", 8, "rank of the adapter"),
+    ):
+        group.add_argument(flag, type=whole(1), default=default, metavar="N", help=text)
     add_model_flags(parser)
     add_lora_flags(parser)
     return parser
@@ -176,11 +204,12 @@ def main(argv):
     args = build_parser().parse_args(argv)
     rows = rows_of(args)
     if not rows:
-        raise UsageError("nothing to measure: wanted -p, -n above 0")
+        raise UsageError("nothing to measure: wanted -p or -n above 0, or --train")
     model = open_model_from(args)
     results = []
     for row in rows:
-        results.append(facts_of(args, model) | asdict(measure(model, row, args.repetitions)))
+        fill = measure_training if row.n_train else measure
+        results.append(facts_of(args, model) | asdict(fill(model, row, args.repetitions)))
         print(f"{row.test}: {row.avg_ts:.2f} tokens/s", file=sys.stderr)
     print(json.dumps(results, indent=2) if args.output == "json" else as_markdown(results))
     return 0
