@@ -1,6 +1,6 @@
 """Build the compiled kernels: every source in pyx/ once per instruction set, each set in its own package.
 
-`LLAMACY_BUILD_ISA` chooses the sets (`native`: what this machine can run, the default; `all`; or a comma-separated list),
+`LLAMACY_BUILD_ISA` chooses the sets (`native`: what this machine can run, the default; `all`; or names with commas),
 `LLAMACY_ONLY` builds a few modules by name while developing.
 """
 
@@ -18,12 +18,37 @@ PYX = ROOT / "pyx"
 STAGE = ROOT / "build" / "pyx"
 
 # Modules of numbers, compiled for each instruction set; modules of bytes and ids, compiled once.
-KERNELS = """acts kinds gemm matmul quants norm rope mlp attention loss adamw weights decoder trainstep""".split()
+KERNELS = [
+    "acts",
+    "kinds",
+    "gemm",
+    "matmul",
+    "quants",
+    "norm",
+    "rope",
+    "mlp",
+    "attention",
+    "loss",
+    "adamw",
+    "weights",
+    "decoder",
+    "trainstep",
+]
 COMMON = ["scan", "bpe", "sampling"]
 
 # -O3 without -ffast-math: masks need infinities, and importing a module must not switch the thread to flush-to-zero.
 # The inner loops stay as written: with adds reordered or values carried over, they no longer fit the registers.
-FLAGS = "-O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast -fno-tree-reassoc -fno-tree-pre -fno-strict-aliasing -fopenmp -g0".split()
+FLAGS = [
+    "-O3",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-fno-tree-reassoc",
+    "-fno-tree-pre",
+    "-fno-strict-aliasing",
+    "-fopenmp",
+    "-g0",
+]
 X86, ARM = ("x86_64", "AMD64"), ("aarch64", "arm64")
 ISAS = {
     "generic": (X86 + ARM, [], []),

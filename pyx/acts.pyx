@@ -1,6 +1,6 @@
 """Inputs of the matrix products, rounded: 8 or 16 bits per block of 32 for W x, 16 bits per 128 values for W^T dy."""
 
-from libc.stdint cimport int8_t, int16_t, uint8_t, uintptr_t
+from libc.stdint cimport int8_t, int16_t, uint8_t
 from libc.string cimport memcpy, memset
 
 from .simd cimport *

@@ -5,8 +5,6 @@ from libc.math cimport sqrt
 
 from .simd cimport *
 
-import numpy as np
-
 
 cdef struct Rates:
     float keep          # 1 - lr * decay

@@ -10,4 +10,5 @@ cdef size_t attend_bytes(int rows, int head_dim, int n_past) noexcept nogil
 cdef void store_kv(const Head* head, int position, int head_dim, const float* k, const float* v) noexcept nogil
 cdef void attend(const float* q, size_t ldq, int n_tokens, int group, int head_dim, float scale, int position, const Head* head, float* out, size_t ldo, float* work) noexcept nogil
 cdef size_t attend_backward_bytes(int n, int head_dim) noexcept nogil
-cdef void attend_backward(const float* q, size_t ldq, const float* k, const float* v, size_t ldkv, const float* dout, size_t ldo, int n, int head_dim, float scale, float* dq, size_t lddq, float* dk, float* dv, size_t lddkv, float* work) noexcept nogil
+cdef void attend_backward(const float* q, size_t ldq, const float* k, const float* v, size_t ldkv,
+                          const float* dout, size_t ldo, int n, int head_dim, float scale, float* dq, size_t lddq, float* dk, float* dv, size_t lddkv, float* work) noexcept nogil

@@ -144,7 +144,8 @@ cdef inline void gather(const float* source, size_t ld, int n, int head_dim, flo
             out[t * hdp + j] = source[t * ld + j] * scale
 
 
-cdef void attend_backward(const float* q, size_t ldq, const float* k, const float* v, size_t ldkv, const float* dout, size_t ldo, int n, int head_dim, float scale, float* dq, size_t lddq, float* dk, float* dv, size_t lddkv, float* work) noexcept nogil:
+cdef void attend_backward(const float* q, size_t ldq, const float* k, const float* v, size_t ldkv,
+                          const float* dout, size_t ldo, int n, int head_dim, float scale, float* dq, size_t lddq, float* dk, float* dv, size_t lddkv, float* work) noexcept nogil:
     """dq, dk, dv (n, head_dim) of one query head over a sequence of n tokens from position 0, written (not accumulated).
 
     P = softmax(scale q k^T) is computed again, a block of rows at a time: with dP = dout v^T,

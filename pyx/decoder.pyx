@@ -7,7 +7,6 @@ meet at a spinning barrier; who computes what never changes a result.
 from cython.parallel cimport parallel
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset
 
 from .attention cimport Head, attend, attend_bytes, store_kv
 from .acts cimport *
@@ -158,7 +157,6 @@ cdef class Session:
         """
         cdef Step* s = &self.step_
         cdef Config* c = &self.weights.config
-        cdef int team
         cdef float[:, ::1] logits = np.empty((len(logits_at), c.vocab_p), np.float32)
         self.check(tokens, positions, slots, logits_at, lora_scales)
         if len(tokens) == 0:

@@ -66,7 +66,7 @@ cdef void panel_u8(const uint8_t* q, const float* d, const float* m, int nb, int
     cdef const int8_t* a1 = <const int8_t*>c.a[1]
     cdef const int8_t* a2 = <const int8_t*>c.a[2]
     cdef const int8_t* a3 = <const int8_t*>c.a[3]
-    cdef int b, g, part
+    cdef int b, _g, _part
     cdef vb w
     cdef vh h0, h1, h2, h3
     cdef vi s0, s1, s2, s3
@@ -74,10 +74,10 @@ cdef void panel_u8(const uint8_t* q, const float* d, const float* m, int nb, int
     for b in range(nb):
         s0 = vi_zero()
         s1, s2, s3 = s0, s0, s0
-        for part in range(8 // depth):
+        for _part in range(8 // depth):
             h0 = vh_zero()
             h1, h2, h3 = h0, h0, h0
-            for g in range(depth):
+            for _g in range(depth):
                 w = vb_load(q)
                 h0 = vh_dot(h0, w, a0)
                 h1 = vh_dot(h1, w, a1)
@@ -100,14 +100,14 @@ cdef inline void panel_s16(const int16_t* q, const float* d, const float* m, int
     cdef const int16_t* a1 = <const int16_t*>c.a[1]
     cdef const int16_t* a2 = <const int16_t*>c.a[2]
     cdef const int16_t* a3 = <const int16_t*>c.a[3]
-    cdef int b, p
+    cdef int b, _p
     cdef vw w
     cdef vi s0, s1, s2, s3
     cdef vf vd, vm = vf_set1(0)
     for b in range(nb):
         s0 = vi_zero()
         s1, s2, s3 = s0, s0, s0
-        for p in range(pairs):
+        for _p in range(pairs):
             w = vw_load(q)
             s0 = vi_dot(s0, w, a0)
             s1 = vi_dot(s1, w, a1)

@@ -15,10 +15,10 @@ cdef void rope_angles(int position, const double* frequencies, int n_rot, float*
 
 cdef inline void turn(float* x, int n_head, int head_dim, int n_rot, const float* cosine, const float* sine,
                       int layout, float sign) noexcept nogil:
-    cdef int h, i, first, second, step = 2 if layout == PAIRS else 1, half = n_rot // 2
+    cdef int _h, i, first, second, step = 2 if layout == PAIRS else 1, half = n_rot // 2
     cdef int gap = 1 if layout == PAIRS else half
     cdef float a, b
-    for h in range(n_head):
+    for _h in range(n_head):
         for i in range(half):
             first = step * i
             second = first + gap

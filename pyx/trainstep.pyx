@@ -100,7 +100,6 @@ cdef class TrainStep:
     def __cinit__(self, Weights weights, dict ranks, int max_tokens, int n_threads=1, activations="int16"):
         """ranks: {(layer, slot): (rank, scale)}; max_tokens: the longest call; activations: "int16" or "f32"."""
         cdef Config* c = &weights.config
-        cdef int i
         self.weights, self.n_threads, self.max_tokens = weights, n_threads, max_tokens
         self.precision = {"int16": INT16, "f32": EXACT}[activations]
         self.first_layer = min((layer for layer, _ in ranks), default=c.n_layer)

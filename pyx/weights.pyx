@@ -4,12 +4,11 @@ from libc.stdint cimport uint8_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 
-from .acts cimport EXACT, Acts, padded
+from .acts cimport Acts, padded
 from .gemm cimport matmul_tiles, panel_add, precision_of
 from .matmul cimport PackedMatrix
 from .quants cimport row_type
 from .simd cimport *
-from .team cimport share
 
 import numpy as np
 
@@ -165,7 +164,7 @@ cdef class Weights:
 
         Layer -1 is the output matrix; EMBEDDING the token embedding, with a (r, n_embd) and b (n_vocab, r).
         """
-        cdef int layer, slot, tile, n = self.n_lora + 1
+        cdef int layer, slot, n = self.n_lora + 1
         cdef Linear* l
         cdef Lora* grown
         cdef float[:, ::1] a

@@ -56,7 +56,19 @@ def load(module, isa_name=None):
 def __getattr__(name):
     if name == "isa":
         value = _choose()
-    elif name in ("matmul", "quants", "norm", "rope", "mlp", "attention", "loss", "adamw", "weights", "decoder", "trainstep"):
+    elif name in (
+        "matmul",
+        "quants",
+        "norm",
+        "rope",
+        "mlp",
+        "attention",
+        "loss",
+        "adamw",
+        "weights",
+        "decoder",
+        "trainstep",
+    ):
         value = load(name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

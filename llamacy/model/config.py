@@ -46,7 +46,9 @@ def read_config(file, rms_eps=None, rope_theta=None):
         raise LlamacyError(f"{file.path}: an adapter, wanted a model; give it with --lora and the model with -m")
     name = str(meta.get("general.architecture", ""))
     if name not in ARCHITECTURES:
-        raise LlamacyError(f"{file.path}: architecture {name!r} is not supported, wanted one of {', '.join(ARCHITECTURES)}")
+        raise LlamacyError(
+            f"{file.path}: architecture {name!r} is not supported, wanted one of {', '.join(ARCHITECTURES)}"
+        )
 
     def read(key, default=None, kind=int):
         value = meta.get(f"{name}.{key}", default)
@@ -59,7 +61,9 @@ def read_config(file, rms_eps=None, rope_theta=None):
 
     embedding = file.tensors.get(ARCHITECTURES[name].embedding)
     if embedding is None or len(embedding.shape) != 2:
-        raise LlamacyError(f"{file.path}: no {ARCHITECTURES[name].embedding} matrix: a vocabulary or part of a model only")
+        raise LlamacyError(
+            f"{file.path}: no {ARCHITECTURES[name].embedding} matrix: a vocabulary or part of a model only"
+        )
     n_embd, n_head = read("embedding_length"), read("attention.head_count")
     if n_head < 1 or n_embd < 1:
         raise LlamacyError(f"{file.path}: {n_embd} embedding elements and {n_head} heads, wanted at least 1 of each")
@@ -99,7 +103,9 @@ def _check(path, c):
     if c.n_head % c.n_head_kv:
         raise LlamacyError(f"{path}: {c.n_head} heads do not divide among {c.n_head_kv} key/value heads")
     if not (1 <= c.head_dim <= 4096 and 2 <= c.n_rot <= c.head_dim and c.n_rot % 2 == 0):
-        raise LlamacyError(f"{path}: head size {c.head_dim} with {c.n_rot} rotating elements, wanted an even part of it")
+        raise LlamacyError(
+            f"{path}: head size {c.head_dim} with {c.n_rot} rotating elements, wanted an even part of it"
+        )
     positive = (c.rms_eps >= 0, c.rope_theta > 0, c.rope_scale > 0, c.n_ctx_train >= 1)
     if not all(positive) or not np.isfinite([c.rms_eps, c.rope_theta, c.rope_scale]).all():
         raise LlamacyError(

@@ -48,7 +48,7 @@ class Model:
         self._norms = []  # per adapter {(layer, norm): what it adds to the norm's weights}
 
     def new_session(self, n_slots=1, n_ctx=2048, max_batch=512):
-        """Return a Session: a KV cache of n_slots sequences of n_ctx positions, computing up to max_batch tokens a step."""
+        """Return a Session: a KV cache of n_slots sequences of n_ctx positions, up to max_batch tokens a step."""
         return Session(self, n_slots, n_ctx, max_batch)
 
     def add_adapter(self, adapter, scale=1.0):
@@ -76,7 +76,9 @@ class Model:
         self.adapters[index] = (self.adapters[index][0], scale)
         for place in self._norms[index]:
             deltas = [
-                norms[place] * user for norms, (_, user) in zip(self._norms, self.adapters, strict=True) if place in norms
+                norms[place] * user
+                for norms, (_, user) in zip(self._norms, self.adapters, strict=True)
+                if place in norms
             ]
             self.weights.set_norm(*place, self._base_norm(place) + np.sum(deltas, axis=0))
 
@@ -88,7 +90,9 @@ class Model:
         elif match and int(match[1]) < self.config.n_layer and match[2] in self.family.norms:
             place = (int(match[1]), match[2])
         else:
-            raise LlamacyError(f"{adapter.path}: adapts {name}, which {self.path} does not have; use the model it was trained on")
+            raise LlamacyError(
+                f"{adapter.path}: adapts {name}, which {self.path} does not have; use the model it was trained on"
+            )
         if delta.shape != (self.config.n_embd,):
             raise LlamacyError(
                 f"{adapter.path}: {name} has {delta.size} elements here, {self.config.n_embd} in {self.path}; "
@@ -112,7 +116,9 @@ class Model:
         elif match and int(match[1]) < self.config.n_layer and match[2] in shapes:
             place, shape = (int(match[1]), list(shapes).index(match[2])), shapes[match[2]]
         else:
-            raise LlamacyError(f"{adapter.path}: adapts {name}, which {self.path} does not have; use the model it was trained on")
+            raise LlamacyError(
+                f"{adapter.path}: adapts {name}, which {self.path} does not have; use the model it was trained on"
+            )
         got = (pair.b.shape[0], pair.a.shape[1])
         if got != shape:
             raise LlamacyError(

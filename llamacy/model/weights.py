@@ -18,9 +18,7 @@ def load_weights(file, config, n_threads):
     tied = family.output not in file.tensors
     output = family.embedding if tied else family.output
     names = [pattern.format(i) for i in range(config.n_layer) for pattern in family.linears.values()]
-    wanted = {
-        pattern.format(i): shapes[key] for i in range(config.n_layer) for key, pattern in family.linears.items()
-    }
+    wanted = {pattern.format(i): shapes[key] for i in range(config.n_layer) for key, pattern in family.linears.items()}
     wanted[output] = wanted[family.embedding] = (config.n_vocab, config.n_embd)
     loader.reserve([*names, output], wanted)
     layers = []
@@ -35,9 +33,12 @@ def load_weights(file, config, n_threads):
         layers.append(layer)
     factors = loader.vector(family.rope_factors, config.n_rot // 2) if family.rope_factors in file.tensors else None
     embedding = file.tensors[family.embedding]
-    sizes = {key: getattr(config, key) for key in ("n_embd", "n_head", "n_head_kv", "head_dim", "n_ff", "n_vocab", "n_rot")}
+    sizes = {
+        key: getattr(config, key) for key in ("n_embd", "n_head", "n_head_kv", "head_dim", "n_ff", "n_vocab", "n_rot")
+    }
     return kernels.weights.Weights(
-        sizes | {"rms_eps": config.rms_eps, "rope_layout": family.rope_layout, "frequencies": config.frequencies(factors)},
+        sizes
+        | {"rms_eps": config.rms_eps, "rope_layout": family.rope_layout, "frequencies": config.frequencies(factors)},
         layers,
         loader.matrix(output),
         loader.vector(family.output_norm, config.n_embd),
@@ -71,7 +72,9 @@ class _Loader:
 
     def tensor(self, name):
         if name not in self.file.tensors:
-            raise LlamacyError(f"{self.file.path}: tensor {name} is missing; the file is incomplete or of another family")
+            raise LlamacyError(
+                f"{self.file.path}: tensor {name} is missing; the file is incomplete or of another family"
+            )
         return self.file.tensors[name]
 
     def reserve(self, names, shapes):
@@ -80,7 +83,9 @@ class _Loader:
         for name, shape in shapes.items():
             info = self.tensor(name)
             if tuple(info.shape) != shape:
-                raise LlamacyError(f"{self.file.path}: {name} has shape {tuple(info.shape)}, wanted {shape} by the metadata")
+                raise LlamacyError(
+                    f"{self.file.path}: {name} has shape {tuple(info.shape)}, wanted {shape} by the metadata"
+                )
             if info.type.number not in self.known:
                 raise LlamacyError(
                     f"{self.file.path}: {name} is {info.type.name}, wanted one of {', '.join(kernels.matmul.types())}"

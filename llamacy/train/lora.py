@@ -41,7 +41,8 @@ def starting_pairs(model, targets, rank, alpha, seed, num_layers=None, init=None
     strange = [name for name in (*init.pairs, *init.norms) if name not in pairs]
     if strange:
         raise LlamacyError(
-            f"{init.path}: adapts {strange[0]}, which this run does not train; wanted pairs on {', '.join(targets)} only"
+            f"{init.path}: adapts {strange[0]}, which this run does not train; "
+            f"wanted pairs only on {', '.join(targets)}"
         )
     for name, pair in init.pairs.items():
         wanted = shapes[where[name][1]]

@@ -62,7 +62,7 @@ class Trainer:
     # ---- computing ----
 
     def step(self, micro_batches, lr):
-        """One optimiser step over a list of lists of Samples: mean loss over all their trained tokens, AdamW at `lr`."""
+        """One optimiser step over a list of lists of Samples: mean loss over their trained tokens, AdamW at `lr`."""
         options, samples = self.options, [sample for batch in micro_batches for sample in batch]
         n_trained = sum(sample.n_trained for sample in samples)
         if n_trained == 0:
