@@ -8,10 +8,9 @@ import threading
 import time
 from collections import deque
 
-import numpy as np
-
 from llamacy.errors import LlamacyError
 from llamacy.generate.request import Result
+from llamacy.generate.scales import Scales
 from llamacy.generate.slot import Slot
 
 DEFAULT_BATCH = 512
@@ -47,10 +46,8 @@ class Engine:
         self.n_vocab, self.n_ctx, self.max_queue = model.config.n_vocab, n_ctx, max_queue
         eog_ids = model.tokenizer.eog_ids
         self.slots = [Slot(i, n_ctx, self.n_vocab, eog_ids) for i in range(n_slots)]
-        # A step's scales come on top of the adapters' own: those become 1, and every request brings its full scale.
-        self.lora = tuple(float(scale) for _, scale in model.adapters)
-        for i in range(len(self.lora)):
-            model.set_adapter_scale(i, 1.0)
+        self._scales = Scales(model)
+        self.lora = self._scales.defaults
         self.counters = dict.fromkeys(
             ("prompt_tokens", "prompt_seconds", "predicted_tokens", "predicted_seconds", "steps", "busy_slots"), 0
         )
@@ -189,7 +186,7 @@ class Engine:
 
     def _batch(self):
         """Return [(slot, how many of its pending tokens)] for the next step, generating slots first."""
-        busy = [slot for slot in self.slots if slot.request]
+        busy = self._scales.together([slot for slot in self.slots if slot.request])
         generating = [slot for slot in busy if slot.is_generating]
         room = self.batch_size - len(generating)
         if generating:
@@ -214,12 +211,11 @@ class Engine:
             if count == slot.pending:
                 logits_at.append(len(tokens) - 1)
         began = time.perf_counter()
-        rows = np.array(scales, np.float32)
-        rows = None if (rows == 1).all() else rows
-        logits = self.session.step(tokens, positions, slots, logits_at, lora_scales=rows)
+        logits = self.session.step(tokens, positions, slots, logits_at, lora_scales=self._scales.rows(scales))
         self._count(batch, time.perf_counter() - began)
         for slot, count in batch:
             slot.cached += slot.history[len(slot.cached) : len(slot.cached) + count]
+            slot.last_step = self.counters["steps"]
         return logits
 
     def _count(self, batch, seconds):

@@ -13,7 +13,8 @@ class Slot:
         self.id, self.n_ctx, self.n_vocab, self.eog_ids = id, n_ctx, n_vocab, eog_ids
         self.cached = []
         self.lora = ()
-        self.last_used = 0.0
+        self.last_used = 0.0  # seconds
+        self.last_step = 0  # the number of the engine's step that it was part of
         self.request = None
         self.history = []
         self.sampler = None

@@ -62,6 +62,8 @@ class FakeSession:
         assert 0 < len(tokens) == len(positions) == len(slots) <= self.max_batch
         if self.model.fail:
             raise self.model.fail
+        # Norms have one scale for the whole step: the adapters' own.
+        assert lora_scales is None or not self.model.with_norms
         if lora_scales is None:
             lora_scales = np.ones((len(tokens), len(self.model.adapters)), np.float32)
         lora_scales = lora_scales * np.array([scale for _, scale in self.model.adapters], np.float32)
@@ -82,10 +84,12 @@ class FakeModel:
     name = "fake"
     path = "fake.gguf"
 
-    def __init__(self, adapters=0, n_ctx_train=4096, answer=None, prompt_length=None):
+    def __init__(self, adapters=0, n_ctx_train=4096, answer=None, prompt_length=None, with_norms=False):
         self.config = SimpleNamespace(n_vocab=N_VOCAB, n_ctx_train=n_ctx_train, n_embd=8, architecture="llama")
         self.tokenizer = FakeTokenizer()
-        self.adapters = [(SimpleNamespace(path=f"a{i}.gguf"), 1.0) for i in range(adapters)]
+        norms = {"output_norm.weight": np.ones(8)} if with_norms else {}
+        self.adapters = [(SimpleNamespace(path=f"a{i}.gguf", norms=norms), 1.0) for i in range(adapters)]
+        self.with_norms = with_norms
         self.metadata = {"general.name": "fake"}
         self.fail = None
         self.answer, self.prompt_length = answer, prompt_length

@@ -61,11 +61,11 @@ def test_neighbours_change_nothing():
         assert max(engine.session.steps) <= engine.session.max_batch
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10**6))
-def test_any_traffic_gives_the_text_of_each_alone(seed):
-    rng = random.Random(seed)
-    engine, running, expected = Engine(FakeModel(adapters=2), n_slots=3, n_ctx=96, batch_size=32), [], []
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.booleans())
+def test_any_traffic_gives_the_text_of_each_alone(seed, with_norms):
+    rng, model = random.Random(seed), FakeModel(adapters=2, with_norms=with_norms)
+    engine, running, expected = Engine(model, n_slots=3, n_ctx=96, batch_size=32), [], []
     words = ["ab", "abc ", "abc d", "zz"]
     for i in range(14):
         prompt = "".join(rng.choice(words) for _ in range(rng.randint(1, 12)))
@@ -143,6 +143,21 @@ def test_other_adapter_scales_do_not_share_a_cache():
     request = ask("hello there")
     finish(engine, request)
     assert ids(request) == texts[2]
+
+
+def test_adapters_of_norms_take_turns_with_other_scales():
+    model = FakeModel(adapters=1, with_norms=True)
+    engine = Engine(model, n_slots=3)
+    requests = [ask("one", lora=(0.5,)), ask("two"), ask("three", lora=(0.5,))]
+    finish(engine, *requests)
+    assert [ids(r) for r in requests] == [
+        alone("one", adapters=1, lora=(0.5,)),
+        alone("two", adapters=1),
+        alone("three", adapters=1, lora=(0.5,)),
+    ]
+    # Nobody waits for the others to end: the two groups alternate.
+    sizes = engine.session.steps
+    assert sizes[2:20] == [2, 1] * 9
 
 
 def test_the_models_own_scales_are_the_default():

@@ -18,6 +18,7 @@ from tests.server.service import ask, error_of, events, open_request, post
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "tests" / "data" / "tiny-q8_0.gguf"
+ADAPTER = ROOT / "tests" / "data" / "tiny-adapter-ggla.bin"
 ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
@@ -139,3 +140,26 @@ def test_ending_while_the_model_loads():
     process.send_signal(signal.SIGTERM)
     # Before the handler is set the signal itself ends the process.
     assert process.wait(15) in (0, -signal.SIGTERM)
+
+
+def test_adapters_with_norms_have_their_scale_per_request():
+    process = start("-m", MODEL, "-np", 3, "-c", 128, "--lora", f"{ADAPTER}:0.5", "--activations", "f32")
+    service = SimpleNamespace(port=int(re.search(r":(\d+) ", process.stderr.readline())[1]))
+    plain = {"prompt": "This License grants you", "n_predict": 1, "n_probs": 3, "cache_prompt": False}
+
+    def top(**more):
+        return [
+            entry["logprob"]
+            for entry in post(service, "/completion", **plain, **more)["completion_probabilities"][0]["top_logprobs"]
+        ]
+
+    half, whole, off = (top(lora=[{"id": 0, "scale": scale}]) for scale in (0.5, 1, 0))
+    assert top() == half and len({tuple(half), tuple(whole), tuple(off)}) == 3
+    assert top(lora=[]) == off
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(15) == 0
+    bare = start("-m", MODEL, "-c", 128, "--activations", "f32")
+    service = SimpleNamespace(port=int(re.search(r":(\d+) ", bare.stderr.readline())[1]))
+    assert top() == pytest.approx(off, abs=1e-5)
+    bare.send_signal(signal.SIGTERM)
+    assert bare.wait(15) == 0
