@@ -1,0 +1,96 @@
+"""Causal attention, forward from a cache and backward, against float64 and finite differences.
+
+Bounds. A score is off by e = gamma(2 D + 4) max sum |q| |k| / D^1/2, its exponential so by a factor exp(2 e) (the row's
+sum moves too) and 8 roundings, the sums over n keys by gamma(2 n). In an f16 cache every key and value is rounded once:
+2^-11 relatively (2^-25 below f16's normal numbers), which moves a score by 2^-11 sum |q| |k| and the output likewise.
+"""
+
+import numpy as np
+import pytest
+
+from llamacy import kernels
+from llamacy.kernels.reference import layers
+from tests.kernels.rounding import assert_within, gamma
+from tests.kernels.test_layers import assert_gradient, normal
+
+# tokens, query heads, key/value heads, head_dim: groups of 1, 2 and 3; lengths around 16, 32 and 64; odd head sizes
+SHAPES = [(1, 2, 2, 16), (15, 4, 2, 16), (17, 3, 1, 24), (33, 2, 2, 10), (64, 3, 3, 64), (131, 6, 2, 20)]
+
+
+def qkv(n, n_head, n_head_kv, head_dim):
+    return normal(1, n, n_head, head_dim), normal(2, n, n_head_kv, head_dim), normal(3, n, n_head_kv, head_dim)
+
+
+def causal(n):
+    return np.tril(np.ones((n, n), bool))
+
+
+def relative_error(q, k, half):
+    """The most that a softmax probability may be off, relatively."""
+    group = q.shape[1] // k.shape[1]
+    products = np.einsum("thd,khd->htk", np.abs(q, dtype=np.float64), np.abs(np.repeat(k, group, axis=1)))
+    largest = products.max() / np.sqrt(q.shape[2])
+    return np.expm1(2 * largest * (gamma(2 * q.shape[2] + 4) + half * 2.0**-11)) + gamma(8 + 2 * len(q))
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_attention(isa, shape, half):
+    q, k, v = qkv(*shape)
+    exact, _ = layers.attention(q, k, v, causal(shape[0]))
+    sizes, _ = layers.attention(q, k, np.abs(v), causal(shape[0]))
+    bound = (relative_error(q, k, half) + half * 2.0**-11) * sizes + half * 2.0**-25
+    assert_within(kernels.load("attention", isa).forward(q, k, v, half), exact, bound)
+
+
+def test_no_token_sees_a_later_one(isa):
+    module, (q, k, v) = kernels.load("attention", isa), qkv(40, 2, 1, 16)
+    before = module.forward(q, k, v)
+    for array in (q, k, v):
+        array[25:] = 1e4
+    np.testing.assert_array_equal(module.forward(q, k, v)[:25], before[:25])
+
+
+def test_scores_too_large_for_exp_do_not_overflow(isa):
+    # scores up to 1e6: the softmax picks one key, whose value comes out as it went in
+    q, k, v = qkv(20, 2, 1, 16)
+    exact, _ = layers.attention(1e3 * q, 1e3 * k, v, causal(20))
+    found = kernels.load("attention", isa).forward(1e3 * q, 1e3 * k, v)
+    np.testing.assert_allclose(found, exact, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_attention_backward(isa, shape):
+    (n, n_head, n_head_kv, head_dim), (q, k, v) = shape, qkv(*shape)
+    dout = normal(4, n, n_head, head_dim)
+    exact = layers.attention_backward(dout, q, k, v, causal(n))
+    found = kernels.load("attention", isa).backward(q, k, v, dout)
+    # every product of the backward pass with all its terms positive: what relative errors multiply
+    group, scale = n_head // n_head_kv, head_dim**-0.5
+    qa, da = np.abs(q, dtype=np.float64), np.abs(dout, dtype=np.float64)
+    ka, va = (np.repeat(np.abs(x, dtype=np.float64), group, axis=1) for x in (k, v))
+    scores = np.einsum("thd,khd->htk", q.astype(np.float64), np.repeat(k, group, axis=1)) * scale
+    p = np.exp(layers.log_softmax(np.where(causal(n), scores, -np.inf)))
+    dp = np.einsum("thd,khd->htk", da, va)
+    ds = scale * p * (dp + np.sum(p * dp, axis=-1, keepdims=True))
+    kv_shape = (n, n_head_kv, group, head_dim)
+    sizes = (
+        np.einsum("htk,khd->thd", ds, ka),
+        np.einsum("htk,thd->khd", ds, qa).reshape(kv_shape).sum(axis=2),
+        np.einsum("htk,thd->khd", p, da).reshape(kv_shape).sum(axis=2),
+    )
+    # p, dp and their row sum each bring their own error; two more sums of n or D terms follow
+    relative = 3 * relative_error(q, k, False) + gamma(4 * head_dim + 4 * n + 16)
+    for name, x, want, size in zip(("dq", "dk", "dv"), found, exact, sizes, strict=True):
+        assert x.shape == want.shape, name
+        assert_within(x, want, relative * size)
+
+
+def test_attention_slopes(isa):
+    module, (q, k, v) = kernels.load("attention", isa), qkv(19, 4, 2, 10)
+    for i, x in enumerate((q, k, v)):
+
+        def forward(point, i=i):
+            return module.forward(*(point if j == i else y for j, y in enumerate((q, k, v))))
+
+        assert_gradient(forward, lambda dout, i=i: module.backward(q, k, v, dout)[i], x, 9 + i)
