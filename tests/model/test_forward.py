@@ -1,0 +1,180 @@
+"""Logits of small random llamas against the float64 twin on the same dequantised weights; batching changes nothing.
+
+With f32 activations each of the some 20 sums of 64 to 96 products on the way rounds by u = 6e-8 per term, and errors
+add up like random walks: 2e-5 of the largest logit is ten times what is seen. With 8 bits an input moves by
+amax / 254 / 3^1/2 on average, 0.5 % of a normal block's size, 9 roundings in a row 1.5 %: 3 % is allowed. With 16 bits
+the f16 cache rules: 2^-11 per key and value.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from llamacy.kernels.reference import model as twin
+from llamacy.model import load_model
+from tests.model.tiny import CONFIG, logits_of, tokens_of, write_llama
+
+TYPES = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
+VARIANTS = {
+    "one key/value head": replace(CONFIG, n_head_kv=1),
+    "as many key/value heads": replace(CONFIG, n_head_kv=4),
+    "linear rope scaling": replace(CONFIG, rope_scale=4.0),
+    "frequency factors": replace(CONFIG, rope_factors=(1.0, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0, 8.0)),
+    "another rope base": replace(CONFIG, rope_theta=500000.0),
+    "a large epsilon": replace(CONFIG, rms_eps=0.1),
+    "no size a multiple of 16": replace(CONFIG, n_embd=40, n_ff=52, n_vocab=43),
+    "three layers": replace(CONFIG, n_layer=3),
+}
+
+
+def assert_close(found, exact, share):
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, exact, rtol=0, atol=share * np.abs(exact).max())
+
+
+def rms(x):
+    return np.sqrt(np.mean(np.square(x, dtype=np.float64)))
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A function (config, type, tied, **load_model's) -> (Model, exact weights)."""
+
+    def make(config=CONFIG, type_name="Q4_0", tied=False, **how):
+        path = tmp_path / "tiny.gguf"
+        exact = write_llama(path, config, twin.random_weights(config, 20, tied), type_name)
+        return load_model(path, **({"activations": "f32", "threads": 2} | how)), exact
+
+    return make
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name", TYPES)
+def test_every_type(tiny, name, tied):
+    model, exact = tiny(type_name=name, tied=tied)
+    tokens = tokens_of(CONFIG, 21)
+    assert_close(logits_of(model, tokens), twin.forward(CONFIG, exact, tokens), 2e-5)
+
+
+def test_a_mix_of_types(tiny):
+    model, exact = tiny(type_name=lambda name: TYPES[sum(name.encode()) % len(TYPES)])
+    tokens = tokens_of(CONFIG, 21)
+    assert_close(logits_of(model, tokens), twin.forward(CONFIG, exact, tokens), 2e-5)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants(tiny, name):
+    config = VARIANTS[name]
+    model, exact = tiny(config, "F16" if config.n_embd % 32 else "Q5_1")
+    tokens = tokens_of(config, 40)
+    assert_close(logits_of(model, tokens), twin.forward(config, exact, tokens), 2e-5)
+
+
+def test_positions_far_from_zero(tiny):
+    model, exact = tiny()
+    tokens = tokens_of(CONFIG, 150)
+    assert_close(logits_of(model, tokens), twin.forward(CONFIG, exact, tokens), 2e-5)
+
+
+def test_biases(tiny, tmp_path, monkeypatch):
+    weights = twin.random_weights(CONFIG, 20)
+    for name, shape in twin.linear_shapes(CONFIG).items():
+        weights[f"blk.1.{name}.bias"] = twin.uniform(len(name), shape[:1]).astype(np.float32)
+    exact = write_llama(tmp_path / "biased.gguf", CONFIG, weights, "Q8_0")
+
+    class Biased(twin._Linears):
+        def forward(self, name, x):
+            return super().forward(name, x) + self.weights.get(name.removesuffix("weight") + "bias", 0)
+
+    monkeypatch.setattr(twin, "_Linears", Biased)
+    tokens = tokens_of(CONFIG, 9)
+    model = load_model(tmp_path / "biased.gguf", activations="f32", threads=2)
+    assert_close(logits_of(model, tokens), twin.forward(CONFIG, exact, tokens), 2e-5)
+
+
+@pytest.mark.parametrize(("activations", "share"), [("int8", 0.03), ("int16", 0.002)])
+@pytest.mark.parametrize("name", TYPES)
+def test_rounded_activations(tiny, name, activations, share):
+    model, exact = tiny(type_name=name, activations=activations)
+    tokens = tokens_of(CONFIG, 21)
+    wanted = twin.forward(CONFIG, exact, tokens)
+    assert rms(logits_of(model, tokens) - wanted) < share * rms(wanted)
+
+
+@pytest.mark.parametrize("activations", ["f32", "int8", "int16"])
+@pytest.mark.parametrize("name", ["Q4_1", "F16"])
+def test_one_two_and_three_threads_are_bitwise_equal(tiny, name, activations):
+    tokens = tokens_of(CONFIG, 37)
+    found = [logits_of(tiny(type_name=name, activations=activations, threads=n)[0], tokens) for n in (1, 2, 3)]
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+
+
+# --- sessions --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activations", ["f32", "int8"])
+def test_slots_mixed_in_one_step_equal_each_alone(tiny, activations):
+    model, _ = tiny(activations=activations)
+    prompts = [tokens_of(CONFIG, n, seed=n) for n in (1, 20, 33, 7)]
+    alone = [logits_of(model, prompt) for prompt in prompts]
+    session = model.new_session(len(prompts), 64)
+    # continuous batching: the first slot is a step behind, slots come in turns, some with one token, some with many
+    done = [0] * len(prompts)
+    for share in (0, 1, 5, 3, 16, 1, 64):
+        batch = [(slot, p) for slot in reversed(range(len(prompts))) for p in _next(done, prompts, slot, share)]
+        if not batch:
+            continue
+        slots, positions = np.array(batch).T
+        tokens = [prompts[slot][p] for slot, p in batch]
+        logits = session.step(tokens, positions, slots, np.arange(len(batch)))
+        for (slot, p), row in zip(batch, logits, strict=True):
+            np.testing.assert_array_equal(row, alone[slot][p])
+    assert done == [len(prompt) for prompt in prompts]
+
+
+def _next(done, prompts, slot, share):
+    """Return the positions that a slot takes in this step: `share` of them, one more for every other slot."""
+    first = done[slot]
+    done[slot] = min(len(prompts[slot]), first + share + slot % 2)
+    return range(first, done[slot])
+
+
+def test_cutting_back_forgets_what_came_after(tiny):
+    model, _ = tiny(activations="int8")
+    first, second = tokens_of(CONFIG, 30, seed=1), tokens_of(CONFIG, 12, seed=2)
+    session, wanted = model.new_session(1, 64), logits_of(model, np.r_[first[:11], second])
+    session.step(first, np.arange(30), np.zeros(30, int), [])
+    found = session.step(second, np.arange(11, 23), np.zeros(12, int), np.arange(12))
+    np.testing.assert_array_equal(found, wanted[11:])
+
+
+def test_only_the_wanted_logits_are_computed(tiny):
+    model, _ = tiny()
+    tokens, session = tokens_of(CONFIG, 9), model.new_session(1, 16)
+    every = logits_of(model, tokens)
+    assert session.step(tokens, np.arange(9), np.zeros(9, int), []).shape == (0, CONFIG.n_vocab)
+    found = session.step(tokens, np.arange(9), np.zeros(9, int), [8, 2])
+    np.testing.assert_array_equal(found, every[[8, 2]])
+    assert session.step([], [], [], []).shape == (0, CONFIG.n_vocab)
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        (([97], [0], [0], [0]), "token"),
+        (([-1], [0], [0], [0]), "token"),
+        (([1], [16], [0], [0]), "position"),
+        (([1], [-1], [0], [0]), "position"),
+        (([1], [0], [2], [0]), "slot"),
+        (([1], [0], [0], [1]), "logits_at"),
+        (([1, 2], [0], [0], [0]), "wanted equal"),
+        (([1] * 9, range(9), [0] * 9, [0]), "at most 8"),
+        (([1], [0], [0], [0], [[1.0]]), "lora_scales"),
+    ],
+)
+def test_indices_out_of_range_are_refused(tiny, step, words):
+    session = tiny()[0].new_session(2, 16, max_batch=8)
+    with pytest.raises(ValueError, match=words):
+        session.step(*step)

@@ -1,0 +1,69 @@
+"""Small llamas: random weights as a GGUF file of any types, and what the float64 twin says of the same file."""
+
+import numpy as np
+
+from llamacy.formats import types
+from llamacy.formats.gguf_writer import write_gguf
+from llamacy.kernels.reference import model as twin
+from llamacy.kernels.reference import quants
+
+# whole blocks of 32, so that every type can hold every matrix
+CONFIG = twin.Config(n_vocab=97, n_embd=64, n_head=4, n_head_kv=2, n_ff=96, n_layer=2)
+NORMAL, UNKNOWN, CONTROL = 1, 2, 3
+
+
+def metadata(config):
+    """Return the GGUF metadata of a twin's Config, with a vocabulary of single pieces."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<{i}>" for i in range(3, config.n_vocab))]
+    values = {
+        "general.architecture": "llama",
+        "general.name": "tiny",
+        "llama.embedding_length": config.n_embd,
+        "llama.attention.head_count": config.n_head,
+        "llama.attention.head_count_kv": config.n_head_kv,
+        "llama.feed_forward_length": config.n_ff,
+        "llama.block_count": config.n_layer,
+        "llama.context_length": 256,
+        "llama.attention.layer_norm_rms_epsilon": config.rms_eps,
+        "llama.rope.freq_base": config.rope_theta,
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [0.0] * config.n_vocab,
+        "tokenizer.ggml.token_type": [UNKNOWN, CONTROL, CONTROL] + [NORMAL] * (config.n_vocab - 3),
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+    }
+    if config.rope_scale != 1:
+        values |= {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": config.rope_scale}
+    return values
+
+
+def write_llama(path, config, weights, type_name="F32", *, change=None, leave_out=()):
+    """Write `weights` ({name: array}) with matrices as `type_name` (a name, or name -> name); return them dequantised.
+
+    change: metadata to set, None to take a key out. leave_out: tensors not to write.
+    """
+    kind_of = type_name if callable(type_name) else lambda name: type_name
+    if config.rope_factors is not None:
+        weights = weights | {"rope_freqs.weight": np.array(config.rope_factors)}
+    tensors, exact = [], {}
+    for name, values in weights.items():
+        kind = kind_of(name) if values.ndim == 2 else "F32"
+        rows = quants.quantize(kind, values)
+        exact[name] = quants.dequantize(kind, rows, np.float64)
+        if name not in leave_out:
+            tensors.append((name, types.by_name(kind), values.shape, rows))
+    values = metadata(config) | (change or {})
+    write_gguf(path, {key: value for key, value in values.items() if value is not None}, tensors)
+    return exact
+
+
+def tokens_of(config, n, seed=3):
+    """Return n random ids."""
+    return np.random.default_rng(seed).integers(0, config.n_vocab, n)
+
+
+def logits_of(model, tokens, n_ctx=256, **how):
+    """Return the logits (T, V) of one sequence, all at once."""
+    n = np.arange(len(tokens))
+    return model.new_session(1, n_ctx).step(tokens, n, np.zeros(len(n), int), n, **how)
