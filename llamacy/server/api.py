@@ -221,7 +221,10 @@ def get_adapters(app, call):
 
 
 def set_adapters(app, call):
-    app.engine.lora = read_scales(app, "the body", call.json())
+    wanted = call.json()
+    if wanted is None:
+        raise fields.wrong("the body", "a list of {id, scale}", wanted)
+    app.engine.lora = read_scales(app, "the body", wanted)
     return Json({"success": True})
 
 

@@ -165,7 +165,8 @@ def test_ctrl_c_ends_the_answer_and_not_the_conversation(chat, monkeypatch):
         return run_(self, request)
 
     monkeypatch.setattr(Engine, "run", interrupted)
-    code, out, _ = chat("-cnv", "--chat-template", "chatml", "-n", "8", "--ignore-eos", stdin="one\ntwo\n")
+    words = ["-cnv", "--chat-template", "chatml", "-n", "8", "--ignore-eos", "--temp", "0"]
+    code, out, _ = chat(*words, stdin="one\ntwo\n")
     first, second = out.splitlines()
     assert code == 0 and len(first) == 3 and len(second) == 8
 

@@ -212,6 +212,15 @@ def test_physical_cores_are_between_one_and_all():
     assert 1 <= common.physical_cores() <= os.cpu_count()
 
 
+def test_mlock_goes_on_where_it_is_refused(main, monkeypatch):
+    import ctypes
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *args, **more: SimpleNamespace(mlockall=lambda flags: -1))
+    monkeypatch.setattr(ctypes, "get_errno", lambda: 12)
+    code, out, err = main("-p", "Hi", "--mlock")
+    assert (code, out) == (0, "Hihello\n") and "warning: --mlock: Cannot allocate memory; going on without it" in err
+
+
 def test_more_context_than_trained_is_a_warning(capsys):
     model = SimpleNamespace(config=SimpleNamespace(n_ctx_train=100))
     assert common.context_of(SimpleNamespace(ctx_size=200), model) == 200

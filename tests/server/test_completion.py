@@ -1,5 +1,6 @@
 """POST /completion: the answer, streaming, stop strings, probabilities, prompts in all shapes, adapters."""
 
+import json
 import math
 
 import pytest
@@ -206,6 +207,9 @@ def test_adapters_per_request_and_for_all(adapted):
     ]
     assert ask(adapted, "POST", "/lora-adapters", [{"id": 1, "scale": 0.5}])[1] == {"success": True}
     assert [adapter["scale"] for adapter in ask(adapted, "GET", "/lora-adapters")[1]] == [0.0, 0.5]
+    assert text() == one
+    for wrong in (None, 5, {"id": 0}, [{"id": 9, "scale": 1}], [5]):
+        assert error_of(adapted, "POST", "/lora-adapters", wrong, raw=json.dumps(wrong))[0] == 400
     assert text() == one
     assert ask(adapted, "POST", "/lora-adapters", both)[0] == 200
     assert text() == usual
