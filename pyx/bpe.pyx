@@ -365,6 +365,8 @@ cdef class Vocabulary:
     cdef int grow_first_pairs(self) noexcept nogil:
         """Give every string its place in first_pairs."""
         cdef int64_t more = self.strings.spans.used - self.first_pairs.used
+        if more == 0:
+            return 0
         if reserve(&self.first_pairs, more, sizeof(int32_t)) < 0:
             return -1
         memset(<int32_t*>self.first_pairs.data + self.first_pairs.used, 0xFF, more * sizeof(int32_t))

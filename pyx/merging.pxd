@@ -38,7 +38,8 @@ cdef inline int32_t add_string(Strings* strings, const uint8_t* text, int64_t n)
         return -1
     if reserve(&strings.raw, n, 1) < 0 or reserve(&strings.spans, 1, sizeof(Span)) < 0:
         return -1
-    memcpy(<uint8_t*>strings.raw.data + strings.raw.used, text, n)
+    if n > 0:
+        memcpy(<uint8_t*>strings.raw.data + strings.raw.used, text, n)
     span = <Span*>strings.spans.data + which
     span.start, span.size = <uint32_t>strings.raw.used, <uint32_t>n
     strings.raw.used += n
