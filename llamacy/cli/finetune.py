@@ -94,6 +94,8 @@ def _add_adapter_flags(group):
     group.add_argument("--rslora", action="store_true", help="divide by the root of the rank instead")
     optional(group, "--target-modules", dest="targets", metavar="LIST",
              help="matrices to adapt, such as attn_q,attn_v or q_proj,v_proj (default: all-linear)")  # fmt: skip
+    optional(group, "--num-layers", dest="num_layers", type=int, metavar="N",
+             help="adapt only the last N layers; the others need no backward pass (default: all)")  # fmt: skip
     optional(group, "--init-lora", dest="init_lora", metavar="FILE",
              help="start from this adapter, of any format (default: a new one)")  # fmt: skip
 

@@ -156,11 +156,20 @@ def finetune(args, options):
         say(line)
     checkpoint = checkpoint_to_resume(args, outputs)
     train, held = prepared.parts(data)
+    fit_threads(args)
     model = open_model_from(args)
     options = prepared.options
     trainer = Trainer(model, options)
-    trainer.init_lora(options.rank, options.file_alpha, options.targets, options.seed, start)
+    trainer.init_lora(options.rank, options.file_alpha, options.targets, options.seed, start, options.num_layers)
     return train_and_tell(args, prepared, outputs, trainer, (data, train, held), checkpoint)
+
+
+def fit_threads(args):
+    """Take no more threads than there are processors: they wait for each other by spinning."""
+    n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if args.threads and args.threads > n_cpus:
+        say(f"--threads {args.threads}: there are {n_cpus} processors, so {n_cpus} are used")
+        args.threads = n_cpus
 
 
 def starting_adapter(args, prepared):
@@ -222,12 +231,17 @@ def train_and_tell(args, prepared, outputs, trainer, data, checkpoint):
             log.close()
     if args.plot:
         write_plot(args.plot, f"{Path(args.model).name}, rank {options.rank}", run.done.losses, run.done.validation)
-    tell_result(args, outputs, run.done, ended)
+    tell_result(args, outputs, run.done, ended, shaped=bool(template_of(whole)))
     return 128 + stop.signum if ended == "stopped" else 0
 
 
-def tell_result(args, outputs, done, ended):
-    """Say how the run ended, where its adapter is, and how to use it."""
+def template_of(data):
+    """Return what shape the data gives its prompts ("instruct", "chat"), "" for none or several."""
+    return data.templates[0] if len(data.templates) == 1 else ""
+
+
+def tell_result(args, outputs, done, ended, shaped):
+    """Say how the run ended, where its adapter is, and how to use it; `shaped`: prompts need the shape of training."""
     words = {"end": "done", "early": "stopped early: the validation loss no longer falls", "stopped": "stopped"}
     kept = f", the best by validation loss ({done.best_loss:.4f})" if done.best_step else ""
     say(f"{words[ended]} at step {done.step}")
@@ -235,7 +249,7 @@ def tell_result(args, outputs, done, ended):
     if ended == "stopped" and outputs.checkpoint:
         say(f"the state of the run is in {outputs.checkpoint}: the same command with --resume goes on")
     model = "" if args.model == default_or_none() else f" -m {args.model}"
-    say(f'try it: ./bin/main{model} --lora {outputs.adapter} -p "..."')
+    say(f'try it: ./bin/main{model} --lora {outputs.adapter}{" -ins" if shaped else ""} -p "..."')
 
 
 def default_or_none():
@@ -258,6 +272,6 @@ def description(args, prepared, data, done):
         "llamacy.n_samples": len(data),
     }
     # What a prompt must look like for the adapter to answer as trained: for `main --instruct`.
-    if len(data.templates) == 1 and data.templates[0]:
-        facts["llamacy.prompt_template"] = data.templates[0]
+    if template_of(data):
+        facts["llamacy.prompt_template"] = template_of(data)
     return facts

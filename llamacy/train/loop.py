@@ -26,6 +26,7 @@ FIXED = {
     "rank": "--rank",
     "alpha": "--lora-alpha and --rslora",
     "targets": "--target-modules",
+    "num_layers": "--num-layers",
 }
 LOSSES = "llamacy.losses"
 

@@ -83,6 +83,7 @@ class TrainOptions:
     alpha: float = _option(16.0, "--lora-alpha", **POSITIVE)
     rslora: bool = _option(False, "--rslora")
     targets: tuple = _option(tuple(TARGETS), "--target-modules", **SOME_TARGETS)
+    num_layers: int | None = _option(None, "--num-layers", **_at_least(1))
 
     # measuring and keeping
     save_every: int = _option(1, "--save-every", **_at_least(0))

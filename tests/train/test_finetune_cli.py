@@ -33,7 +33,7 @@ class Recorded(FakeTrainer):
         self.model, self.options = model, options
         Recorded.last = self
 
-    def init_lora(self, rank, alpha, targets, seed, init_from):
+    def init_lora(self, rank, alpha, targets, seed, init_from, num_layers):
         self.setup = (rank, alpha, targets, seed, init_from)
 
     def step(self, micro_batches, lr):
@@ -107,7 +107,7 @@ FLAGS = [
      {"rank": 4, "alpha": 32.0, "rslora": True, "targets": ("attn_q", "attn_v")}),
     ("--train-on-prompt --shuffle off -s 7", {"mask_prompt": False, "shuffle": False, "seed": 7}),
     ("--train-on-prompt --mask-prompt", {"mask_prompt": True}),
-    ("-c 100", {"n_ctx": 100}),
+    ("-c 100 --num-layers 1", {"n_ctx": 100, "num_layers": 1}),
     ("--save-every 0 --save-every-steps 3", {"save_every": 0, "save_every_steps": 3}),
     ("--val-split 0.5 --eval-every 2 --early-stop 3", {"val_split": 0.5, "eval_every": 2, "early_stop": 3}),
 ]  # fmt: skip

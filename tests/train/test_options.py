@@ -26,6 +26,7 @@ BAD = {
     "rank": (0, 4097),
     "alpha": (0, -1, math.nan),
     "targets": ((), ("attn_x",)),
+    "num_layers": (0, -1),
     "save_every": (-1,),
     "save_every_steps": (-1,),
     "val_split": (1.0, -0.1, math.nan),
