@@ -21,6 +21,7 @@ from .norm cimport rms_norm, rms_norm_backward
 from .rope cimport rope, rope_angles, rope_backward
 from .simd cimport *
 from .team cimport *
+from .trainbuffers cimport Buffers, Gradient, Kept
 from .weights cimport *
 
 import numpy as np
@@ -32,45 +33,6 @@ cdef extern from "<omp.h>" nogil:
 cdef enum:
     HEAD_ROWS = 64          # tokens whose logits exist at a time
     UNIT_ROWS = 64          # query rows of one attention unit, about
-
-cdef struct Kept:           # one layer's activations, all (T, ...)
-    float* x                # E: the residual at entry
-    float* q                # after rope
-    float* k
-    float* v
-    float* att
-    float* mid              # E: the residual after attention
-    float* gate             # F
-    float* up
-    float* u                # the pairs' low-rank inputs, one after the other
-
-cdef struct Gradient:       # dy of one matrix in the form that its backward product wants
-    int16_t* q              # NULL: f32
-    float* scale
-
-cdef struct Buffers:        # shared by all threads, (T, ...) where not said otherwise
-    float* normed           # E
-    float* h                # F
-    float* part             # E
-    float* dx               # E: gradient of the residual
-    float* dn               # E: gradient of a norm's output
-    float* dh               # F
-    float* datt
-    float* dq
-    float* dk               # per query head, then summed into the KV heads' columns
-    float* dv
-    float* du               # like Kept.u
-    float* ut               # (w, T): one pair's u, transposed; one after the other
-    float* dut
-    float* cosine
-    float* sine
-    float* logits           # (HEAD_ROWS, n_vocab)
-    float* rows             # (HEAD_ROWS, E): the head's inputs
-    float* drows            # (HEAD_ROWS, E)
-    int16_t* rounded_dy
-    float* dy_scale
-    uint8_t* rounded
-    uint8_t* cache          # keys and values of one layer as attention reads them
 
 
 cdef class TrainStep:
@@ -111,10 +73,8 @@ cdef class TrainStep:
         if self.pairs == NULL or self.kept == NULL or self.scored == NULL or self.position == NULL or self.losses == NULL:
             raise MemoryError()
         self.make_pairs(ranks)
-        self.memory = np.empty(self.place(NULL) + 64, np.uint8)
-        self.place(&self.memory[0])
-        self.activations_memory = np.empty(self.place_kept(NULL) + 64, np.uint8)
-        self.place_kept(&self.activations_memory[0])
+        self.memory = np.empty(self.place(NULL, max_tokens) + 64, np.uint8)
+        self.activations_memory = np.empty(self.place_kept(NULL, max_tokens) + 64, np.uint8)
         self.work_bytes = padded(max(attend_bytes(UNIT_ROWS + c.n_head // c.n_head_kv, c.head_dim, max_tokens),
                                      attend_backward_bytes(max_tokens, c.head_dim)), 4096)
         self.work = np.empty(self.work_bytes * n_threads, np.uint8)
@@ -165,10 +125,11 @@ cdef class TrainStep:
             at += self.pair(layer, i).width
         return at
 
-    cdef size_t place(self, uint8_t* base):
+    cdef size_t place(self, uint8_t* base, size_t T):
+        """Lay out the shared buffers for T tokens from base on; returns the bytes they take."""
         cdef Config* c = &self.weights.config
         cdef Buffers* b = &self.b
-        cdef size_t T = self.max_tokens, at = 0, widest = max(c.q_p, c.embd_p, c.ff_p)
+        cdef size_t at = 0, widest = max(c.q_p, c.embd_p, c.ff_p)
         cdef float** where[18]
         cdef size_t sizes[18]
         cdef int i
@@ -206,10 +167,10 @@ cdef class TrainStep:
         # every sequence is padded to 16 positions; at worst each token is a sequence
         return at + 8 * 17 * T * c.n_head_kv * padded(c.head_dim, 16)
 
-    cdef size_t place_kept(self, uint8_t* base):
+    cdef size_t place_kept(self, uint8_t* base, size_t T):
         """Lay out what layers keep; those below the first adapted one keep nothing and share one layer's room."""
         cdef Config* c = &self.weights.config
-        cdef size_t residual = padded(4 * <size_t>self.max_tokens * c.embd_p, 64), at = 0, top = 0
+        cdef size_t residual = padded(4 * T * c.embd_p, 64), at = 0, top = 0
         cdef int layer
         for layer in range(c.n_layer + 1):
             if layer <= self.first_layer:
@@ -220,13 +181,12 @@ cdef class TrainStep:
                 self.kept[layer].x = <float*>(base + at)
                 at += residual
             if layer < c.n_layer:
-                at = self.place_layer(self.kept + layer, base, at)
+                at = self.place_layer(self.kept + layer, base, at, T)
             top = max(top, at)
         return top
 
-    cdef size_t place_layer(self, Kept* k, uint8_t* base, size_t at):
+    cdef size_t place_layer(self, Kept* k, uint8_t* base, size_t at, size_t T):
         cdef Config* c = &self.weights.config
-        cdef size_t T = self.max_tokens
         cdef float** where[8]
         cdef size_t sizes[8]
         cdef int i
@@ -261,6 +221,9 @@ cdef class TrainStep:
         self.check(tokens, starts, targets)
         self.T, self.n_segments, self.weight = <int>tokens.shape[0], <int>starts.shape[0] - 1, <float>weight
         self.tokens, self.starts, self.targets = &tokens[0], &starts[0], &targets[0]
+        # laid out anew for each length: what a call does not need is never touched, and takes no memory
+        self.place(&self.memory[0], self.T)
+        self.place_kept(&self.activations_memory[0], self.T)
         self.n_targets = 0
         for i in range(self.n_segments):
             for t in range(starts[i], starts[i + 1]):
