@@ -1,5 +1,6 @@
 """`finetune`'s flags, files, words and exit codes, over a real vocabulary and a trainer of four numbers."""
 
+import ast
 import json
 import os
 import re
@@ -250,6 +251,20 @@ def test_samples_are_shown_as_tokens_and_nothing_is_trained(finetune, tmp_path):
     trained = [line.split(maxsplit=2)[2] for line in lines if line.startswith("*")]
     assert len(trained) == int(re.search(r"(\d+) trained", lines[0])[1])
     assert Recorded.last is None and not os.path.exists("adapter")
+
+
+@pytest.mark.parametrize(("flags", "n_warnings"), [([], 1), (["--chat-template", "chatml"], 0)])
+def test_messages_are_written_by_a_chat_template(finetune, tmp_path, flags, n_warnings):
+    messages = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Two."}]
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": messages}) + "\n" + json.dumps({"messages": messages}))
+    code, out, err = finetune("--train-data", "chat.jsonl", "--show-sample", 1, *flags)
+    rows = [(line[0], ast.literal_eval(line.split(maxsplit=2)[2] if line[0] == "*" else line.split(maxsplit=1)[1]))
+            for line in out.splitlines()[1:]]  # fmt: skip
+    text = {mark: "".join(piece for got, piece in rows if got == mark) for mark in "* "}
+    assert code == 0 and text["*"].strip().startswith("Two.<|im_end|>") and "assistant" in text[" "]
+    assert err.count("warning: the model has no chat template: using chatml") == n_warnings
+    assert finetune("--train-data", "chat.jsonl", *flags)[0] == 0
+    assert load_adapter("adapter/adapter.bin").metadata["llamacy.prompt_template"] == "chat"
 
 
 def test_the_adapter_says_how_it_came_to_be(finetune):
