@@ -11,6 +11,7 @@ cdef enum:
     BACK_ROWS = 128             # values of dy that share a scale: rows of W summed in int32 before scaling
     W_LIMIT = 2047              # the weights' and the gradients' largest integers there, see quantize_gradient
     G_LIMIT = 8191
+    S16_LIMIT = 16319           # 127 * 128 + 63
 
 cdef struct Acts:               # T rows of inputs; only the wanted forms are there
     int n_rows
@@ -21,9 +22,11 @@ cdef struct Acts:               # T rows of inputs; only the wanted forms are th
     int8_t* q8                  # (T, 32 n_blocks), scale (T, n_blocks), sum = scale * sum of the codes
     float* scale8
     float* sum8
-    int16_t* q16
+    int16_t* q16                # the same, 15 bits: at most S16_LIMIT
     float* scale16
     float* sum16
+    int8_t* high16              # q16 = 128 high + low, for the 8-bit product of one token
+    int8_t* low16
 
 
 cdef inline size_t padded(size_t n, size_t to) noexcept nogil:

@@ -11,7 +11,7 @@ cdef size_t acts_bytes(int n_rows, int n_cols, int precisions) noexcept nogil:
     cdef size_t nb = (n_cols + 31) // 32, n = n_rows
     cdef size_t scales = padded(8 * n * nb, 64)
     return (padded(32 * n * nb, 64) + scales if precisions & INT8 else 0) + (
-        padded(64 * n * nb, 64) + scales if precisions & INT16 else 0) + 64
+        padded(128 * n * nb, 64) + scales if precisions & INT16 else 0) + 64
 
 
 cdef void acts_place(Acts* x, int n_rows, int n_cols, int precisions, uint8_t* memory) noexcept nogil:
@@ -27,12 +27,21 @@ cdef void acts_place(Acts* x, int n_rows, int n_cols, int precisions, uint8_t* m
         p += padded(32 * n * nb, 64) + padded(8 * n * nb, 64)
     if precisions & INT16:
         x.q16 = <int16_t*>p
-        x.scale16 = <float*>(p + padded(64 * n * nb, 64))
+        x.high16 = <int8_t*>(p + 64 * n * nb)
+        x.low16 = x.high16 + 32 * n * nb
+        x.scale16 = <float*>(p + padded(128 * n * nb, 64))
         x.sum16 = x.scale16 + n * nb
 
 
 cdef inline float block_amax(vf a, vf b) noexcept nogil:
     return vf_hmax(vf_max(vf_abs(a), vf_abs(b)))
+
+
+cdef inline void split16(vi q, int8_t* high, int8_t* low) noexcept nogil:
+    """q = 128 high + low with -64 <= low <= 64 and |high| <= 127, for |q| <= S16_LIMIT"""
+    cdef vi h = vf_to_i(vf_mul(vi_to_f(q), vf_set1(<float>(1.0 / 128))))
+    vi_store_s8(high, h)
+    vi_store_s8(low, vf_to_i(vf_fma(vi_to_f(h), vf_set1(-128), vi_to_f(q))))
 
 
 cdef void acts_quantize(Acts* x, int lo, int hi, int block_lo, int block_hi) noexcept nogil:
@@ -58,12 +67,15 @@ cdef void acts_quantize(Acts* x, int lo, int hi, int block_lo, int block_hi) noe
                 x.scale8[at] = amax / 127
                 x.sum8[at] = x.scale8[at] * <float>vi_hsum(vi_add(i0, i1))
             if x.q16 != NULL:
-                inverse = 32767 / amax if amax > 0 else 0
+                inverse = S16_LIMIT / amax if amax > 0 else 0
                 i0 = vf_to_i(vf_mul(a0, vf_set1(inverse)))
                 i1 = vf_to_i(vf_mul(a1, vf_set1(inverse)))
                 vi_store_s16(x.q16 + 32 * at, i0)
                 vi_store_s16(x.q16 + 32 * at + 16, i1)
-                x.scale16[at] = amax / 32767
+                if x.n_rows < 4:
+                    split16(i0, x.high16 + 32 * at, x.low16 + 32 * at)
+                    split16(i1, x.high16 + 32 * at + 16, x.low16 + 32 * at + 16)
+                x.scale16[at] = amax / S16_LIMIT
                 x.sum16[at] = x.scale16[at] * <float>vi_hsum(vi_add(i0, i1))
 
 

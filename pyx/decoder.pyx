@@ -27,6 +27,10 @@ cdef enum:
     ROWS = 64               # query rows of one attention unit, about
     SCORES = 1 << 18        # scores it holds at most, unless one token has more
 
+# Below this n_embd the 8-bit default uses 16 bits: the rounding noise of a product averages out over its columns, and
+# narrow models (576: log-probabilities off by 0.07 on average with 8 bits, by 0.001 with 16) are quick anyway.
+cdef int WIDE = 1024
+
 PRECISIONS = {"f32": EXACT, "int8": INT8, "int16": INT16}
 
 cdef struct Run:            # consecutive positions of one slot, attended to as one unit per KV head
@@ -82,6 +86,8 @@ cdef class Session:
         self.weights, self.n_slots, self.n_threads = weights, n_slots, n_threads
         self.n_ctx, self.max_batch, self.precision = n_ctx, max_batch, PRECISIONS[activations]
         self.half = self.precision != EXACT
+        if self.precision == INT8 and c.n_embd < WIDE:
+            self.precision = INT16
         self.head_bytes = padded(n_ctx, 16) * width * (2 if self.half else 4)
         # zeros: untouched pages cost no memory, and no cached value is ever NaN
         self.cache = np.zeros(2 * self.head_bytes * c.n_head_kv * n_slots * c.n_layer, np.uint8)

@@ -165,6 +165,47 @@ cdef void panel_add(const float* p, size_t ps, int n, const float* x, size_t xs,
         r += 1
 
 
+cdef void matvec_split(const Packed* w, const Acts* x, size_t t, int tile, float* y) noexcept nogil:
+    """y[16] = one row group's product with 16-bit input t, from two 8-bit products: 128 high + low, exactly panel_s16's sums.
+
+    The low part is at most 64, half of what depth was proved for.
+    """
+    cdef uint8_t memory[TILE * 4 + 512 + 64]
+    cdef uint8_t* q = aligned(memory)
+    cdef float* d = <float*>(q + TILE * 4)
+    cdef float* m = d + 64
+    cdef const Kernel* k = w.kernel
+    cdef const uint8_t* source = w.tiles + <size_t>tile * w.n_blocks * k.tile_bytes
+    cdef const int8_t* high = x.high16 + 32 * t * w.n_blocks
+    cdef const int8_t* low = x.low16 + 32 * t * w.n_blocks
+    cdef const float* scale = x.scale16 + t * w.n_blocks
+    cdef const float* total = x.sum16 + t * w.n_blocks
+    cdef int b, i, n, g, _part
+    cdef vb v
+    cdef vh hh, hl
+    cdef vi sh, sl
+    cdef vf acc = vf_set1(0)
+    for b in range(0, w.n_blocks, 4):
+        n = min(4, w.n_blocks - b)
+        for i in range(0, n * k.tile_bytes, 64):
+            prefetch(source + 4096 + i)
+        k.unpack_u8(source, n, q, d, m)
+        source += n * k.tile_bytes
+        for i in range(n):
+            sh, sl = vi_zero(), vi_zero()
+            for _part in range(8 // k.depth):
+                hh, hl = vh_zero(), vh_zero()
+                for g in range(k.depth):
+                    v = vb_load(q + TILE * i + 64 * (_part * k.depth + g))
+                    hh = vh_dot(hh, v, high + 4 * g)
+                    hl = vh_dot(hl, v, low + 4 * g)
+                sh, sl = vi_add(sh, vh_sum(hh)), vi_add(sl, vh_sum(hl))
+                high, low = high + 4 * k.depth, low + 4 * k.depth
+            acc = close_block(vf_load(d + 16 * i), vf_load(m + 16 * i), scale[b + i], total[b + i],
+                              vi_add(vi_times128(sh), sl), acc, True)
+    vf_store(y, acc)
+
+
 cdef void gemm_u8(const Packed* w, const Acts* x, float* y, size_t ldy, int lo, int hi) noexcept nogil:
     cdef uint8_t memory[TILE * U8_BLOCKS + 128 * U8_BLOCKS + 64]
     cdef uint8_t* q = aligned(memory)
@@ -239,10 +280,13 @@ cdef void matmul_tiles(const Packed* w, const Acts* x, int precision, float* y, 
     cdef int t, tile
     precision = precision_of(w, precision)
     # matvec knows one form of inputs, the fastest that its type has
-    if x.n_rows < 4 and precision == precision_of(w, INT8):
+    if x.n_rows < 4 and (precision == precision_of(w, INT8) or (precision == INT16 and k.depth)):
         for tile in range(lo, hi):
             for t in range(x.n_rows):
-                k.matvec(w.tiles + <size_t>tile * w.n_blocks * k.tile_bytes, w.n_blocks, w.n_cols, x, t, y + t * ldy + 16 * tile)
+                if precision == INT16 and k.depth:
+                    matvec_split(w, x, t, tile, y + t * ldy + 16 * tile)
+                else:
+                    k.matvec(w.tiles + <size_t>tile * w.n_blocks * k.tile_bytes, w.n_blocks, w.n_cols, x, t, y + t * ldy + 16 * tile)
         return
     for t in range(x.n_rows):
         memset(y + t * ldy + 16 * lo, 0, 64 * <size_t>(hi - lo))

@@ -15,7 +15,7 @@ cdef struct Kernel:             # one row per quantised type
     int block_bytes
     int tile_bytes
     int depth                   # products of 4 columns that int16 sums hold; 0: 16-bit activations instead
-    bint has_min                # w = d * q + m
+    bint has_min                # unpacked, w = d * q + m (an offset of the codes becomes m)
     pack_fn pack
     unpack_u8_fn unpack_u8
     unpack_s16_fn unpack_s16    # NULL: not an integer type

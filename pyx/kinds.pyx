@@ -41,7 +41,7 @@ cdef inline void unpack_quads_u8(const uint8_t* tile, int n, uint8_t* q, float* 
 
 cdef inline void unpack_quads_s16(const uint8_t* tile, int n, int16_t* q, float* d, float* m,
                                   bint fifth, int offset, bint has_min, int tile_bytes) noexcept nogil:
-    """n tiles to code - offset as pairs [n][16][16 rows][2], d [n][16], m [n][16] where there is one"""
+    """n tiles to codes as pairs [n][16][16 rows][2], d [n][16], m - offset * d [n][16]"""
     cdef int b, g
     cdef uint8_t codes[TILE]
     cdef float scale[16]
@@ -49,11 +49,10 @@ cdef inline void unpack_quads_s16(const uint8_t* tile, int n, int16_t* q, float*
     for b in range(n):
         unpack_quads_u8(tile, 1, codes, scale, least, fifth, offset, has_min, tile_bytes)
         for g in range(8):
-            vw_store(q + 64 * g, vb_pair(vb_load(codes + 64 * g), 0, offset))
-            vw_store(q + 64 * g + 32, vb_pair(vb_load(codes + 64 * g), 1, offset))
+            vw_store(q + 64 * g, vb_pair(vb_load(codes + 64 * g), 0, 0))
+            vw_store(q + 64 * g + 32, vb_pair(vb_load(codes + 64 * g), 1, 0))
         memcpy(d + 16 * b, scale, 64)
-        if has_min:
-            memcpy(m + 16 * b, least, 64)
+        memcpy(m + 16 * b, least, 64)
         tile += tile_bytes
         q += TILE
 
@@ -211,7 +210,7 @@ cdef void s16_q4_0(const uint8_t* tile, int n, int16_t* q, float* d, float* m) n
     unpack_quads_s16(tile, n, q, d, m, False, 8, False, 288)
 
 cdef void f32_q4_0(const uint8_t* tile, int n, float* w) noexcept nogil:
-    unpack_f32(tile, n, w, s16_q4_0, 288, False)
+    unpack_f32(tile, n, w, s16_q4_0, 288, True)
 
 cdef void matvec_q4_0(const uint8_t* tile, int nb, int k, const Acts* x, size_t t, float* y) noexcept nogil:
     matvec_quads(tile, nb, x, t, y, False, 8, False, 288)
@@ -243,7 +242,7 @@ cdef void s16_q5_0(const uint8_t* tile, int n, int16_t* q, float* d, float* m) n
     unpack_quads_s16(tile, n, q, d, m, True, 16, False, 352)
 
 cdef void f32_q5_0(const uint8_t* tile, int n, float* w) noexcept nogil:
-    unpack_f32(tile, n, w, s16_q5_0, 352, False)
+    unpack_f32(tile, n, w, s16_q5_0, 352, True)
 
 cdef void matvec_q5_0(const uint8_t* tile, int nb, int k, const Acts* x, size_t t, float* y) noexcept nogil:
     matvec_quads(tile, nb, x, t, y, True, 16, False, 352)
@@ -341,9 +340,6 @@ KERNELS[4] = Kernel("Q4_1", 3, 32, 20, 320, 8, True, pack_q4_1, u8_q4_1, s16_q4_
 KERNELS[5] = Kernel("Q5_0", 6, 32, 22, 352, 4, True, pack_q5_0, u8_q5_0, s16_q5_0, f32_q5_0, matvec_q5_0)
 KERNELS[6] = Kernel("Q5_1", 7, 32, 24, 384, 4, True, pack_q5_1, u8_q5_1, s16_q5_1, f32_q5_1, matvec_q5_1)
 KERNELS[7] = Kernel("Q8_0", 8, 32, 34, 544, 0, False, pack_q8_0, NULL, unpack_pairs_s16, f32_q8_0, matvec_q8_0)
-# Symmetric 4- and 5-bit types have no minimum of their own; with 16-bit inputs the offset is taken off the codes.
-KERNELS[3].has_min = False
-KERNELS[5].has_min = False
 
 
 cdef const Kernel* find_kind(int number) except NULL:

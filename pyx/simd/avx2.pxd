@@ -295,6 +295,13 @@ cdef inline vi vi_add(vi a, vi b) noexcept nogil:
     return r
 
 
+cdef inline vi vi_times128(vi a) noexcept nogil:
+    cdef vi r
+    r.lo = _mm256_slli_epi32(a.lo, 7)
+    r.hi = _mm256_slli_epi32(a.hi, 7)
+    return r
+
+
 cdef inline vf vi_to_f(vi a) noexcept nogil:
     cdef vf r
     r.lo = _mm256_cvtepi32_ps(a.lo)

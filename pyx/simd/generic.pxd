@@ -259,6 +259,13 @@ cdef inline vi vi_add(vi a, vi b) noexcept nogil:
     return a
 
 
+cdef inline vi vi_times128(vi a) noexcept nogil:
+    cdef int i
+    for i in range(16):
+        a.x[i] = a.x[i] * 128
+    return a
+
+
 cdef inline vf vi_to_f(vi a) noexcept nogil:
     cdef vf r
     cdef int i
