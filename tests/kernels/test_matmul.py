@@ -3,7 +3,8 @@
 Bounds. A weight is d * code + m. One block adds scale * d * sum(code * q) + m * scale * sum(q): the integer sums are
 exact, each term takes at most 6 roundings, and each block adds at most 4 to the sum (a set without fused multiply-add):
 gamma(4 blocks + 8) of sum (|d code| + |m|) |x|. Rounding x moves it by half a step of its block: amax / 254 in 8 bits,
-amax / 65534 in 16, times sum |w| of the block; 1.01 covers that the step's inverse is itself rounded.
+amax / 32638 where int16 holds them (codes up to 16319 at least), times sum |w| of the block; 1.01 covers that the
+step's inverse is itself rounded.
 With f32 inputs the weights are rounded once or twice and K products summed: gamma(2 K + 4) of sum |w| |x|.
 """
 
@@ -18,6 +19,7 @@ from tests.kernels.rounding import assert_within, gamma
 FLOATS, SYMMETRIC, WITH_MINIMUM = ["F32", "F16", "BF16"], ["Q4_0", "Q5_0", "Q8_0"], ["Q4_1", "Q5_1"]
 TYPES = FLOATS + SYMMETRIC + WITH_MINIMUM
 OFFSETS = {"Q4_0": 8, "Q5_0": 16}
+LARGEST = {"int8": 127, "int16": 16319}  # codes of rounded inputs
 TOKENS = [1, 2, 3, 4, 5, 9]
 # (N, K): a tile and a block; neither whole tiles nor whole vectors; more blocks than any path unpacks at a time
 SIZES = [(16, 32), (1, 32), (33, 96), (40, 1120)]
@@ -57,10 +59,10 @@ def absolute_terms(name, rows):
     return np.abs(w - m) + np.abs(m)
 
 
-def half_steps(x, bits):
-    """How far rounding to `bits` may move each element of x (t, k)."""
+def half_steps(x, form):
+    """How far rounding to int8 or int16 may move each element of x (t, k)."""
     peaks = np.abs(x.astype(np.float64)).reshape(len(x), -1, 32).max(axis=-1)
-    return np.repeat(1.01 * peaks / (2 * (2 ** (bits - 1) - 1)), 32, axis=1)
+    return np.repeat(1.01 * peaks / (2 * LARGEST[form]), 32, axis=1)
 
 
 def bound(name, rows, x, activations):
@@ -68,7 +70,7 @@ def bound(name, rows, x, activations):
     w, ax = np.abs(quants.dequantize(name, rows, np.float64)), np.abs(x.astype(np.float64))
     if activations == "f32" or name in FLOATS:
         return gamma(2 * x.shape[1] + 4) * ax @ w.T
-    steps = half_steps(x, 8 if activations == "int8" and name != "Q8_0" else 16)
+    steps = half_steps(x, "int16" if name == "Q8_0" else activations)
     return steps @ w.T + gamma(4 * (x.shape[1] // 32) + 8) * (ax + steps) @ absolute_terms(name, rows).T
 
 
@@ -130,7 +132,7 @@ def test_no_integer_sum_overflows_with_8_bit_inputs(isa, name, signs):
     # amax 127 makes the scale 1: all products and sums are integers below 2^24, so that f32 holds them exactly;
     # Q8_0 takes 16 bits here, and is one block wide to stay as exact
     module, k = kernels.load("matmul", isa), 32 if name == "Q8_0" else 32 * 35
-    pattern = np.resize(np.array(SIGNS[signs]), k) * (32767 if name == "Q8_0" else 127)
+    pattern = np.resize(np.array(SIGNS[signs]), k) * LARGEST["int16" if name == "Q8_0" else "int8"]
     for code in EXTREME_CODES[name]:
         rows = uniform_rows(name, 17, k, code, m=-3.0)
         w = quants.dequantize(name, rows, np.float64)
@@ -145,13 +147,14 @@ def test_no_integer_sum_overflows_with_8_bit_inputs(isa, name, signs):
 @pytest.mark.parametrize("signs", SIGNS)
 @pytest.mark.parametrize("name", EXTREME_CODES)
 def test_no_integer_sum_overflows_with_16_bit_inputs(isa, name, signs):
-    # 32 products of at most 128 * 32767 fit int32; as f32 they and their sum over blocks are rounded
+    # 32 products of at most 128 * 32767 fit int32; as f32 they and their sum over blocks are rounded, where a type's
+    # offset is taken off the sum instead of the codes before it cancels
     module, k = kernels.load("matmul", isa), 32 * 35
-    x = np.tile(np.resize(np.array(SIGNS[signs]), k) * 32767.0, (5, 1)).astype(np.float32)
+    x = np.tile(np.resize(np.array(SIGNS[signs]), k) * float(LARGEST["int16"]), (5, 1)).astype(np.float32)
     for code in EXTREME_CODES[name]:
         rows = uniform_rows(name, 17, k, code)
         w = quants.dequantize(name, rows, np.float64)
-        exact, terms = x @ w.T, np.abs(x).astype(np.float64) @ np.abs(w).T
+        exact, terms = x.astype(np.float64) @ w.T, np.abs(x).astype(np.float64) @ absolute_terms(name, rows).T
         assert_within(module.matmul(packed(module, name, rows, k), x, "int16"), exact, gamma(4 * 35 + 8) * terms)
 
 
