@@ -11,9 +11,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from llamacy import kernels
 from llamacy.kernels.reference import model as twin
 from llamacy.model import load_model
-from tests.model.tiny import CONFIG, logits_of, tokens_of, write_llama
+from tests.model.tiny import CONFIG, logits_of, tokens_of, use_isa, write_llama
 
 TYPES = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
 VARIANTS = {
@@ -49,9 +50,11 @@ def tiny(tmp_path):
     return make
 
 
+@pytest.mark.parametrize("isa", kernels.available())
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("name", TYPES)
-def test_every_type(tiny, name, tied):
+def test_every_type(tiny, name, tied, isa, monkeypatch):
+    use_isa(monkeypatch, isa)
     model, exact = tiny(type_name=name, tied=tied)
     tokens = tokens_of(CONFIG, 21)
     assert_close(logits_of(model, tokens), twin.forward(CONFIG, exact, tokens), 2e-5)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from llamacy import kernels
 from llamacy.formats import types
 from llamacy.formats.gguf_writer import write_gguf
 from llamacy.kernels.reference import model as twin
@@ -56,6 +57,12 @@ def write_llama(path, config, weights, type_name="F32", *, change=None, leave_ou
     values = metadata(config) | (change or {})
     write_gguf(path, {key: value for key, value in values.items() if value is not None}, tensors)
     return exact
+
+
+def use_isa(monkeypatch, isa):
+    """Let models be made and run with one instruction set until the test ends."""
+    for name in ("quants", "matmul", "weights", "decoder", "trainstep", "adamw"):
+        monkeypatch.setattr(kernels, name, kernels.load(name, isa), raising=False)
 
 
 def tokens_of(config, n, seed=3):

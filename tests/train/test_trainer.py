@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from llamacy import kernels
 from llamacy.errors import LlamacyError
 from llamacy.formats.lora import Adapter, LoraPair
 from llamacy.kernels.reference import model as twin
@@ -13,7 +14,7 @@ from llamacy.train.options import TARGETS, TrainOptions
 from llamacy.train.samples import Sample
 from llamacy.train.trainer import Trainer, pack
 from tests.model.golden import DATA
-from tests.model.tiny import CONFIG, tokens_of, write_llama
+from tests.model.tiny import CONFIG, tokens_of, use_isa, write_llama
 
 RECORDED = np.load(DATA / "torch_tiny.npz")
 CASE = json.loads(str(RECORDED["case"]))
@@ -68,7 +69,9 @@ def flat(gradients):
 # --- against torch ---------------------------------------------------------------------------------------------------
 
 
-def test_loss_and_every_gradient_are_torch_s(trainer):
+@pytest.mark.parametrize("isa", kernels.available())
+def test_loss_and_every_gradient_are_torch_s(trainer, isa, monkeypatch):
+    use_isa(monkeypatch, isa)
     made = trainer(init=starting_adapter())
     result = made.step([samples()], 0.0)
     assert result.loss == pytest.approx(float(RECORDED["loss"]), rel=1e-5)
