@@ -14,9 +14,9 @@ from .tiles cimport *
 
 cdef enum:
     T_BLOCK = 256           # tokens whose inputs stay in L2 while the tiles pass
-    U8_BLOCKS = 32          # blocks of 32 columns unpacked at a time: 16 KB of codes, L1
-    S16_BLOCKS = 16
-    F32_BLOCKS = 8
+    U8_BLOCKS = 40          # blocks of 32 columns unpacked at a time, at most: 20 KB of codes, L1
+    S16_BLOCKS = 20
+    F32_BLOCKS = 10
 
 # Steps of a panel's inner loop. Variables on purpose: with a constant count gcc 12 gives sums and products registers of
 # their own and copies between them at each step (33 instructions instead of 25); so does -ftree-pre, see setup.py.
@@ -206,6 +206,12 @@ cdef void matvec_split(const Packed* w, const Acts* x, size_t t, int tile, float
     vf_store(y, acc)
 
 
+cdef inline int even_chunk(int n_blocks, int most) noexcept nogil:
+    """n_blocks in equal chunks of at most `most`: no short last one, whose start-up would weigh more"""
+    cdef int chunks = (n_blocks + most - 1) // most
+    return (n_blocks + chunks - 1) // chunks
+
+
 cdef void gemm_u8(const Packed* w, const Acts* x, float* y, size_t ldy, int lo, int hi) noexcept nogil:
     cdef uint8_t memory[TILE * U8_BLOCKS + 128 * U8_BLOCKS + 64]
     cdef uint8_t* q = aligned(memory)
@@ -219,14 +225,16 @@ cdef void gemm_u8(const Packed* w, const Acts* x, float* y, size_t ldy, int lo, 
     memset(spare, 0, sizeof(spare))
     for t0 in range(0, x.n_rows, 256):
         t1 = min(t0 + T_BLOCK, x.n_rows)
-        for b in range(0, w.n_blocks, 32):
-            n = min(U8_BLOCKS, w.n_blocks - b)
+        b = 0
+        while b < w.n_blocks:
+            n = min(even_chunk(w.n_blocks, U8_BLOCKS), w.n_blocks - b)
             for tile in range(lo, hi):
                 k.unpack_u8(w.tiles + (tile * nb + b) * k.tile_bytes, n, q, d, m)
                 for t in range(t0, t1, 4):
                     columns_at(&c, <const uint8_t*>x.q8 + 32 * b, 32 * nb, x.scale8 + b, x.sum8 + b, nb,
                                y + 16 * tile, ldy, t, t1, spare)
                     panel_u8(q, d, m, n, k.depth, &c)
+            b += n
 
 
 cdef void gemm_s16(const Packed* w, const Acts* x, float* y, size_t ldy, int lo, int hi) noexcept nogil:
@@ -242,8 +250,9 @@ cdef void gemm_s16(const Packed* w, const Acts* x, float* y, size_t ldy, int lo,
     memset(spare, 0, sizeof(spare))
     for t0 in range(0, x.n_rows, 256):
         t1 = min(t0 + T_BLOCK, x.n_rows)
-        for b in range(0, w.n_blocks, 16):
-            n = min(S16_BLOCKS, w.n_blocks - b)
+        b = 0
+        while b < w.n_blocks:
+            n = min(even_chunk(w.n_blocks, S16_BLOCKS), w.n_blocks - b)
             for tile in range(lo, hi):
                 k.unpack_s16(w.tiles + (tile * nb + b) * k.tile_bytes, n, q, d, m)
                 for t in range(t0, t1, 4):
@@ -253,6 +262,7 @@ cdef void gemm_s16(const Packed* w, const Acts* x, float* y, size_t ldy, int lo,
                         panel_s16(q, d, m, n, block_pairs, &c, True)
                     else:
                         panel_s16(q, d, m, n, block_pairs, &c, False)
+            b += n
 
 
 cdef void gemm_f32(const Packed* w, const Acts* x, float* y, size_t ldy, int lo, int hi) noexcept nogil:
@@ -262,13 +272,15 @@ cdef void gemm_f32(const Packed* w, const Acts* x, float* y, size_t ldy, int lo,
     cdef int t0, b, n, tile, n_cols
     cdef size_t nb = w.n_blocks
     for t0 in range(0, x.n_rows, 256):
-        for b in range(0, w.n_blocks, 8):
-            n = min(F32_BLOCKS, w.n_blocks - b)
+        b = 0
+        while b < w.n_blocks:
+            n = min(even_chunk(w.n_blocks, F32_BLOCKS), w.n_blocks - b)
             n_cols = min(32 * n, w.n_cols - 32 * b)
             for tile in range(lo, hi):
                 k.unpack_f32(w.tiles + (tile * nb + b) * k.tile_bytes, n, panel)
                 panel_add(panel, 16, n_cols, x.f32 + t0 * x.ld + 32 * b, x.ld, min(T_BLOCK, x.n_rows - t0),
                           y + t0 * ldy + 16 * tile, ldy)
+            b += n
 
 
 cdef void matmul_tiles(const Packed* w, const Acts* x, int precision, float* y, size_t ldy, int lo, int hi) noexcept nogil:

@@ -31,7 +31,7 @@ cdef extern from "<omp.h>" nogil:
     int omp_get_num_threads()
 
 cdef enum:
-    HEAD_ROWS = 64          # tokens whose logits exist at a time
+    HEAD_ROWS = 128         # tokens whose logits exist at a time
     UNIT_ROWS = 64          # query rows of one attention unit, about
 
 
@@ -409,7 +409,7 @@ cdef class TrainStep:
         cdef int first, m, t, rows
         for t in range(share(self.T, i, n), share(self.T, i + 1, n)):
             memset(b.dx + t * c.embd_p, 0, 4 * <size_t>c.embd_p)
-        for first in range(0, self.n_targets, 64):
+        for first in range(0, self.n_targets, 128):
             rows = min(HEAD_ROWS, self.n_targets - first)
             meet(&self.team)
             self.place_input(&a, b.rows, c.embd_p, c.n_embd, rows)
