@@ -20,7 +20,7 @@ needs_model = pytest.mark.skipif(not MODEL.exists(), reason=f"{MODEL} is not the
 
 
 @cache
-def model(activations, threads=1):
+def model(activations, threads=2):
     """The default model, loaded once; a test that adds adapters gives them the scale 0 when it ends."""
     return load_model(MODEL, activations=activations, threads=threads)
 

@@ -80,9 +80,11 @@ def test_perplexity_of_the_first_windows(pre):
     text = (golden.GOLDEN / "gpl3.txt").read_text()
     ids = Tokenizer.from_metadata(dict(model.metadata) | {"tokenizer.ggml.pre": pre}).encode(text)
     assert (len(ids), zlib.crc32(np.array(ids, "<i4").tobytes())) == (recorded["n_ids"], recorded["crc32"])
-    windows = [ids[i * 512 : (i + 1) * 512] for i in range(len(recorded["nll"]))]
+    # the first window is the same in both
+    numbers = range(pre == "gpt-2", len(recorded["nll"]))
+    windows, wanted = [ids[i * 512 : (i + 1) * 512] for i in numbers], [recorded["nll"][i] for i in numbers]
     # 0.05 % of the perplexity is 0.0005 of its logarithm; by default 0.8 % is allowed over the whole text
-    assert [window_nll(model, window) for window in windows] == pytest.approx(recorded["nll"], abs=5e-4)
+    assert [window_nll(model, window) for window in windows] == pytest.approx(wanted, abs=5e-4)
     if pre == "smollm":
         default = np.mean([window_nll(golden.model("int8"), window) for window in windows])
-        assert default == pytest.approx(np.mean(recorded["nll"]), abs=8e-3)
+        assert default == pytest.approx(np.mean(wanted), abs=8e-3)
