@@ -106,6 +106,32 @@ def add_model_flags(parser, *, ctx_size=None, names=("-m", "--model")):
              help="norm epsilon, where the file does not say or is wrong")  # fmt: skip
     optional(group, "--rope-theta", "--rope-freq-base", dest="rope_theta", type=real(1), metavar="F",
              help="rotary base, where the file does not say or is wrong")  # fmt: skip
+    optional(group, "--override-kv", dest="override_kv", default=[], action=_Append, type=override,
+             metavar="KEY=TYPE:VALUE", help="another value for a metadata key; int, float, bool or str (repeatable)")  # fmt: skip
+
+
+# --override-kv's types, as llama.cpp names them
+OVERRIDES = {"int": int, "float": float, "bool": {"true": True, "false": False}.__getitem__, "str": str}
+
+
+def override(text):
+    """Parse `KEY=TYPE:VALUE` (llama.cpp's form) into (key, value)."""
+    key, equals, rest = text.partition("=")
+    kind, colon, value = rest.partition(":")
+    if not (key and equals and colon and kind in OVERRIDES):
+        raise argparse.ArgumentTypeError(f"wanted KEY=TYPE:VALUE with type {', '.join(OVERRIDES)}, got {text!r}")
+    try:
+        return key, OVERRIDES[kind](value)
+    except (ValueError, KeyError):
+        raise argparse.ArgumentTypeError(f"{key}: {value!r} is not of type {kind}") from None
+
+
+def fit_threads(threads):
+    """Return `threads` (None: the physical cores), no more than the processors: they wait for each other by spinning."""
+    n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if threads and threads > n_cpus:
+        print(f"--threads {threads}: there are {n_cpus} processors, so {n_cpus} are used", file=sys.stderr)
+    return min(threads or physical_cores(), n_cpus)
 
 
 def optional(group, *flags, dest, default=None, **rest):
@@ -225,10 +251,11 @@ def open_model_from(args):
     model = load_model(
         path,
         activations=args.activations,
-        threads=args.threads or physical_cores(),
+        threads=fit_threads(args.threads),
         mmap=not args.no_mmap,
         rms_eps=args.rms_eps,
         rope_theta=args.rope_theta,
+        overrides=dict(args.override_kv),
     )
     if getattr(args, "lora", None):
         from llamacy.formats.adapter import load_adapter

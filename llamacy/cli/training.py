@@ -46,6 +46,7 @@ class Prepared:
         self.args = args
         # Kept open until the end: the tokenizer and the metadata may be views on the mapped file.
         self.file = open_model(args.model)
+        self.file.metadata.update(args.override_kv)
         self.metadata = self.file.metadata
         self.tokenizer = Tokenizer.from_metadata(self.metadata)
         self.options = self._fitted(options)
@@ -156,20 +157,11 @@ def finetune(args, options):
         say(line)
     checkpoint = checkpoint_to_resume(args, outputs)
     train, held = prepared.parts(data)
-    fit_threads(args)
     model = open_model_from(args)
     options = prepared.options
     trainer = Trainer(model, options)
     trainer.init_lora(options.rank, options.file_alpha, options.targets, options.seed, start, options.num_layers)
     return train_and_tell(args, prepared, outputs, trainer, (data, train, held), checkpoint)
-
-
-def fit_threads(args):
-    """Take no more threads than there are processors: they wait for each other by spinning."""
-    n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if args.threads and args.threads > n_cpus:
-        say(f"--threads {args.threads}: there are {n_cpus} processors, so {n_cpus} are used")
-        args.threads = n_cpus
 
 
 def starting_adapter(args, prepared):

@@ -16,15 +16,19 @@ from llamacy.text.tokenizer import Tokenizer
 _MATRIX = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 
 
-def load_model(path, *, activations="int8", threads=None, mmap=True, n_ctx=None, rms_eps=None, rope_theta=None):
+def load_model(
+    path, *, activations="int8", threads=None, mmap=True, n_ctx=None, rms_eps=None, rope_theta=None, overrides=None
+):
     """Open the model at `path` and pack its weights for this CPU.
 
     activations: "int8", "int16" or "f32", how inputs enter the matrix products. threads: None for all CPUs.
-    rms_eps, rope_theta, n_ctx (the context it was trained for): override the file. LlamacyError, one line, otherwise.
+    rms_eps, rope_theta, n_ctx (the context it was trained for), overrides (metadata by key): instead of what the file
+    says. LlamacyError, one line, for whatever cannot be used.
     """
     if activations not in kernels.matmul.PRECISIONS:
         raise LlamacyError(f"activations {activations!r}: wanted one of {', '.join(kernels.matmul.PRECISIONS)}")
     file = open_model(path, mmap)
+    file.metadata.update(overrides or {})
     config = read_config(file, rms_eps, rope_theta)
     return Model(file, config, activations, threads or os.cpu_count() or 1, n_ctx or config.n_ctx_train)
 
