@@ -107,7 +107,7 @@ def add_model_flags(parser, *, ctx_size=None, names=("-m", "--model")):
     optional(group, "--rope-theta", "--rope-freq-base", dest="rope_theta", type=real(1), metavar="F",
              help="rotary base, where the file does not say or is wrong")  # fmt: skip
     optional(group, "--override-kv", dest="override_kv", default=[], action=_Append, type=override,
-             metavar="KEY=TYPE:VALUE", help="another value for a metadata key; int, float, bool or str (repeatable)")  # fmt: skip
+             metavar="KEY=TYPE:VALUE", help="another value for a metadata key; TYPE int, float, bool, str")  # fmt: skip
 
 
 # --override-kv's types, as llama.cpp names them
@@ -127,7 +127,7 @@ def override(text):
 
 
 def fit_threads(threads):
-    """Return `threads` (None: the physical cores), no more than the processors: they wait for each other by spinning."""
+    """Return `threads` (None: the physical cores), at most the processors: they wait for each other by spinning."""
     n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if threads and threads > n_cpus:
         print(f"--threads {threads}: there are {n_cpus} processors, so {n_cpus} are used", file=sys.stderr)
