@@ -61,7 +61,7 @@ demo: all
 lint: all $(VENV)/.test
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
-	@$(VENV)/bin/cython-lint pyx
+	@PATH="$(VENV)/bin:$$PATH" cython-lint pyx
 
 fuzz: all $(VENV)/.test
 	@$(PY) -m tests.formats.fuzz 100000

@@ -48,6 +48,10 @@ FLAGS = [
     "-fno-strict-aliasing",
     "-fopenmp",
     "-g0",
+    # what Cython's output always has: helpers it did not need, const lost in memory views
+    "-Wno-unused-function",
+    "-Wno-discarded-qualifiers",
+    "-Wno-sign-compare",
 ]
 X86, ARM = ("x86_64", "AMD64"), ("aarch64", "arm64")
 ISAS = {

@@ -135,10 +135,10 @@ cdef inline void unpack_f32(const uint8_t* tile, int n, float* w, unpack_s16_fn 
     cdef int16_t q[TILE]
     cdef float d[16]
     cdef float m[16]
-    cdef int b, p
+    cdef int _b, p
     cdef vf scale, least = vf_set1(0)
     cdef vw pair
-    for b in range(n):
+    for _b in range(n):
         unpack(tile, 1, q, d, m)
         scale = vf_load(d)
         if has_min:

@@ -3,7 +3,7 @@
 from cython.parallel cimport prange
 from libc.math cimport fabsf
 from libc.stdint cimport int8_t, uint8_t, uint16_t, uint32_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from .blocks cimport *
 from .simd cimport *

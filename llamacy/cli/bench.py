@@ -97,7 +97,7 @@ def measure(model, row, repetitions):
 
 
 def measure_training(model, row, repetitions):
-    """Fill `row` with the times of optimiser steps over `n_parallel` sequences of `n_train` random tokens, all learnt."""
+    """Fill `row` with the times of optimiser steps over `n_parallel` sequences of `n_train` random, learnt tokens."""
     options = TrainOptions(n_ctx=row.n_train + 1, batch_size=row.n_parallel, rank=row.lora_r, alpha=2.0 * row.lora_r)
     trainer = Trainer(model, options)
     trainer.init_lora(options.rank, options.file_alpha, options.targets, SEED)
