@@ -79,8 +79,8 @@ CASES = [
     first_token(SMOL),
     training(SMALL, 1, 256),
     training(SMALL, 4, 256),
-    *(speed(f"SmolLM2 {name}", generate=64) for name in ("Q4_0", "Q4_K_M", "Q8_0")),
-    *(speed(f"SmolLM2 {name}", prompt=512) for name in ("Q4_0", "Q4_K_M", "Q8_0")),
+    *(speed(f"SmolLM2 {name}", generate=64) for name in ("Q4_0", "Q8_0")),
+    *(speed(f"SmolLM2 {name}", prompt=512) for name in ("Q4_0", "Q8_0")),
     speed(LARGE, generate=64),
     speed(LARGE, prompt=512, repetitions=2),
 ]
