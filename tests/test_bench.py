@@ -1,0 +1,63 @@
+"""`bench` over a small model: the rows and their figures; and that `make bench` knows the models it measures."""
+
+import json
+
+import numpy as np
+import pytest
+
+from bench.cases import CASES
+from bench.make_model import SHAPES, metadata_of, tensors_of
+from llamacy.cli import bench
+from llamacy.cli.run import run
+from llamacy.formats.gguf_writer import write_gguf
+from llamacy.formats.types import by_name
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    write_gguf(path, metadata_of("tiny"), tensors_of("tiny", by_name("Q4_0"), np.random.default_rng(1)))
+    return str(path)
+
+
+def test_rows_of_every_kind(tiny, capsys):
+    sizes = ["-p", "8,0", "-n", "3", "-d", "0,5", "-np", "1,2", "--train", "--batch-size", "2", "--ctx-size", "16"]
+    assert run(bench.main, ["-m", tiny, *sizes, "-r", "2", "-t", "1", "-o", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    suffixes = ["", " x2", " @ d5", " x2 @ d5"]
+    assert [row["test"] for row in rows] == [f"{kind}{s}" for s in suffixes for kind in ("pp8", "tg3")] + [
+        "train 2x16 r8"
+    ]
+    for row in rows:
+        n_tokens = row["n_parallel"] * (row["n_prompt"] + row["n_gen"] + row["n_train"])
+        assert len(row["samples_ns"]) == len(row["samples_ts"]) == 2
+        assert row["samples_ts"] == pytest.approx([n_tokens * 1e9 / ns for ns in row["samples_ns"]], rel=1e-3)
+        assert row["avg_ts"] == pytest.approx(np.mean(row["samples_ts"]))
+        assert row["stddev_ts"] == pytest.approx(np.std(row["samples_ts"], ddof=1))
+        assert row["n_threads"] == 1
+        assert row["peak_rss_bytes"] > 10_000_000
+
+
+def test_the_table(tiny, capsys):
+    assert run(bench.main, ["-m", tiny, "-p", "4", "-n", "2", "-r", "1", "-t", "1"]) == 0
+    head, rule, *rows = capsys.readouterr().out.splitlines()
+    assert [cell.strip() for cell in head.split("|")[1:-1]] == ["model", "size", "params", "threads", "test", "t/s"]
+    assert set(rule) <= set("|- ")
+    assert [row.split("|")[5].strip() for row in rows] == ["pp4", "tg2"]
+
+
+def test_nothing_to_measure_is_wrong_usage(tiny, capsys):
+    assert run(bench.main, ["-m", tiny, "-p", "0", "-n", "0"]) == 2
+    assert "nothing to measure" in capsys.readouterr().err
+
+
+def test_the_cases_name_models_that_can_be_made():
+    kinds = {case.model.rsplit(" ", 1)[0] for case in CASES}
+    assert kinds <= {"SmolLM2", *(f"{name} shape" for name in SHAPES)}
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.ours[0] == "bin/bench"], ids=lambda case: case.name)
+def test_our_side_of_each_case_parses(case):
+    arguments = [str(part).format(model="m.gguf", threads=2) for part in case.ours[1:]]
+    assert bench.build_parser().parse_args(arguments).output == "json"
