@@ -315,11 +315,11 @@ def test_closing_lets_short_requests_finish():
     engine = Engine(model, n_slots=1)
     compute = model.session.step
 
-    def closing_meanwhile(*args):
+    def closing_meanwhile(*args, **kwargs):
         # what close() does first, at a moment when the short request surely runs, however fast the machine is
         if short.tokens:
             engine._closing, engine._deadline = True, time.monotonic() + 30
-        return compute(*args)
+        return compute(*args, **kwargs)
 
     model.session.step = closing_meanwhile
     short, waiting = ask("short", n_predict=30), ask("waiting")
