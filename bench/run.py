@@ -80,6 +80,7 @@ def machine(threads):
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": platform.platform(),
         "isa": kernels.isa,
+        "load_average_before": os.getloadavg()[0],
     }
 
 
@@ -114,15 +115,10 @@ def table(results):
     return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
 
 
-def save(results, load, threads, python):
-    """Write everything to bench/results and return the path."""
-    now = datetime.now(timezone.utc)
-    path = ROOT / "bench" / "results" / f"{now:%Y-%m-%d-%H%M}.json"
-    path.parent.mkdir(exist_ok=True)
-    content = {"time": f"{now:%Y-%m-%dT%H:%M:%SZ}", "machine": machine(threads), "versions": versions(python)}
-    content["load_average_before"] = load
-    path.write_text(json.dumps(content | {"results": results}, indent=1) + "\n")
-    return path
+def facts(threads, python):
+    """Return what a file of results begins with: when, on what and with which versions it was measured."""
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {"time": now, "machine": machine(threads), "versions": versions(python)}
 
 
 def main():
@@ -135,12 +131,15 @@ def main():
     chosen = [case for case in CASES if re.search(args.only, case.name)]
     if not chosen or args.rounds < 1:
         parser.error(f"nothing to measure: --only {args.only!r}, --rounds {args.rounds}")
-    results, load = [], os.getloadavg()[0]
+    results, content = [], facts(args.threads, args.peer_python)
+    path = ROOT / "bench" / "results" / f"{re.sub('[:T]', '-', content['time'][:16])}.json"
+    path.parent.mkdir(exist_ok=True)
     for case in chosen:
         results.append(measure(case, args.rounds, args.peer_python, args.threads))
         print(*line_of(results[-1]), sep="  ", file=sys.stderr)
+        path.write_text(json.dumps(content | {"results": results}, indent=1) + "\n")
     print(table(results))
-    print(f"kept in {save(results, load, args.threads, args.peer_python).relative_to(ROOT)}", file=sys.stderr)
+    print(f"kept in {path.relative_to(ROOT)}", file=sys.stderr)
 
 
 if __name__ == "__main__":
