@@ -36,7 +36,7 @@ def run(case, command, python, values):
     seconds = time.perf_counter() - begin
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise SystemExit(f"bench: {case.name}: {' '.join([*program, *arguments])} failed: {last}")
+        raise SystemExit(f"bench: {case.name}: {' '.join([*program, *arguments])} failed ({done.returncode}): {last}")
     if case.timed:
         return [seconds], None
     result = json.loads(done.stdout)
