@@ -21,9 +21,12 @@ STAGE = ROOT / "build" / "pyx"
 KERNELS = [
     "acts",
     "kinds",
+    "wide",
     "gemm",
     "matmul",
     "quants",
+    "kquants",
+    "iquants",
     "norm",
     "rope",
     "mlp",

@@ -1,6 +1,7 @@
 """The quantised types as the products see them: packing to tiles, unpacking to panels, one token's product.
 
-One section per layout, one block of one-line functions and one table row per type. Layouts: tiles.pxd.
+One section per layout, one block of one-line functions and one table row per type. Layouts: tiles.pxd; those with wide
+scales are in wide.pyx.
 """
 
 from libc.stdint cimport int8_t, int16_t, uint8_t, uint16_t, uint32_t
@@ -8,8 +9,11 @@ from libc.string cimport memcpy, memset
 
 from .acts cimport Acts
 from .blocks cimport *
+from .groups cimport Group, group_fn
+from .kquants cimport group_q4_k, group_q5_k
 from .simd cimport *
 from .tiles cimport *
+from .wide cimport *
 
 
 # ======== quads: 4- and 5-bit types ========
@@ -17,7 +21,7 @@ from .tiles cimport *
 # 8 * 2 * 1905 = 30480 (4 * 2 * 3937 = 31496) < 32767.
 
 cdef inline void unpack_quads_u8(const uint8_t* tile, int n, uint8_t* q, float* d, float* m,
-                                 bint fifth, int offset, bint has_min, int tile_bytes) noexcept nogil:
+                                 bint fifth, int offset, bint has_min, int tile_bytes, bint wide) noexcept nogil:
     """n tiles to codes [n][8][64 bytes], d [n][16] and m - offset * d [n][16]"""
     cdef int b
     cdef vb high
@@ -32,22 +36,22 @@ cdef inline void unpack_quads_u8(const uint8_t* tile, int n, uint8_t* q, float* 
         vb_store(q + 320, quad(tile, fifth, high, 5))
         vb_store(q + 384, quad(tile, fifth, high, 6))
         vb_store(q + 448, quad(tile, fifth, high, 7))
-        scale = quad_scale(tile, fifth)
+        scale = quad_scale(tile, fifth, wide)
         vf_store(d + 16 * b, scale)
-        vf_store(m + 16 * b, quad_min(tile, fifth) if has_min else vf_mul(scale, vf_set1(<float>-offset)))
+        vf_store(m + 16 * b, quad_min(tile, fifth, wide) if has_min else vf_mul(scale, vf_set1(<float>-offset)))
         tile += tile_bytes
         q += TILE
 
 
 cdef inline void unpack_quads_s16(const uint8_t* tile, int n, int16_t* q, float* d, float* m,
-                                  bint fifth, int offset, bint has_min, int tile_bytes) noexcept nogil:
+                                  bint fifth, int offset, bint has_min, int tile_bytes, bint wide) noexcept nogil:
     """n tiles to codes as pairs [n][16][16 rows][2], d [n][16], m - offset * d [n][16]"""
     cdef int b, g
     cdef uint8_t codes[TILE]
     cdef float scale[16]
     cdef float least[16]
     for b in range(n):
-        unpack_quads_u8(tile, 1, codes, scale, least, fifth, offset, has_min, tile_bytes)
+        unpack_quads_u8(tile, 1, codes, scale, least, fifth, offset, has_min, tile_bytes, wide)
         for g in range(8):
             vw_store(q + 64 * g, vb_pair(vb_load(codes + 64 * g), 0, 0))
             vw_store(q + 64 * g + 32, vb_pair(vb_load(codes + 64 * g), 1, 0))
@@ -58,7 +62,7 @@ cdef inline void unpack_quads_s16(const uint8_t* tile, int n, int16_t* q, float*
 
 
 cdef inline void matvec_quads(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y,
-                              bint fifth, int offset, bint has_min, int tile_bytes) noexcept nogil:
+                              bint fifth, int offset, bint has_min, int tile_bytes, bint wide) noexcept nogil:
     """y[16] = the row group's product with 8-bit input t"""
     cdef const int8_t* a = x.q8 + 32 * t * nb
     cdef const float* scale = x.scale8 + t * nb
@@ -87,8 +91,8 @@ cdef inline void matvec_quads(const uint8_t* tile, int nb, const Acts* x, size_t
         h = vh_dot(h, quad(tile, fifth, high, 6), a + 24)
         h = vh_dot(h, quad(tile, fifth, high, 7), a + 28)
         s = vi_add(s, vh_sum(h)) if fifth else vh_sum(h)
-        d = quad_scale(tile, fifth)
-        m = quad_min(tile, fifth) if has_min else vf_mul(d, vf_set1(<float>-offset))
+        d = quad_scale(tile, fifth, wide)
+        m = quad_min(tile, fifth, wide) if has_min else vf_mul(d, vf_set1(<float>-offset))
         acc = vf_fma(vf_mul(d, vf_set1(scale[b])), vi_to_f(s), acc)
         acc = vf_fma1(m, total[b], acc)
         tile += tile_bytes
@@ -204,64 +208,117 @@ cdef void pack_q4_0(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t
     pack_quads(rows, rb, n, b, tile, codes_q4_0, 18, False, False)
 
 cdef void u8_q4_0(const uint8_t* tile, int n, uint8_t* q, float* d, float* m) noexcept nogil:
-    unpack_quads_u8(tile, n, q, d, m, False, 8, False, 288)
+    unpack_quads_u8(tile, n, q, d, m, False, 8, False, 288, False)
 
 cdef void s16_q4_0(const uint8_t* tile, int n, int16_t* q, float* d, float* m) noexcept nogil:
-    unpack_quads_s16(tile, n, q, d, m, False, 8, False, 288)
+    unpack_quads_s16(tile, n, q, d, m, False, 8, False, 288, False)
 
 cdef void f32_q4_0(const uint8_t* tile, int n, float* w) noexcept nogil:
     unpack_f32(tile, n, w, s16_q4_0, 288, True)
 
 cdef void matvec_q4_0(const uint8_t* tile, int nb, int k, const Acts* x, size_t t, float* y) noexcept nogil:
-    matvec_quads(tile, nb, x, t, y, False, 8, False, 288)
+    matvec_quads(tile, nb, x, t, y, False, 8, False, 288, False)
 
 
 cdef void pack_q4_1(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
     pack_quads(rows, rb, n, b, tile, codes_q4_1, 20, False, True)
 
 cdef void u8_q4_1(const uint8_t* tile, int n, uint8_t* q, float* d, float* m) noexcept nogil:
-    unpack_quads_u8(tile, n, q, d, m, False, 0, True, 320)
+    unpack_quads_u8(tile, n, q, d, m, False, 0, True, 320, False)
 
 cdef void s16_q4_1(const uint8_t* tile, int n, int16_t* q, float* d, float* m) noexcept nogil:
-    unpack_quads_s16(tile, n, q, d, m, False, 0, True, 320)
+    unpack_quads_s16(tile, n, q, d, m, False, 0, True, 320, False)
 
 cdef void f32_q4_1(const uint8_t* tile, int n, float* w) noexcept nogil:
     unpack_f32(tile, n, w, s16_q4_1, 320, True)
 
 cdef void matvec_q4_1(const uint8_t* tile, int nb, int k, const Acts* x, size_t t, float* y) noexcept nogil:
-    matvec_quads(tile, nb, x, t, y, False, 0, True, 320)
+    matvec_quads(tile, nb, x, t, y, False, 0, True, 320, False)
 
 
 cdef void pack_q5_0(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
     pack_quads(rows, rb, n, b, tile, codes_q5_0, 22, True, False)
 
 cdef void u8_q5_0(const uint8_t* tile, int n, uint8_t* q, float* d, float* m) noexcept nogil:
-    unpack_quads_u8(tile, n, q, d, m, True, 16, False, 352)
+    unpack_quads_u8(tile, n, q, d, m, True, 16, False, 352, False)
 
 cdef void s16_q5_0(const uint8_t* tile, int n, int16_t* q, float* d, float* m) noexcept nogil:
-    unpack_quads_s16(tile, n, q, d, m, True, 16, False, 352)
+    unpack_quads_s16(tile, n, q, d, m, True, 16, False, 352, False)
 
 cdef void f32_q5_0(const uint8_t* tile, int n, float* w) noexcept nogil:
     unpack_f32(tile, n, w, s16_q5_0, 352, True)
 
 cdef void matvec_q5_0(const uint8_t* tile, int nb, int k, const Acts* x, size_t t, float* y) noexcept nogil:
-    matvec_quads(tile, nb, x, t, y, True, 16, False, 352)
+    matvec_quads(tile, nb, x, t, y, True, 16, False, 352, False)
 
 
 cdef void pack_q5_1(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
     pack_quads(rows, rb, n, b, tile, codes_q5_1, 24, True, True)
 
 cdef void u8_q5_1(const uint8_t* tile, int n, uint8_t* q, float* d, float* m) noexcept nogil:
-    unpack_quads_u8(tile, n, q, d, m, True, 0, True, 384)
+    unpack_quads_u8(tile, n, q, d, m, True, 0, True, 384, False)
 
 cdef void s16_q5_1(const uint8_t* tile, int n, int16_t* q, float* d, float* m) noexcept nogil:
-    unpack_quads_s16(tile, n, q, d, m, True, 0, True, 384)
+    unpack_quads_s16(tile, n, q, d, m, True, 0, True, 384, False)
 
 cdef void f32_q5_1(const uint8_t* tile, int n, float* w) noexcept nogil:
     unpack_f32(tile, n, w, s16_q5_1, 384, True)
 
 cdef void matvec_q5_1(const uint8_t* tile, int nb, int k, const Acts* x, size_t t, float* y) noexcept nogil:
-    matvec_quads(tile, nb, x, t, y, True, 0, True, 384)
+    matvec_quads(tile, nb, x, t, y, True, 0, True, 384, False)
+
+
+cdef inline void pack_wide_quads(const uint8_t* rows, size_t row_bytes, int n_rows, int b, uint8_t* tile,
+                                 group_fn group, int block_bytes, bint fifth) noexcept nogil:
+    """Group b & 7 of n_rows blocks of 256"""
+    cdef uint32_t codes[128]
+    cdef float d[16]
+    cdef float m[16]
+    cdef Group x
+    cdef int r
+    memset(codes, 0, sizeof(codes))
+    memset(d, 0, sizeof(d))
+    memset(m, 0, sizeof(m))
+    for r in range(n_rows):
+        group(rows + r * row_bytes + <size_t>(b >> 3) * block_bytes, b & 7, &x)
+        memcpy(codes + 8 * r, x.q, 32)
+        d[r], m[r] = x.d * <float>x.s[0], -x.m[0]
+    write_quads(tile, codes, fifth)
+    tile += 320 if fifth else 256
+    memcpy(tile, d, 64)
+    memcpy(tile + 64, m, 64)
+
+
+cdef void pack_q4_k(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_wide_quads(rows, rb, n, b, tile, group_q4_k, 144, False)
+
+cdef void u8_q4_k(const uint8_t* tile, int n, uint8_t* q, float* d, float* m) noexcept nogil:
+    unpack_quads_u8(tile, n, q, d, m, False, 0, True, 384, True)
+
+cdef void s16_q4_k(const uint8_t* tile, int n, int16_t* q, float* d, float* m) noexcept nogil:
+    unpack_quads_s16(tile, n, q, d, m, False, 0, True, 384, True)
+
+cdef void f32_q4_k(const uint8_t* tile, int n, float* w) noexcept nogil:
+    unpack_f32(tile, n, w, s16_q4_k, 384, True)
+
+cdef void matvec_q4_k(const uint8_t* tile, int nb, int k, const Acts* x, size_t t, float* y) noexcept nogil:
+    matvec_quads(tile, nb, x, t, y, False, 0, True, 384, True)
+
+
+cdef void pack_q5_k(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_wide_quads(rows, rb, n, b, tile, group_q5_k, 176, True)
+
+cdef void u8_q5_k(const uint8_t* tile, int n, uint8_t* q, float* d, float* m) noexcept nogil:
+    unpack_quads_u8(tile, n, q, d, m, True, 0, True, 448, True)
+
+cdef void s16_q5_k(const uint8_t* tile, int n, int16_t* q, float* d, float* m) noexcept nogil:
+    unpack_quads_s16(tile, n, q, d, m, True, 0, True, 448, True)
+
+cdef void f32_q5_k(const uint8_t* tile, int n, float* w) noexcept nogil:
+    unpack_f32(tile, n, w, s16_q5_k, 448, True)
+
+cdef void matvec_q5_k(const uint8_t* tile, int nb, int k, const Acts* x, size_t t, float* y) noexcept nogil:
+    matvec_quads(tile, nb, x, t, y, True, 0, True, 448, True)
 
 
 cdef void pack_q8_0(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
@@ -331,7 +388,7 @@ cdef void matvec_bf16(const uint8_t* tile, int nb, int k, const Acts* x, size_t 
     matvec_floats(tile, k, x, t, y, 30, 2)
 
 
-cdef Kernel KERNELS[8]
+cdef Kernel KERNELS[26]
 KERNELS[0] = Kernel("F32", 0, 1, 4, 2048, 0, False, pack_f32, NULL, NULL, f32_f32, matvec_f32)
 KERNELS[1] = Kernel("F16", 1, 1, 2, 1024, 0, False, pack_f16, NULL, NULL, f32_f16, matvec_f16)
 KERNELS[2] = Kernel("BF16", 30, 1, 2, 1024, 0, False, pack_f16, NULL, NULL, f32_bf16, matvec_bf16)
@@ -340,6 +397,24 @@ KERNELS[4] = Kernel("Q4_1", 3, 32, 20, 320, 8, True, pack_q4_1, u8_q4_1, s16_q4_
 KERNELS[5] = Kernel("Q5_0", 6, 32, 22, 352, 4, True, pack_q5_0, u8_q5_0, s16_q5_0, f32_q5_0, matvec_q5_0)
 KERNELS[6] = Kernel("Q5_1", 7, 32, 24, 384, 4, True, pack_q5_1, u8_q5_1, s16_q5_1, f32_q5_1, matvec_q5_1)
 KERNELS[7] = Kernel("Q8_0", 8, 32, 34, 544, 0, False, pack_q8_0, NULL, unpack_pairs_s16, f32_q8_0, matvec_q8_0)
+KERNELS[8] = Kernel("Q2_K", 10, 256, 84, HALVES, 0, False, pack_q2_k, NULL, NULL, f32_halves, matvec_halves)
+KERNELS[9] = Kernel("Q3_K", 11, 256, 110, WIDE, 0, False, pack_q3_k, NULL, s16_wide, f32_wide, matvec_wide)
+KERNELS[10] = Kernel("Q4_K", 12, 256, 144, 384, 8, True, pack_q4_k, u8_q4_k, s16_q4_k, f32_q4_k, matvec_q4_k)
+KERNELS[11] = Kernel("Q5_K", 13, 256, 176, 448, 4, True, pack_q5_k, u8_q5_k, s16_q5_k, f32_q5_k, matvec_q5_k)
+KERNELS[12] = Kernel("Q6_K", 14, 256, 210, SCALED, 0, False, pack_q6_k, NULL, s16_scaled, f32_scaled, matvec_scaled)
+KERNELS[13] = Kernel("IQ4_NL", 20, 32, 18, WIDE, 0, False, pack_iq4_nl, NULL, s16_wide, f32_wide, matvec_wide)
+KERNELS[14] = Kernel("IQ4_XS", 23, 256, 136, WIDE, 0, False, pack_iq4_xs, NULL, s16_wide, f32_wide, matvec_wide)
+KERNELS[15] = Kernel("MXFP4", 39, 32, 17, WIDE, 0, False, pack_mxfp4, NULL, s16_wide, f32_wide, matvec_wide)
+KERNELS[16] = Kernel("Q8_K", 15, 256, 292, WIDE, 0, False, pack_q8_k, NULL, s16_wide, f32_wide, matvec_wide)
+KERNELS[17] = Kernel("TQ1_0", 34, 256, 54, WIDE, 0, False, pack_tq1_0, NULL, s16_wide, f32_wide, matvec_wide)
+KERNELS[18] = Kernel("TQ2_0", 35, 256, 66, WIDE, 0, False, pack_tq2_0, NULL, s16_wide, f32_wide, matvec_wide)
+KERNELS[19] = Kernel("IQ2_XXS", 16, 256, 66, WIDE, 0, False, pack_iq2_xxs, NULL, s16_wide, f32_wide, matvec_wide)
+KERNELS[20] = Kernel("IQ2_XS", 17, 256, 74, SCALED, 0, False, pack_iq2_xs, NULL, s16_scaled, f32_scaled, matvec_scaled)
+KERNELS[21] = Kernel("IQ2_S", 22, 256, 82, SCALED, 0, False, pack_iq2_s, NULL, s16_scaled, f32_scaled, matvec_scaled)
+KERNELS[22] = Kernel("IQ3_XXS", 18, 256, 98, WIDE, 0, False, pack_iq3_xxs, NULL, s16_wide, f32_wide, matvec_wide)
+KERNELS[23] = Kernel("IQ3_S", 21, 256, 110, WIDE, 0, False, pack_iq3_s, NULL, s16_wide, f32_wide, matvec_wide)
+KERNELS[24] = Kernel("IQ1_S", 19, 256, 50, WIDE, 0, False, pack_iq1_s, NULL, s16_wide, f32_wide, matvec_wide)
+KERNELS[25] = Kernel("IQ1_M", 29, 256, 56, SCALED, 0, False, pack_iq1_m, NULL, s16_scaled, f32_scaled, matvec_scaled)
 
 
 cdef const Kernel* find_kind(int number) except NULL:

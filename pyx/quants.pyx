@@ -6,6 +6,8 @@ from libc.stdint cimport int8_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from .blocks cimport *
+from .iquants cimport *
+from .kquants cimport *
 from .simd cimport *
 
 import numpy as np
@@ -239,7 +241,7 @@ cdef inline uint8_t above(float x, float low, float inverse, int limit) noexcept
     return <uint8_t>(limit if q > limit else (0 if q < 0 else q))
 
 
-cdef RowType ROW_TYPES[8]
+cdef RowType ROW_TYPES[26]
 ROW_TYPES[0] = RowType(0, 1, 4, dequantize_row_f32, quantize_row_f32)
 ROW_TYPES[1] = RowType(1, 1, 2, dequantize_row_f16, quantize_row_f16)
 ROW_TYPES[2] = RowType(2, 32, 18, dequantize_row_q4_0, quantize_row_q4_0)
@@ -248,6 +250,26 @@ ROW_TYPES[4] = RowType(6, 32, 22, dequantize_row_q5_0, quantize_row_q5_0)
 ROW_TYPES[5] = RowType(7, 32, 24, dequantize_row_q5_1, quantize_row_q5_1)
 ROW_TYPES[6] = RowType(8, 32, 34, dequantize_row_q8_0, quantize_row_q8_0)
 ROW_TYPES[7] = RowType(30, 1, 2, dequantize_row_bf16, quantize_row_bf16)
+# Types with more than one level of scales: groups of 32 in kquants.pyx
+ROW_TYPES[8] = RowType(10, 256, 84, dequantize_row_q2_k, NULL)
+ROW_TYPES[9] = RowType(11, 256, 110, dequantize_row_q3_k, NULL)
+ROW_TYPES[10] = RowType(12, 256, 144, dequantize_row_q4_k, NULL)
+ROW_TYPES[11] = RowType(13, 256, 176, dequantize_row_q5_k, NULL)
+ROW_TYPES[12] = RowType(14, 256, 210, dequantize_row_q6_k, NULL)
+ROW_TYPES[13] = RowType(20, 32, 18, dequantize_row_iq4_nl, NULL)
+ROW_TYPES[14] = RowType(23, 256, 136, dequantize_row_iq4_xs, NULL)
+ROW_TYPES[15] = RowType(39, 32, 17, dequantize_row_mxfp4, NULL)
+# Read only
+ROW_TYPES[16] = RowType(15, 256, 292, dequantize_row_q8_k, NULL)
+ROW_TYPES[17] = RowType(34, 256, 54, dequantize_row_tq1_0, NULL)
+ROW_TYPES[18] = RowType(35, 256, 66, dequantize_row_tq2_0, NULL)
+ROW_TYPES[19] = RowType(16, 256, 66, dequantize_row_iq2_xxs, NULL)
+ROW_TYPES[20] = RowType(17, 256, 74, dequantize_row_iq2_xs, NULL)
+ROW_TYPES[21] = RowType(22, 256, 82, dequantize_row_iq2_s, NULL)
+ROW_TYPES[22] = RowType(18, 256, 98, dequantize_row_iq3_xxs, NULL)
+ROW_TYPES[23] = RowType(21, 256, 110, dequantize_row_iq3_s, NULL)
+ROW_TYPES[24] = RowType(19, 256, 50, dequantize_row_iq1_s, NULL)
+ROW_TYPES[25] = RowType(29, 256, 56, dequantize_row_iq1_m, NULL)
 
 
 cdef const RowType* row_type(int number) noexcept nogil:
@@ -293,6 +315,8 @@ def quantize(const float[:, ::1] x, int number, int n_threads=1):
     cdef int n_blocks = <int>(x.shape[1] // kind.block)
     cdef uint8_t[:, ::1] out = np.empty((x.shape[0], n_blocks * kind.block_bytes), np.uint8)
     cdef Py_ssize_t r
+    if kind.quantize == NULL:
+        raise ValueError(f"type {number} can be read, not written")
     if x.shape[0] and n_blocks:
         for r in prange(x.shape[0], num_threads=n_threads, schedule="static", nogil=True):
             kind.quantize(&x[r, 0], n_blocks, &out[r, 0])

@@ -1,8 +1,11 @@
 # Weights as the kernels read them: tiles of 16 rows x 32 columns, a row group's tiles one after the other.
 #
 #   quads   codes [g = 8][32 bytes]: byte 4 r + i holds columns 4 g + i of row r (low nibble) and row r + 8 (high nibble);
-#           5-bit types then have [64 bytes] of fifth bits: bit g of byte 4 r + i;   f16 d[16];   f16 m[16] where there is one
+#           5-bit types then have [64 bytes] of fifth bits: bit g of byte 4 r + i;   f16 d[16];   f16 m[16] where there is one;
+#           Q4_K, Q5_K: f32 d[16], f32 m[16], their two levels of scales multiplied out, which f32 holds exactly
 #   pairs   codes [p = 16][16 rows][2] int8: columns 2 p, 2 p + 1;   f16 d[16]
+#   wide    codes as pairs;   f32 d[16];   Q2_K: f32 m[2 halves][16], d and m for columns 0..15 and 16..31
+#   scaled  codes as pairs;   int8 s[2 halves][16 rows][2], each twice;   f32 d[16]:  w = d * (s * code)
 #   floats  [32 columns][16 rows] f32, f16 or bf16
 #
 # A weight is d * (code - offset) + m. Rows past the matrix are zero.
@@ -30,12 +33,14 @@ cdef inline vb quad_high(const uint8_t* tile, bint fifth) noexcept nogil:
     return vb_load(tile + 256) if fifth else vb_load(tile)
 
 
-cdef inline vf quad_scale(const uint8_t* tile, bint fifth) noexcept nogil:
-    return vf_load_f16(tile + (320 if fifth else 256))
+cdef inline vf quad_scale(const uint8_t* tile, bint fifth, bint wide) noexcept nogil:
+    tile += 320 if fifth else 256
+    return vf_load(<const float*>tile) if wide else vf_load_f16(tile)
 
 
-cdef inline vf quad_min(const uint8_t* tile, bint fifth) noexcept nogil:
-    return vf_load_f16(tile + (352 if fifth else 288))
+cdef inline vf quad_min(const uint8_t* tile, bint fifth, bint wide) noexcept nogil:
+    tile += 320 if fifth else 256
+    return vf_load(<const float*>tile + 16) if wide else vf_load_f16(tile + 32)
 
 
 # ---- packing: 16 rows of blocks to a tile ----

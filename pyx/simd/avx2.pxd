@@ -67,6 +67,7 @@ cdef extern from "immintrin.h" nogil:
     __m256i _mm256_sub_epi16(__m256i, __m256i)
     __m256i _mm256_maddubs_epi16(__m256i, __m256i)
     __m256i _mm256_madd_epi16(__m256i, __m256i)
+    __m256i _mm256_mullo_epi16(__m256i, __m256i)
     __m256i _mm256_cvtepi8_epi16(__m128i)
     __m256i _mm256_cvtepu16_epi32(__m128i)
     __m256i _mm256_packs_epi32(__m256i, __m256i)
@@ -435,6 +436,14 @@ cdef inline vw vb_pair(vb a, int j, int offset) noexcept nogil:
     cdef vw r
     r.lo = _pair(a.lo, 16 * j, offset)
     r.hi = _pair(a.hi, 16 * j, offset)
+    return r
+
+
+cdef inline vw vw_mul(vw a, vw b) noexcept nogil:
+    """a * b, the products fitting int16"""
+    cdef vw r
+    r.lo = _mm256_mullo_epi16(a.lo, b.lo)
+    r.hi = _mm256_mullo_epi16(a.hi, b.hi)
     return r
 
 

@@ -390,6 +390,14 @@ cdef inline vw vb_pair(vb a, int j, int offset) noexcept nogil:
     return r
 
 
+cdef inline vw vw_mul(vw a, vw b) noexcept nogil:
+    """a * b, the products fitting int16"""
+    cdef int i
+    for i in range(32):
+        a.x[i] = <int16_t>(a.x[i] * b.x[i])
+    return a
+
+
 cdef inline vi vi_dot(vi acc, vw w, const int16_t* a) noexcept nogil:
     """acc += w * a[0..2) per row"""
     cdef int i

@@ -230,4 +230,4 @@ def test_wrong_shapes_are_refused(isa):
 
 
 def test_the_table_of_types_is_gguf_s(isa):
-    assert kernels.load("matmul", isa).types() == {name: number(name) for name in TYPES}
+    assert kernels.load("matmul", isa).types() == {name: number(name) for name in quants.TYPES}

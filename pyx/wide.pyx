@@ -1,0 +1,241 @@
+"""Layouts with f32 scales: types whose codes are 8-bit numbers, or whose scales span 16 columns. Layouts: tiles.pxd.
+
+Inputs are 16-bit integers of at most S16_LIMIT (acts.pxd); Q2_K, whose minima span 16 columns too, takes f32 inputs.
+"""
+
+from libc.stdint cimport int8_t, int16_t, uint8_t
+from libc.string cimport memcpy, memset
+
+from .acts cimport Acts
+from .groups cimport *
+from .iquants cimport *
+from .kquants cimport *
+from .tiles cimport *
+
+cdef enum:                  # what becomes of a group's scales
+    ONE_SCALE               # one for all 32 columns: goes into d
+    FOLD                    # Q3_K: into the codes, -s * q: s in -32 .. 31 times q in -4 .. 3, within -128 .. 124
+    FOLD_MIN                # Q2_K: into the codes, s * q <= 15 * 3; the minima stay
+
+
+# ======== packing ========
+
+cdef inline void put_pairs(const int8_t* q, int r, uint8_t* tile) noexcept nogil:
+    """Row r's 32 codes"""
+    cdef int p
+    for p in range(16):
+        memcpy(tile + 32 * p + 2 * r, q + 2 * p, 2)
+
+
+cdef inline void pack_wide(const uint8_t* rows, size_t row_bytes, int n_rows, int b, uint8_t* tile, group_fn group,
+                           int n_groups, int block_bytes, int scales) noexcept nogil:
+    """Columns 32 b .. of n_rows rows, from blocks of n_groups * 32 elements"""
+    cdef float* d = <float*>(tile + TILE)
+    cdef Group x
+    cdef int r, j
+    memset(tile, 0, HALVES if scales == FOLD_MIN else WIDE)
+    for r in range(n_rows):
+        group(rows + r * row_bytes + <size_t>(b // n_groups) * block_bytes, b % n_groups, &x)
+        d[r] = x.d
+        if scales == ONE_SCALE:
+            d[r] = x.d * <float>x.s[0]
+        elif scales == FOLD:
+            d[r] = -x.d
+            for j in range(32):
+                x.q[j] = <int8_t>(-x.s[j >> 4] * x.q[j])
+        else:
+            for j in range(32):
+                x.q[j] = <int8_t>(x.s[j >> 4] * x.q[j])
+            d[16 + r], d[32 + r] = -x.m[0], -x.m[1]
+        put_pairs(x.q, r, tile)
+
+
+cdef inline void pack_scaled(const uint8_t* rows, size_t row_bytes, int n_rows, int b, uint8_t* tile, group_fn group,
+                             int block_bytes) noexcept nogil:
+    """Group b & 7 of n_rows blocks of 256"""
+    cdef Group x
+    cdef int r
+    memset(tile, 0, SCALED)
+    for r in range(n_rows):
+        group(rows + r * row_bytes + <size_t>(b >> 3) * block_bytes, b & 7, &x)
+        put_pairs(x.q, r, tile)
+        memset(tile + TILE + 2 * r, x.s[0], 2)
+        memset(tile + TILE + 32 + 2 * r, x.s[1], 2)
+        memcpy(tile + TILE + 64 + 4 * r, &x.d, 4)
+
+
+cdef void pack_q2_k(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_wide(rows, rb, n, b, tile, group_q2_k, 8, 84, FOLD_MIN)
+
+cdef void pack_q3_k(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_wide(rows, rb, n, b, tile, group_q3_k, 8, 110, FOLD)
+
+cdef void pack_q6_k(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_scaled(rows, rb, n, b, tile, group_q6_k, 210)
+
+cdef void pack_iq4_nl(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_wide(rows, rb, n, b, tile, group_iq4_nl, 1, 18, ONE_SCALE)
+
+cdef void pack_iq4_xs(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_wide(rows, rb, n, b, tile, group_iq4_xs, 8, 136, ONE_SCALE)
+
+cdef void pack_mxfp4(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_wide(rows, rb, n, b, tile, group_mxfp4, 1, 17, ONE_SCALE)
+
+cdef void pack_q8_k(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_wide(rows, rb, n, b, tile, group_q8_k, 8, 292, ONE_SCALE)
+
+cdef void pack_tq1_0(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_wide(rows, rb, n, b, tile, group_tq1_0, 8, 54, ONE_SCALE)
+
+cdef void pack_tq2_0(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_wide(rows, rb, n, b, tile, group_tq2_0, 8, 66, ONE_SCALE)
+
+cdef void pack_iq2_xxs(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_wide(rows, rb, n, b, tile, group_iq2_xxs, 8, 66, ONE_SCALE)
+
+cdef void pack_iq2_xs(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_scaled(rows, rb, n, b, tile, group_iq2_xs, 74)
+
+cdef void pack_iq2_s(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_scaled(rows, rb, n, b, tile, group_iq2_s, 82)
+
+cdef void pack_iq3_xxs(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_wide(rows, rb, n, b, tile, group_iq3_xxs, 8, 98, ONE_SCALE)
+
+cdef void pack_iq3_s(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_wide(rows, rb, n, b, tile, group_iq3_s, 8, 110, ONE_SCALE)
+
+cdef void pack_iq1_s(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_wide(rows, rb, n, b, tile, group_iq1_s, 8, 50, ONE_SCALE)
+
+cdef void pack_iq1_m(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_scaled(rows, rb, n, b, tile, group_iq1_m, 56)
+
+
+# ======== wide: one scale, 8-bit codes ========
+
+cdef void s16_wide(const uint8_t* tile, int n, int16_t* q, float* d, float* m) noexcept nogil:
+    cdef int b, p
+    for b in range(n):
+        for p in range(16):
+            vw_store(q + 32 * p, vw_load_s8(<const int8_t*>tile + 32 * p))
+        memcpy(d + 16 * b, tile + TILE, 64)
+        tile += WIDE
+        q += TILE
+
+
+cdef void f32_wide(const uint8_t* tile, int n, float* w) noexcept nogil:
+    cdef int _b, p
+    cdef vf d
+    cdef vw pair
+    for _b in range(n):
+        d = vf_load(<const float*>(tile + TILE))
+        for p in range(16):
+            pair = vw_load_s8(<const int8_t*>tile + 32 * p)
+            vf_store(w + 32 * p, vf_mul(d, vw_even(pair)))
+            vf_store(w + 32 * p + 16, vf_mul(d, vw_odd(pair)))
+        tile += WIDE
+        w += TILE
+
+
+cdef void matvec_wide(const uint8_t* tile, int nb, int n_cols, const Acts* x, size_t t, float* y) noexcept nogil:
+    """y[16] = the row group's product with 16-bit input t"""
+    cdef const int16_t* a = x.q16 + 32 * t * nb
+    cdef const float* scale = x.scale16 + t * nb
+    cdef int b, p
+    cdef vi s
+    cdef vf acc = vf_set1(0)
+    for b in range(nb):
+        for p in range(9):
+            prefetch(tile + 6 * WIDE + 64 * p)
+        s = vi_zero()
+        for p in range(16):
+            s = vi_dot(s, vw_load_s8(<const int8_t*>tile + 32 * p), a + 2 * p)
+        acc = vf_fma(vf_mul(vf_load(<const float*>(tile + TILE)), vf_set1(scale[b])), vi_to_f(s), acc)
+        tile += WIDE
+        a += 32
+    vf_store(y, acc)
+
+
+# ======== scaled: an 8-bit scale per 16 columns ========
+# |s * code| <= 128 * 32 = 4096 (Q6_K; IQ2: 31 * 43, IQ1_M: 15 * 9): fits int16, and the sum of 32 products with inputs of
+# at most S16_LIMIT = 16319 fits int32: 32 * 4096 * 16319 = 2138963968 < 2 ** 31.
+
+cdef inline vw scaled_pair(const uint8_t* tile, int p) noexcept nogil:
+    return vw_mul(vw_load_s8(<const int8_t*>tile + 32 * p), vw_load_s8(<const int8_t*>tile + TILE + 32 * (p >> 3)))
+
+
+cdef void s16_scaled(const uint8_t* tile, int n, int16_t* q, float* d, float* m) noexcept nogil:
+    cdef int b, p
+    for b in range(n):
+        for p in range(16):
+            vw_store(q + 32 * p, scaled_pair(tile, p))
+        memcpy(d + 16 * b, tile + TILE + 64, 64)
+        tile += SCALED
+        q += TILE
+
+
+cdef void f32_scaled(const uint8_t* tile, int n, float* w) noexcept nogil:
+    cdef int _b, p
+    cdef vf d
+    cdef vw pair
+    for _b in range(n):
+        d = vf_load(<const float*>(tile + TILE + 64))
+        for p in range(16):
+            pair = scaled_pair(tile, p)
+            vf_store(w + 32 * p, vf_mul(d, vw_even(pair)))
+            vf_store(w + 32 * p + 16, vf_mul(d, vw_odd(pair)))
+        tile += SCALED
+        w += TILE
+
+
+cdef void matvec_scaled(const uint8_t* tile, int nb, int n_cols, const Acts* x, size_t t, float* y) noexcept nogil:
+    """y[16] = the row group's product with 16-bit input t"""
+    cdef const int16_t* a = x.q16 + 32 * t * nb
+    cdef const float* scale = x.scale16 + t * nb
+    cdef int b, p
+    cdef vi s
+    cdef vf acc = vf_set1(0)
+    for b in range(nb):
+        for p in range(10):
+            prefetch(tile + 6 * SCALED + 64 * p)
+        s = vi_zero()
+        for p in range(16):
+            s = vi_dot(s, scaled_pair(tile, p), a + 2 * p)
+        acc = vf_fma(vf_mul(vf_load(<const float*>(tile + TILE + 64)), vf_set1(scale[b])), vi_to_f(s), acc)
+        tile += SCALED
+        a += 32
+    vf_store(y, acc)
+
+
+# ======== halves: a minimum per 16 columns, f32 inputs ========
+
+cdef void f32_halves(const uint8_t* tile, int n, float* w) noexcept nogil:
+    cdef int _b, p
+    cdef vf d, m
+    cdef vw pair
+    for _b in range(n):
+        d = vf_load(<const float*>(tile + TILE))
+        for p in range(16):
+            m = vf_load(<const float*>(tile + TILE) + 16 + 16 * (p >> 3))
+            pair = vw_load_s8(<const int8_t*>tile + 32 * p)
+            vf_store(w + 32 * p, vf_fma(d, vw_even(pair), m))
+            vf_store(w + 32 * p + 16, vf_fma(d, vw_odd(pair), m))
+        tile += HALVES
+        w += TILE
+
+
+cdef void matvec_halves(const uint8_t* tile, int nb, int n_cols, const Acts* x, size_t t, float* y) noexcept nogil:
+    """y[16] = the row group's product with f32 input t, in the order of the panels' product"""
+    cdef const float* a = x.f32 + t * x.ld
+    cdef float w[TILE]
+    cdef int _b, j
+    cdef vf acc = vf_set1(0)
+    for _b in range(nb):
+        f32_halves(tile, 1, w)
+        for j in range(32):
+            acc = vf_fma1(vf_load(w + 16 * j), a[j], acc)
+        tile += HALVES
+        a += 32
+    vf_store(y, acc)
