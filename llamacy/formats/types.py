@@ -60,6 +60,26 @@ _ROWS = [
 
 TYPES = {row[1]: QuantType(*row) for row in _ROWS}
 
+# Type -> general.file_type of a model whose matrices are of it (llama.h's llama_ftype; its mixes have others).
+FILE_TYPES = {
+    "F32": 0,
+    "F16": 1,
+    "BF16": 32,
+    "Q4_0": 2,
+    "Q4_1": 3,
+    "Q5_0": 8,
+    "Q5_1": 9,
+    "Q8_0": 7,
+    "Q2_K": 10,
+    "Q3_K": 12,
+    "Q4_K": 15,
+    "Q5_K": 17,
+    "Q6_K": 18,
+    "IQ4_NL": 25,
+    "IQ4_XS": 30,
+    "MXFP4": 38,
+}
+
 # Numbers that once stood in files and whose layouts ggml gave up; named so that an error can say so.
 REMOVED = {
     4: "Q4_2",
