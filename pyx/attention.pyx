@@ -1,11 +1,13 @@
 """Causal attention: out_i = sum over j <= i of softmax_j(scale q_i . k_j) v_j, forward from a KV cache, backward by recomputing.
 
-Axes: rows = tokens x query heads of one KV head's group, positions j, head_dim padded to 16 lanes. A block of rows meets
-16 positions at a time; what the mask hides is skipped by whole tiles. Scores live in a scratch of (rows, positions).
+Axes: rows = tokens x query heads of one KV head's group, positions j, head_dim padded to 16 lanes. Positions go in chunks
+of CHUNK, each with a softmax of its own (largest score, sum, weighted values); chunks are joined in ascending order. Who
+computes a chunk, and with how many rows beside it, changes nothing: one token alone and the same token in a prompt, one
+thread and many give equal bits. What the mask hides is skipped by whole chunks and tiles.
 """
 
 from libc.math cimport INFINITY
-from libc.stdint cimport uint8_t, uint16_t
+from libc.stdint cimport int8_t, uint8_t, uint16_t
 from libc.string cimport memcpy, memset
 
 from .acts cimport padded
@@ -17,67 +19,336 @@ import numpy as np
 
 cdef enum:
     STEP = 64           # positions of values brought to f32 at a time
+    FEW = 8             # query rows up to which the cache is read as it lies; more share a copy in f32
     BLOCK = 32          # query rows of a backward block
 
+cdef float F16_MAX = 65504
 
-cdef size_t attend_bytes(int rows, int head_dim, int n_past) noexcept nogil:
-    """Bytes of scratch for `rows` query rows over n_past positions."""
-    cdef size_t hd = padded(head_dim, 16)
-    return 4 * (2 * rows * hd + rows * (padded(n_past, 16) + 16) + 16 * hd + STEP * hd) + 64
+# name of a cache's type -> how Head names it
+KV_TYPES = {"f32": KV_F32, "f16": KV_F16, "q8_0": KV_Q8_0}
+
+
+# ======== the cache ========
+
+cdef inline size_t scales_bytes(int head_dim, int kind) noexcept nogil:
+    """Bytes of a tile's scales: an f16 per position and 32 elements."""
+    return 32 * (padded(head_dim, 32) // 32) if kind == KV_Q8_0 else 0
+
+
+cdef size_t tile_part_bytes(int head_dim, int kind) noexcept nogil:
+    """Bytes of 16 positions' keys or values."""
+    cdef size_t each = 4
+    if kind != KV_F32:
+        each = 2 if kind == KV_F16 else 1
+    return scales_bytes(head_dim, kind) + 16 * padded(head_dim, 16) * each
+
+
+cdef inline uint8_t* tile_at(const Head* head, int position, int head_dim) noexcept nogil:
+    """The tile of 16 positions that holds `position`: keys, then values."""
+    cdef size_t bytes = tile_part_bytes(head_dim, head.k_type) + tile_part_bytes(head_dim, head.v_type)
+    return head.tiles + position // CHUNK * head.stride + position % CHUNK // 16 * bytes
+
+
+cdef inline void store_row(uint8_t* part, int kind, int head_dim, const float* x, int j, bint across) noexcept nogil:
+    """x[head_dim] as position j of a tile's part: a column of keys (across) or a row of values"""
+    cdef size_t hdp = padded(head_dim, 16), step = 16 if across else 1, at = j if across else j * hdp
+    cdef uint8_t* data = part + scales_bytes(head_dim, kind)
+    cdef float row[32]
+    cdef uint16_t half[32]
+    cdef int8_t code[32]
+    cdef float d, inverse
+    cdef vf most = vf_set1(F16_MAX), least = vf_set1(-F16_MAX)
+    cdef int i, b, n
+    for b in range(0, head_dim, 32):
+        n = min(32, head_dim - b)
+        memset(row, 0, sizeof(row))
+        memcpy(row, x + b, 4 * n)
+        if kind == KV_F32:
+            for i in range(n):
+                (<float*>data)[at + step * (b + i)] = row[i]
+            continue
+        if kind == KV_F16:
+            # beyond f16's range its largest number: an infinity would soon be NaN
+            vf_store_f16(half, vf_max(vf_min(vf_load(row), most), least))
+            vf_store_f16(half + 16, vf_max(vf_min(vf_load(row + 16), most), least))
+            for i in range(n):
+                (<uint16_t*>data)[at + step * (b + i)] = half[i]
+            continue
+        d = vf_hmax(vf_max(vf_abs(vf_load(row)), vf_abs(vf_load(row + 16)))) / 127
+        vf_store_f16(half, vf_set1(min(d, F16_MAX)))
+        d = vf_hmax(vf_load_f16(half))
+        (<uint16_t*>part)[b // 2 + j] = half[0]
+        # codes for the scale as it was stored; it may have been rounded down, so they are limited
+        inverse = 1 / d if d > 0 else 0
+        for i in range(0, 32, 16):
+            vi_store_s8(code + i, vf_to_i(vf_max(vf_min(vf_mul(vf_load(row + i), vf_set1(inverse)), vf_set1(127)), vf_set1(-127))))
+        for i in range(n):
+            (<int8_t*>data)[at + step * (b + i)] = code[i]
 
 
 cdef void store_kv(const Head* head, int position, int head_dim, const float* k, const float* v) noexcept nogil:
     """Write one position's key and value (head_dim,) to the head's cache."""
-    cdef size_t hdp = padded(head_dim, 16), at = <size_t>(position // 16) * 16 * head_dim + position % 16
-    cdef uint16_t half[16]
-    cdef float row[16]
-    cdef int i, j, n
-    for i in range(0, head_dim, 16):
-        n = min(16, head_dim - i)
-        if head.half:
-            memset(row, 0, sizeof(row))
-            memcpy(row, k + i, 4 * n)
-            vf_store_f16(half, vf_load(row))
-            for j in range(n):
-                (<uint16_t*>head.k)[at + 16 * <size_t>(i + j)] = half[j]
-            memcpy(row, v + i, 4 * n)
-            vf_store_f16(<uint16_t*>head.v + position * hdp + i, vf_load(row))
-        else:
-            for j in range(n):
-                (<float*>head.k)[at + 16 * <size_t>(i + j)] = k[i + j]
-                (<float*>head.v)[position * hdp + i + j] = v[i + j]
+    cdef uint8_t* tile = tile_at(head, position, head_dim)
+    store_row(tile, head.k_type, head_dim, k, position % 16, True)
+    store_row(tile + tile_part_bytes(head_dim, head.k_type), head.v_type, head_dim, v, position % 16, False)
 
 
-cdef inline void widen(const void* source, size_t at, int n, bint half, float* out) noexcept nogil:
-    """n (a multiple of 16) cached values from element `at` on, as f32"""
+cdef inline vf load16(const uint8_t* data, size_t i, vf scale, int kind) noexcept nogil:
+    """cached values i..i + 16 as f32, exactly: code times scale has 18 bits at most"""
+    if kind == KV_F16:
+        return vf_load_f16(<const uint16_t*>data + i)
+    if kind == KV_Q8_0:
+        return vf_mul(vf_load_s8(<const int8_t*>data + i), scale)
+    return vf_load(<const float*>data + i)
+
+
+cdef inline void widen_keys(const uint8_t* part, int head_dim, int kind, float* out) noexcept nogil:
+    """a tile's keys as f32 [head_dim][16]"""
+    cdef const uint8_t* data = part + scales_bytes(head_dim, kind)
+    cdef vf scale = vf_set1(1)
     cdef int i
-    if half:
-        for i in range(0, n, 16):
-            vf_store(out + i, vf_load_f16(<const uint16_t*>source + at + i))
+    for i in range(head_dim):
+        if kind == KV_Q8_0 and i % 32 == 0:
+            scale = vf_load_f16(<const uint16_t*>part + i // 2)
+        vf_store(out + 16 * i, load16(data, 16 * i, scale, kind))
+
+
+cdef inline void widen_values(const uint8_t* part, int head_dim, int kind, float* out) noexcept nogil:
+    """a tile's values as f32 [16][head_dim padded to 16]"""
+    cdef const uint8_t* data = part + scales_bytes(head_dim, kind)
+    cdef size_t hdp = padded(head_dim, 16)
+    cdef vf scale = vf_set1(1)
+    cdef float d[16]
+    cdef int i, j
+    for i in range(0, <int>hdp, 16):
+        if kind == KV_Q8_0:
+            vf_store(d, vf_load_f16(<const uint16_t*>part + i // 32 * 16))
+        for j in range(16):
+            if kind == KV_Q8_0:
+                scale = vf_set1(d[j])
+            vf_store(out + j * hdp + i, load16(data, j * hdp + i, scale, kind))
+
+
+# ======== few rows: straight from the cache ========
+
+cdef inline void few_scores(const uint8_t* part, int head_dim, int kind, const float* q, size_t ldq, int rows, float* s, size_t lds) noexcept nogil:
+    """s[rows][16] = q . the keys of a tile; rows (1 to 4) and kind are constants. Sums as panel_add's."""
+    cdef const uint8_t* data = part + scales_bytes(head_dim, kind)
+    cdef vf a0 = vf_set1(0), a1 = vf_set1(0), a2 = vf_set1(0), a3 = vf_set1(0), scale = vf_set1(1), v
+    cdef int b, i
+    for b in range(0, head_dim, 32):
+        if kind == KV_Q8_0:
+            scale = vf_load_f16(<const uint16_t*>part + b // 2)
+        for i in range(b, min(b + 32, head_dim)):
+            v = load16(data, 16 * i, scale, kind)
+            a0 = vf_fma1(v, q[i], a0)
+            if rows > 1:
+                a1 = vf_fma1(v, q[ldq + i], a1)
+            if rows > 2:
+                a2 = vf_fma1(v, q[2 * ldq + i], a2)
+            if rows > 3:
+                a3 = vf_fma1(v, q[3 * ldq + i], a3)
+    vf_store(s, a0)
+    if rows > 1:
+        vf_store(s + lds, a1)
+    if rows > 2:
+        vf_store(s + 2 * lds, a2)
+    if rows > 3:
+        vf_store(s + 3 * lds, a3)
+
+
+cdef inline void few_values(const uint8_t* part, size_t tile, int n, int head_dim, int kind, int lane, const float* p, size_t ldp, int rows, float* o, size_t ldo) noexcept nogil:
+    """o[rows][16 lanes from `lane`] += p . the values of n positions in tiles `tile` bytes apart; rows, kind constants"""
+    cdef size_t hdp = padded(head_dim, 16), at = scales_bytes(head_dim, kind)
+    cdef vf a0 = vf_load(o), a1 = a0, a2 = a0, a3 = a0, scale = vf_set1(1), v
+    cdef float d[16]
+    cdef int t, j
+    if rows > 1:
+        a1 = vf_load(o + ldo)
+    if rows > 2:
+        a2 = vf_load(o + 2 * ldo)
+    if rows > 3:
+        a3 = vf_load(o + 3 * ldo)
+    for t in range(0, n, 16):
+        if kind == KV_Q8_0:
+            vf_store(d, vf_load_f16(<const uint16_t*>part + lane // 32 * 16))
+        for j in range(min(16, n - t)):
+            if kind == KV_Q8_0:
+                scale = vf_set1(d[j])
+            v = load16(part + at, j * hdp + lane, scale, kind)
+            a0 = vf_fma1(v, p[j], a0)
+            if rows > 1:
+                a1 = vf_fma1(v, p[ldp + j], a1)
+            if rows > 2:
+                a2 = vf_fma1(v, p[2 * ldp + j], a2)
+            if rows > 3:
+                a3 = vf_fma1(v, p[3 * ldp + j], a3)
+        part += tile
+        p += 16
+    vf_store(o, a0)
+    if rows > 1:
+        vf_store(o + ldo, a1)
+    if rows > 2:
+        vf_store(o + 2 * ldo, a2)
+    if rows > 3:
+        vf_store(o + 3 * ldo, a3)
+
+
+cdef inline void scores_of(const uint8_t* part, int head_dim, int kind, const float* q, size_t ldq, int rows, float* s, size_t lds) noexcept nogil:
+    """few_scores of up to 4 rows, kind constant"""
+    if rows == 1:
+        few_scores(part, head_dim, kind, q, ldq, 1, s, lds)
+    elif rows == 2:
+        few_scores(part, head_dim, kind, q, ldq, 2, s, lds)
+    elif rows == 3:
+        few_scores(part, head_dim, kind, q, ldq, 3, s, lds)
     else:
-        memcpy(out, <const float*>source + at, 4 * <size_t>n)
+        few_scores(part, head_dim, kind, q, ldq, 4, s, lds)
 
 
-cdef inline float softmax(float* s, int n, int width) noexcept nogil:
-    """s[n] becomes exp(s - max), the rest of width (a multiple of 16) zero; returns the sum"""
+cdef inline void values_of(const uint8_t* part, size_t tile, int n, int head_dim, int kind, int lane, const float* p, size_t ldp, int rows, float* o, size_t ldo) noexcept nogil:
+    """few_values of up to 4 rows, kind constant"""
+    if rows == 1:
+        few_values(part, tile, n, head_dim, kind, lane, p, ldp, 1, o, ldo)
+    elif rows == 2:
+        few_values(part, tile, n, head_dim, kind, lane, p, ldp, 2, o, ldo)
+    elif rows == 3:
+        few_values(part, tile, n, head_dim, kind, lane, p, ldp, 3, o, ldo)
+    else:
+        few_values(part, tile, n, head_dim, kind, lane, p, ldp, 4, o, ldo)
+
+
+cdef void tile_scores(const uint8_t* part, int head_dim, int kind, const float* q, size_t ldq, int rows, float* s, size_t lds) noexcept nogil:
+    """s[rows][16] = q . the keys of a tile"""
+    cdef int r, n
+    for r in range(0, rows, 4):
+        n = min(4, rows - r)
+        if kind == KV_F16:
+            scores_of(part, head_dim, KV_F16, q + r * ldq, ldq, n, s + r * lds, lds)
+        elif kind == KV_Q8_0:
+            scores_of(part, head_dim, KV_Q8_0, q + r * ldq, ldq, n, s + r * lds, lds)
+        else:
+            scores_of(part, head_dim, KV_F32, q + r * ldq, ldq, n, s + r * lds, lds)
+
+
+cdef void tile_values(const uint8_t* part, size_t tile, int n, int head_dim, int kind, const float* p, size_t ldp, int rows, float* o, size_t ldo) noexcept nogil:
+    """o[rows][head_dim] += p . the values of n positions"""
+    cdef int r, some, lane
+    for r in range(0, rows, 4):
+        some = min(4, rows - r)
+        for lane in range(0, head_dim, 16):
+            if kind == KV_F16:
+                values_of(part, tile, n, head_dim, KV_F16, lane, p + r * ldp, ldp, some, o + r * ldo + lane, ldo)
+            elif kind == KV_Q8_0:
+                values_of(part, tile, n, head_dim, KV_Q8_0, lane, p + r * ldp, ldp, some, o + r * ldo + lane, ldo)
+            else:
+                values_of(part, tile, n, head_dim, KV_F32, lane, p + r * ldp, ldp, some, o + r * ldo + lane, ldo)
+
+
+# ======== a chunk, and chunks together ========
+
+cdef inline void fetch(const uint8_t* p, size_t bytes) noexcept nogil:
+    """Ask for memory that is read soon."""
+    cdef size_t i
+    for i in range(0, bytes, 64):
+        prefetch(p + i)
+
+
+cdef inline float softmax(float* s, int n, int width, float* peak) noexcept nogil:
+    """s[n] becomes exp(s - peak), the rest of width (a multiple of 16) zero; returns the sum, peak[0] = the largest"""
     cdef int i, whole = n // 16 * 16
-    cdef float peak = -INFINITY
     cdef vf top = vf_set1(-INFINITY), total = vf_set1(0), e
     for i in range(n, width):
         s[i] = -INFINITY
-    for i in range(0, width, 16):
-        top = vf_max(top, vf_load(s + i))
-    peak = vf_hmax(top)
     for i in range(0, whole, 16):
-        e = vf_exp(vf_sub(vf_load(s + i), vf_set1(peak)))
+        top = vf_max(top, vf_load(s + i))
+    if whole < width:
+        top = vf_max(top, vf_load(s + whole))
+    peak[0] = vf_hmax(top)
+    for i in range(0, whole, 16):
+        e = vf_exp(vf_sub(vf_load(s + i), vf_set1(peak[0])))
         vf_store(s + i, e)
         total = vf_add(total, e)
     if whole < width:
-        vf_store(s + whole, vf_exp(vf_sub(vf_load(s + whole), vf_set1(peak))))
+        vf_store(s + whole, vf_exp(vf_sub(vf_load(s + whole), vf_set1(peak[0]))))
         for i in range(n, width):
             s[i] = 0
         total = vf_add(total, vf_load(s + whole))
     return vf_hsum(total)
+
+
+cdef size_t attend_bytes(int rows, int head_dim) noexcept nogil:
+    """Bytes of scratch for `rows` query rows."""
+    cdef size_t hd = padded(head_dim, 16)
+    return 4 * (rows * (3 * hd + CHUNK + 4) + STEP * hd) + 64
+
+
+cdef void attend_chunk(const float* q, int rows, int group, int head_dim, int position, int chunk, const Head* head, float* o, float* peaks, float* totals, float* work) noexcept nogil:
+    """o[r] (head_dim padded to 16) = sum over the chunk's positions of exp(score - peak) v, with peaks[r] and totals[r].
+
+    q: scaled queries (rows, padded), token t's at rows t group and on, at position + t; rows that do not see the chunk
+    are left out. work: scores [rows][CHUNK], then values [STEP][padded].
+    """
+    cdef size_t hdp = padded(head_dim, 16), k_bytes = tile_part_bytes(head_dim, head.k_type)
+    cdef size_t tile = k_bytes + tile_part_bytes(head_dim, head.v_type)
+    cdef int start = chunk * CHUNK, end = min(start + CHUNK, position + rows // group), n_tiles = (end - start + 15) // 16
+    cdef int r, j, g, i, n, lo = max(0, start - position) * group, first, width = 16 * n_tiles
+    cdef bint few = rows - lo <= FEW
+    cdef const uint8_t* base = head.tiles + chunk * head.stride
+    cdef float* s = work
+    cdef float* wide = work + <size_t>rows * CHUNK
+    if not few:
+        memset(s + <size_t>lo * CHUNK, 0, 4 * <size_t>(rows - lo) * CHUNK)
+    for j in range(n_tiles):
+        first = max(lo, (start + 16 * j - position) * group)
+        if few:
+            fetch(base + j * tile + k_bytes, tile - k_bytes)
+            tile_scores(base + j * tile, head_dim, head.k_type, q + first * hdp, hdp, rows - first, s + first * CHUNK + 16 * j, CHUNK)
+        else:
+            widen_keys(base + j * tile, head_dim, head.k_type, wide)
+            panel_add(wide, 16, head_dim, q + first * hdp, hdp, rows - first, s + first * CHUNK + 16 * j, CHUNK)
+    for r in range(lo, rows):
+        totals[r] = softmax(s + r * CHUNK, min(position + r // group + 1 - start, width), width, peaks + r)
+    memset(o + lo * hdp, 0, 4 * (rows - lo) * hdp)
+    if few:
+        tile_values(base + k_bytes, tile, end - start, head_dim, head.v_type, s + lo * CHUNK, CHUNK, rows - lo, o + lo * hdp, hdp)
+        return
+    for j in range(0, n_tiles, 4):
+        n = min(STEP // 16, n_tiles - j)
+        for i in range(n):
+            widen_values(base + (j + i) * tile + k_bytes, head_dim, head.v_type, wide + 16 * i * hdp)
+        first = max(lo, (start + 16 * j - position) * group)
+        for g in range(0, <int>hdp, 16):
+            panel_add(wide + g, hdp, min(16 * n, end - start - 16 * j), s + first * CHUNK + 16 * j, CHUNK, rows - first, o + first * hdp + g, hdp)
+
+
+cdef inline float exp1(float x) noexcept nogil:
+    return vf_hmax(vf_exp(vf_set1(x)))
+
+
+cdef inline void join(float* o, float* peak, float* total, const float* other, float other_peak, float other_total, size_t hdp, bint begin) noexcept nogil:
+    """Put the next chunk's result into (o, peak, total); `begin`: it is the first."""
+    cdef float top, a, b
+    cdef size_t i
+    if begin:
+        memcpy(o, other, 4 * hdp)
+        peak[0], total[0] = other_peak, other_total
+        return
+    top = max(peak[0], other_peak)
+    a, b = exp1(peak[0] - top), exp1(other_peak - top)
+    peak[0], total[0] = top, total[0] * a + other_total * b
+    for i in range(0, hdp, 16):
+        vf_store(o + i, vf_fma1(vf_load(o + i), a, vf_mul(vf_load(other + i), vf_set1(b))))
+
+
+cdef inline void scaled_queries(const float* q, size_t ldq, int n_tokens, int group, int head_dim, float scale, float* out) noexcept nogil:
+    """(n_tokens, group, head_dim) with token stride ldq to rows of padded length, scaled"""
+    cdef size_t hdp = padded(head_dim, 16)
+    cdef int t, g, j
+    for t in range(n_tokens):
+        for g in range(group):
+            for j in range(head_dim):
+                out[(t * group + g) * hdp + j] = q[t * ldq + g * head_dim + j] * scale
 
 
 cdef void attend(const float* q, size_t ldq, int n_tokens, int group, int head_dim, float scale, int position, const Head* head, float* out, size_t ldo, float* work) noexcept nogil:
@@ -86,36 +357,57 @@ cdef void attend(const float* q, size_t ldq, int n_tokens, int group, int head_d
     q and out: the group's first head of the first token, token strides ldq, ldo. work: attend_bytes. The cache must
     already hold the tokens' own keys and values.
     """
-    cdef size_t hdp = padded(head_dim, 16), width = padded(position + n_tokens, 16)
-    cdef int rows = n_tokens * group, t, g, r, j, first, n_past = position + n_tokens
+    cdef size_t hdp = padded(head_dim, 16)
+    cdef int rows = n_tokens * group, t, g, r, j, chunk
     cdef float* qs = work                       # (rows, hdp) scaled queries
     cdef float* o = qs + rows * hdp             # (rows, hdp)
-    cdef float* panel = o + rows * hdp          # keys [head_dim][16], then values [STEP][hdp]
-    cdef float* s = panel + (16 + STEP) * hdp   # (rows, width)
-    cdef float inverse
+    cdef float* part = o + rows * hdp           # (rows, hdp), one chunk's
+    cdef float* peaks = part + rows * hdp
+    cdef float* totals = peaks + rows
+    cdef float* part_peaks = totals + rows
+    cdef float* part_totals = part_peaks + rows
+    scaled_queries(q, ldq, n_tokens, group, head_dim, scale, qs)
+    for chunk in range((position + n_tokens - 1) // CHUNK + 1):
+        attend_chunk(qs, rows, group, head_dim, position, chunk, head, part, part_peaks, part_totals, part_totals + rows)
+        for r in range(max(0, chunk * CHUNK - position) * group, rows):
+            join(o + r * hdp, peaks + r, totals + r, part + r * hdp, part_peaks[r], part_totals[r], hdp, chunk == 0)
     for t in range(n_tokens):
         for g in range(group):
+            r = t * group + g
             for j in range(head_dim):
-                qs[(t * group + g) * hdp + j] = q[t * ldq + g * head_dim + j] * scale
-    memset(o, 0, 4 * rows * hdp)
-    memset(s, 0, 4 * rows * width)
-    for j in range(0, n_past, 16):
-        widen(head.k, <size_t>j * head_dim, 16 * head_dim, head.half, panel)
-        first = max(0, j - position) * group
-        panel_add(panel, 16, head_dim, qs + first * hdp, hdp, rows - first, s + first * width + j, width)
-    for r in range(rows):
-        inverse = 1 / softmax(s + r * width, position + r // group + 1, <int>width)
-        for j in range(0, <int>width, 16):
-            vf_store(s + r * width + j, vf_mul(vf_load(s + r * width + j), vf_set1(inverse)))
-    for j in range(0, n_past, 64):
-        t = min(STEP, n_past - j)
-        widen(head.v, j * hdp, t * <int>hdp, head.half, panel)
-        first = max(0, j - position) * group
-        for g in range(0, <int>hdp, 16):
-            panel_add(panel + g, hdp, t, s + first * width + j, width, rows - first, o + first * hdp + g, hdp)
-    for t in range(n_tokens):
+                out[t * ldo + g * head_dim + j] = o[r * hdp + j] / totals[r]
+
+
+cdef void attend_part(const float* q, size_t ldq, int n_tokens, int group, int head_dim, float scale, int position, int chunk, const Head* head,
+                      float* parts, size_t ld_token, size_t ld_head, float* work) noexcept nogil:
+    """One chunk's share of `attend`, for `join_parts` to put together: parts[t ld_token + g ld_head + chunk * part_floats]."""
+    cdef size_t hdp = padded(head_dim, 16)
+    cdef int rows = n_tokens * group, t, g, r
+    cdef float* qs = work
+    cdef float* o = qs + rows * hdp
+    cdef float* peaks = o + rows * hdp
+    cdef float* totals = peaks + rows
+    cdef float* to
+    scaled_queries(q, ldq, n_tokens, group, head_dim, scale, qs)
+    attend_chunk(qs, rows, group, head_dim, position, chunk, head, o, peaks, totals, totals + rows)
+    for t in range(max(0, chunk * CHUNK - position), n_tokens):
         for g in range(group):
-            memcpy(out + t * ldo + g * head_dim, o + (t * group + g) * hdp, 4 * head_dim)
+            r = t * group + g
+            to = parts + t * ld_token + g * ld_head + chunk * part_floats(head_dim)
+            memcpy(to, o + r * hdp, 4 * hdp)
+            to[hdp], to[hdp + 1] = peaks[r], totals[r]
+
+
+cdef void join_parts(float* parts, int n_chunks, int head_dim, float* out) noexcept nogil:
+    """out[head_dim] of one token and query head from its n_chunks parts, which are overwritten."""
+    cdef size_t hdp = padded(head_dim, 16), each = part_floats(head_dim)
+    cdef float* next = parts
+    cdef int _chunk, j
+    for _chunk in range(1, n_chunks):
+        next += each
+        join(parts, parts + hdp, parts + hdp + 1, next, next[hdp], next[hdp + 1], hdp, False)
+    for j in range(head_dim):
+        out[j] = parts[j] / parts[hdp + 1]
 
 
 # ======== backward ========
@@ -165,7 +457,7 @@ cdef void attend_backward(const float* q, size_t ldq, const float* k, const floa
     cdef float* pt = dp + BLOCK * width         # (width, BLOCK)
     cdef float* dpt = pt + BLOCK * width
     cdef int t0, r, i, j, count
-    cdef float inverse
+    cdef float inverse, peak
     cdef vf total
     gather(v, ldkv, n, head_dim, 1, qs, hdp, width)
     to_panels(qs, n, hdp, vt)
@@ -182,7 +474,7 @@ cdef void attend_backward(const float* q, size_t ldq, const float* k, const floa
             panel_add(kt + j * hdp, 16, head_dim, qs + t0 * hdp, hdp, <int>rows, p + j, width)
             panel_add(vt + j * hdp, 16, head_dim, ds + t0 * hdp, hdp, <int>rows, dp + j, width)
         for r in range(<int>rows):
-            inverse = 1 / softmax(p + r * width, t0 + r + 1, <int>past)
+            inverse = 1 / softmax(p + r * width, t0 + r + 1, <int>past, &peak)
             total = vf_set1(0)
             for j in range(0, <int>past, 16):
                 vf_store(p + r * width + j, vf_mul(vf_load(p + r * width + j), vf_set1(inverse)))
@@ -209,20 +501,34 @@ cdef void attend_backward(const float* q, size_t ldq, const float* k, const floa
 
 # ======== Python's side ========
 
-def forward(q, k, v, bint half=False):
-    """Attention of one sequence: q (T, n_head, hd), k and v (T, n_head_kv, hd) f32 -> (T, n_head, hd); scale 1 / sqrt(hd)."""
+def forward(q, k, v, kv_type="f32", v_type=None, bint split=False):
+    """Attention of one sequence: q (T, n_head, hd), k and v (T, n_head_kv, hd) f32 -> (T, n_head, hd); scale 1 / sqrt(hd).
+
+    kv_type, v_type (None: the same): how keys and values are kept. split: one token at a time and chunk by chunk.
+    """
     cdef float[:, :, ::1] qv = np.ascontiguousarray(q, np.float32), kv = np.ascontiguousarray(k, np.float32)
     cdef float[:, :, ::1] vv = np.ascontiguousarray(v, np.float32), out = np.full(np.shape(q), np.nan, np.float32)
-    cdef int T = <int>qv.shape[0], hd = <int>qv.shape[2], n_kv = <int>kv.shape[1], group = <int>qv.shape[1] // n_kv, t, h
-    cdef size_t each = padded(T, 16) * padded(hd, 16) * (2 if half else 4)
-    cdef uint8_t[::1] cache = np.zeros(2 * each, np.uint8), work = np.empty(attend_bytes(T * group, hd, T), np.uint8)
+    cdef int T = <int>qv.shape[0], hd = <int>qv.shape[2], n_kv = <int>kv.shape[1], group = <int>qv.shape[1] // n_kv, t, h, g, i
+    cdef int n_chunks = (T - 1) // CHUNK + 1
+    cdef size_t ld = qv.shape[1] * hd, each = n_chunks * part_floats(hd)
+    cdef float scale = 1 / <float>hd ** 0.5
     cdef Head head
-    head.k, head.v, head.half = &cache[0], &cache[each], half
+    head.k_type, head.v_type = KV_TYPES[kv_type], KV_TYPES[v_type or kv_type]
+    head.stride = CHUNK // 16 * (tile_part_bytes(hd, head.k_type) + tile_part_bytes(hd, head.v_type))
+    cdef uint8_t[::1] cache = np.zeros(n_chunks * head.stride, np.uint8), work = np.empty(attend_bytes(T * group, hd), np.uint8)
+    cdef float[::1] parts = np.full(group * each, np.nan, np.float32)
+    head.tiles = &cache[0]
     for h in range(n_kv):
         for t in range(T):
             store_kv(&head, t, hd, &kv[t, h, 0], &vv[t, h, 0])
-        attend(&qv[0, h * group, 0], qv.shape[1] * hd, T, group, hd, 1 / <float>hd ** 0.5, 0, &head,
-               &out[0, h * group, 0], qv.shape[1] * hd, <float*>&work[0])
+        if not split:
+            attend(&qv[0, h * group, 0], ld, T, group, hd, scale, 0, &head, &out[0, h * group, 0], ld, <float*>&work[0])
+            continue
+        for t in range(T):
+            for i in reversed(range(t // CHUNK + 1)):
+                attend_part(&qv[t, h * group, 0], ld, 1, group, hd, scale, t, i, &head, &parts[0], 0, each, <float*>&work[0])
+            for g in range(group):
+                join_parts(&parts[g * each], t // CHUNK + 1, hd, &out[t, h * group + g, 0])
     return np.asarray(out)
 
 

@@ -8,7 +8,7 @@ from cython.parallel cimport parallel
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport calloc, free
 
-from .attention cimport Head, attend, attend_bytes, store_kv
+from .attention cimport CHUNK, Head, attend, attend_bytes, attend_part, join_parts, part_floats, store_kv, tile_part_bytes
 from .acts cimport *
 from .mlp cimport swiglu
 from .norm cimport rms_norm
@@ -17,15 +17,13 @@ from .simd cimport *
 from .team cimport *
 from .weights cimport *
 
-import numpy as np
+from .attention import KV_TYPES
 
-cdef extern from "<omp.h>" nogil:
-    int omp_get_thread_num()
-    int omp_get_num_threads()
+import numpy as np
 
 cdef enum:
     ROWS = 64               # query rows of one attention unit, about
-    SCORES = 1 << 18        # scores it holds at most, unless one token has more
+    SPLIT_TOKENS = 32       # tokens of a step up to which the past is dealt among the threads chunk by chunk
 
 # Below this n_embd the 8-bit default uses 16 bits: the rounding noise of a product averages out over its columns, and
 # narrow models (576: log-probabilities off by 0.07 on average with 8 bits, by 0.001 with 16) are quick anyway.
@@ -33,11 +31,13 @@ cdef int WIDE = 1024
 
 PRECISIONS = {"f32": EXACT, "int8": INT8, "int16": INT16}
 
-cdef struct Run:            # consecutive positions of one slot, attended to as one unit per KV head
+cdef struct Run:            # consecutive positions of one slot: for each KV head one unit of attention, or one a chunk
     int slot
     int first               # index of its first token
     int n
     int position
+    int chunks              # units per KV head
+    int end                 # units of all runs up to this one
 
 cdef struct Step:           # one call: sizes, inputs and the buffers all threads share
     int T
@@ -47,8 +47,10 @@ cdef struct Step:           # one call: sizes, inputs and the buffers all thread
     const int* slots
     const int* logits_at
     const float* lora_scales
-    int n_runs
+    bint split              # units are single chunks, joined afterwards
+    int n_units
     Run* runs
+    float* parts            # (T, n_head, n_chunks, part_floats)
     float* x                # (T, E)
     float* normed           # (T, E)
     float* q                # (T, q_p)
@@ -70,29 +72,35 @@ cdef class Session:
     """A KV cache of n_slots sequences and the buffers of a step over the given weights."""
 
     cdef Weights weights
-    cdef int n_slots, n_ctx, max_batch, n_threads, precision
-    cdef bint half
+    cdef int n_slots, n_ctx, max_batch, n_threads, precision, k_type, v_type, n_chunks
     cdef uint8_t[::1] cache
-    cdef size_t head_bytes, rounded_bytes, work_bytes
+    cdef float[::1] parts
+    cdef size_t chunk_bytes, rounded_bytes, work_bytes
     cdef uint8_t[::1] scratch, work
     cdef float[:, ::1] u
     cdef Run* runs
     cdef Step step_
     cdef Team team
 
-    def __cinit__(self, Weights weights, int n_slots, int n_ctx, int max_batch=512, int n_threads=1, activations="int8"):
+    def __cinit__(self, Weights weights, int n_slots, int n_ctx, int max_batch=512, int n_threads=1, activations="int8",
+                  k_type=None, v_type=None):
+        """k_type, v_type: how keys and values are kept, "f32", "f16" or "q8_0"; None: f16, f32 where activations are f32."""
         cdef Config* c = &weights.config
-        cdef size_t width = padded(c.head_dim, 16)
         self.weights, self.n_slots, self.n_threads = weights, n_slots, n_threads
         self.n_ctx, self.max_batch, self.precision = n_ctx, max_batch, PRECISIONS[activations]
-        self.half = self.precision != EXACT
+        usual = "f32" if self.precision == EXACT else "f16"
+        self.k_type, self.v_type = KV_TYPES[k_type or usual], KV_TYPES[v_type or usual]
         if self.precision == INT8 and c.n_embd < WIDE:
             self.precision = INT16
-        self.head_bytes = padded(n_ctx, 16) * width * (2 if self.half else 4)
-        # zeros: untouched pages cost no memory, and no cached value is ever NaN
-        self.cache = np.zeros(2 * self.head_bytes * c.n_head_kv * n_slots * c.n_layer, np.uint8)
+        # One chunk of all layers and heads is contiguous, so that the pages of a short sequence (2 MB each) are few.
+        # Zeros: untouched pages cost no memory, and no cached value is ever NaN.
+        self.n_chunks = (max(n_ctx, 1) - 1) // CHUNK + 1
+        self.chunk_bytes = tile_part_bytes(c.head_dim, self.k_type) + tile_part_bytes(c.head_dim, self.v_type)
+        self.chunk_bytes *= padded(min(n_ctx, CHUNK), 16) // 16
+        self.cache = np.zeros(self.chunk_bytes * c.n_head_kv * c.n_layer * self.n_chunks * n_slots, np.uint8)
+        self.parts = np.empty(min(max_batch, SPLIT_TOKENS) * c.n_head * self.n_chunks * part_floats(c.head_dim), np.float32)
         self.rounded_bytes = acts_bytes(max_batch, max(c.q_p, c.embd_p, c.ff_p), INT8 | INT16)
-        self.work_bytes = self.unit_bytes()
+        self.work_bytes = padded(attend_bytes(self.unit_tokens() * (c.n_head // c.n_head_kv), c.head_dim), 4096)
         self.work = np.empty(self.work_bytes * n_threads, np.uint8)
         self.scratch = np.empty(self.place(NULL) + 64, np.uint8)
         self.place(&self.scratch[0])
@@ -103,22 +111,9 @@ cdef class Session:
     def __dealloc__(self):
         free(self.runs)
 
-    cdef int unit_tokens(self, int n_past) noexcept nogil:
-        """Tokens of one attention unit: about ROWS query rows, fewer when the past is long (SCORES of them)."""
-        cdef int group = self.weights.config.n_head // self.weights.config.n_head_kv
-        return max(1, min(ROWS, SCORES // max(n_past, 1)) // group)
-
-    cdef size_t unit_bytes(self):
-        """Scratch of one thread's attention: the most that any unit of unit_tokens needs."""
-        cdef Config* c = &self.weights.config
-        cdef int group = c.n_head // c.n_head_kv, past = 16
-        cdef size_t most = 0
-        while True:
-            # a unit's past may grow by its own tokens after unit_tokens was asked
-            most = max(most, attend_bytes(self.unit_tokens(past) * group, c.head_dim, min(2 * past + ROWS, self.n_ctx)))
-            if past >= self.n_ctx:
-                return padded(most, 4096)
-            past = min(2 * past, self.n_ctx)
+    cdef int unit_tokens(self) noexcept nogil:
+        """Tokens of one attention unit: about ROWS query rows."""
+        return max(1, ROWS // (self.weights.config.n_head // self.weights.config.n_head_kv))
 
     cdef size_t place(self, uint8_t* base):
         """Lay the step's buffers out from base; returns the bytes they take."""
@@ -179,14 +174,7 @@ cdef class Session:
             s.u, s.ldu = &self.u[0, 0], self.u.shape[1]
         self.find_runs()
         with nogil, parallel(num_threads=self.n_threads):
-            # The runtime may give fewer threads than asked for; the barrier counts those that came.
-            if omp_get_thread_num() == 0:
-                self.team.arrived, self.team.claimed = 0, 0
-                _store(&self.team.n, omp_get_num_threads(), RELEASE)
-            while _load(&self.team.n, ACQUIRE) == 0:
-                sched_yield()
-            self.run(omp_get_thread_num(), self.team.n)
-        self.team.n = 0
+            self.run(enter(&self.team), omp_get_num_threads())
         return np.asarray(logits)[:, :c.n_vocab]
 
     cdef check(self, tokens, positions, slots, logits_at, lora_scales):
@@ -203,22 +191,29 @@ cdef class Session:
     cdef void find_runs(self) noexcept nogil:
         cdef Step* s = &self.step_
         cdef Run* r = self.runs - 1
-        cdef int t
-        s.n_runs, s.runs = 0, self.runs
+        cdef int t, n_runs = 0, longest = 1
+        s.runs, s.parts, s.n_units = self.runs, &self.parts[0], 0
         for t in range(s.T):
-            if t and s.slots[t] == r.slot and s.positions[t] == r.position + r.n and r.n < self.unit_tokens(s.positions[t] + 1):
+            longest = max(longest, s.positions[t] // CHUNK + 1)
+            if t and s.slots[t] == r.slot and s.positions[t] == r.position + r.n and r.n < self.unit_tokens():
                 r.n += 1
                 continue
             r += 1
             r.slot, r.first, r.n, r.position = s.slots[t], t, 1, s.positions[t]
-            s.n_runs += 1
+            n_runs += 1
+        s.split = s.T <= SPLIT_TOKENS and longest > 1
+        for t in range(n_runs):
+            r = s.runs + t
+            r.chunks = (r.position + r.n - 1) // CHUNK + 1 if s.split else 1
+            s.n_units += r.chunks * self.weights.config.n_head_kv
+            r.end = s.n_units
 
     cdef Head head(self, int layer, int slot, int kv_head) noexcept nogil:
         cdef Head h
-        cdef size_t index = (<size_t>layer * self.n_slots + slot) * self.weights.config.n_head_kv + kv_head
-        h.k = &self.cache[0] + 2 * index * self.head_bytes
-        h.v = <uint8_t*>h.k + self.head_bytes
-        h.half = self.half
+        cdef size_t n_kv = self.weights.config.n_head_kv, chunk = n_kv * self.weights.config.n_layer * self.chunk_bytes
+        h.tiles = &self.cache[0] + slot * self.n_chunks * chunk + (layer * n_kv + kv_head) * self.chunk_bytes
+        h.stride = chunk
+        h.k_type, h.v_type = self.k_type, self.v_type
         return h
 
     # ---- what each thread does ----
@@ -288,9 +283,8 @@ cdef class Session:
         cdef size_t ldy[3]
         cdef int lo[3]
         cdef int hi[3]
-        cdef int j, t, h, unit, before = 0, all_tiles, group = c.n_head // c.n_head_kv
+        cdef int j, t, h, before = 0, all_tiles, group = c.n_head // c.n_head_kv
         cdef Head head
-        cdef Run* r
         self.inputs(&a, l.linear, 3, s.normed, c.embd_p, s.T)
         self.norm_rows(l.attn_norm, &a, i, n)
         y[0], y[1], y[2] = s.q, s.k, s.v
@@ -311,18 +305,41 @@ cdef class Session:
             head = self.head(layer, s.slots[t], h)
             store_kv(&head, s.positions[t], c.head_dim, s.k + t * c.kv_p + h * c.head_dim, s.v + t * c.kv_p + h * c.head_dim)
         meet(&self.team)
-        unit = claim(&self.team)
-        while unit < s.n_runs * c.n_head_kv:
-            r, h = s.runs + unit // c.n_head_kv, unit % c.n_head_kv
-            head = self.head(layer, r.slot, h)
-            attend(s.q + r.first * c.q_p + h * group * c.head_dim, c.q_p, r.n, group, c.head_dim,
-                   <float>(1 / (<double>c.head_dim) ** 0.5), r.position, &head,
-                   s.att + r.first * c.q_p + h * group * c.head_dim, c.q_p, <float*>(&self.work[0] + i * self.work_bytes))
-            unit = claim(&self.team)
+        self.attend_units(layer, i, n)
         meet(&self.team)
         self.inputs(&a, &l.linear[O], 1, s.att, c.q_p, s.T)
         self.round_rows(&a, i, n)
         self.add_linear(&l.linear[O], &a, i, n)
+
+    cdef void attend_units(self, int layer, int i, int n) noexcept nogil:
+        """s.att from s.q and the cache, one unit after another as threads are free"""
+        cdef Step* s = &self.step_
+        cdef Config* c = &self.weights.config
+        cdef int unit = claim(&self.team), group = c.n_head // c.n_head_kv, j, t, h
+        cdef float scale = <float>(1 / (<double>c.head_dim) ** 0.5)
+        cdef float* work = <float*>(&self.work[0] + i * self.work_bytes)
+        cdef size_t each = self.n_chunks * part_floats(c.head_dim), at
+        cdef Head head
+        cdef Run* r = s.runs
+        while unit < s.n_units:
+            while unit >= r.end:
+                r += 1
+            j = unit - (r.end - r.chunks * c.n_head_kv)
+            h = j // r.chunks
+            head = self.head(layer, r.slot, h)
+            at = r.first * <size_t>c.q_p + h * group * c.head_dim
+            if s.split:
+                attend_part(s.q + at, c.q_p, r.n, group, c.head_dim, scale, r.position, j % r.chunks, &head,
+                            s.parts + (r.first * <size_t>c.n_head + h * group) * each, c.n_head * each, each, work)
+            else:
+                attend(s.q + at, c.q_p, r.n, group, c.head_dim, scale, r.position, &head, s.att + at, c.q_p, work)
+            unit = claim(&self.team)
+        if not s.split:
+            return
+        meet(&self.team)
+        for j in range(share(s.T * c.n_head, i, n), share(s.T * c.n_head, i + 1, n)):
+            t, h = j // c.n_head, j % c.n_head
+            join_parts(s.parts + j * each, s.positions[t] // CHUNK + 1, c.head_dim, s.att + t * c.q_p + h * c.head_dim)
 
     cdef void mlp(self, int layer, int i, int n) noexcept nogil:
         cdef Step* s = &self.step_

@@ -1,26 +1,56 @@
-# Threads inside one parallel region: a barrier that spins, a shared counter of work, and fair shares of a range.
+# Threads inside one parallel region: a barrier that spins and then sleeps, a shared counter of work, fair shares of a range.
 
 from .simd cimport pause
+
+cdef extern from "<omp.h>" nogil:
+    int omp_get_thread_num()
+    int omp_get_num_threads()
 
 cdef extern from *:
     int _add "__atomic_add_fetch"(int*, int, int) noexcept nogil
     int _load "__atomic_load_n"(int*, int) noexcept nogil
     void _store "__atomic_store_n"(int*, int, int) noexcept nogil
 
-cdef extern from "<sched.h>" nogil:
-    int sched_yield()
+cdef extern from *:
+    """
+    #if defined(__linux__)
+    #include <limits.h>
+    #include <linux/futex.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+    #define team_sleep(at, value) ((void)syscall(SYS_futex, at, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0))
+    #define team_wake(at) ((void)syscall(SYS_futex, at, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0))
+    #else
+    #include <sched.h>
+    #define team_sleep(at, value) ((void)sched_yield())
+    #define team_wake(at) ((void)0)
+    #endif
+    """
+    void team_sleep(int* at, int value) noexcept nogil      # until woken, or at once if *at is not value; may end early
+    void team_wake(int* at) noexcept nogil
 
 cdef enum:
     ACQUIRE = 2
     RELEASE = 3
     ACQ_REL = 4
-    SPINS = 4000        # some tens of microseconds; then the core is given away, for machines with fewer cores than threads
+    SEQ_CST = 5
+    SPINS = 2000        # some tens of microseconds; then the core is given away: another program wants it, or fewer are there
 
 cdef struct Team:
     int n               # threads
     int arrived
     int phase
     int claimed
+    int asleep
+
+
+cdef inline int enter(Team* team) noexcept nogil:
+    """What each thread of a parallel region does first: returns its number. Before the region `team` is as `meet` leaves it.
+
+    The runtime may give fewer threads than asked for; the barrier counts those that came.
+    """
+    _store(&team.n, omp_get_num_threads(), RELEASE)
+    return omp_get_thread_num()
 
 
 cdef inline void meet(Team* team) noexcept nogil:
@@ -33,14 +63,19 @@ cdef inline void meet(Team* team) noexcept nogil:
     if _add(&team.arrived, 1, ACQ_REL) == team.n:
         _store(&team.arrived, 0, RELEASE)
         _store(&team.claimed, 0, RELEASE)
-        _store(&team.phase, phase + 1, RELEASE)
+        # Either a sleeper's count is seen here, or it sees the new phase before it sleeps: hence SEQ_CST.
+        _add(&team.phase, 1, SEQ_CST)
+        if _load(&team.asleep, SEQ_CST):
+            team_wake(&team.phase)
         return
     while _load(&team.phase, ACQUIRE) == phase:
         spins += 1
         if spins < SPINS:
             pause()
-        else:
-            sched_yield()
+            continue
+        _add(&team.asleep, 1, SEQ_CST)
+        team_sleep(&team.phase, phase)
+        _add(&team.asleep, -1, SEQ_CST)
 
 
 cdef inline int claim(Team* team) noexcept nogil:

@@ -11,7 +11,7 @@ from libc.stdint cimport int16_t, uint8_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from .attention cimport Head, attend, attend_backward, attend_backward_bytes, attend_bytes, store_kv
+from .attention cimport CHUNK, KV_F32, Head, attend, attend_backward, attend_backward_bytes, attend_bytes, store_kv, tile_part_bytes
 from .loss cimport cross_entropy
 from .lowrank cimport *
 from .acts cimport *
@@ -25,10 +25,6 @@ from .trainbuffers cimport Buffers, Gradient, Kept
 from .weights cimport *
 
 import numpy as np
-
-cdef extern from "<omp.h>" nogil:
-    int omp_get_thread_num()
-    int omp_get_num_threads()
 
 cdef enum:
     HEAD_ROWS = 128         # tokens whose logits exist at a time
@@ -75,7 +71,7 @@ cdef class TrainStep:
         self.make_pairs(ranks)
         self.memory = np.empty(self.place(NULL, max_tokens) + 64, np.uint8)
         self.activations_memory = np.empty(self.place_kept(NULL, max_tokens) + 64, np.uint8)
-        self.work_bytes = padded(max(attend_bytes(UNIT_ROWS + c.n_head // c.n_head_kv, c.head_dim, max_tokens),
+        self.work_bytes = padded(max(attend_bytes(UNIT_ROWS + c.n_head // c.n_head_kv, c.head_dim),
                                      attend_backward_bytes(max_tokens, c.head_dim)), 4096)
         self.work = np.empty(self.work_bytes * n_threads, np.uint8)
 
@@ -232,13 +228,7 @@ cdef class TrainStep:
                     self.scored[self.n_targets] = t
                     self.n_targets += 1
         with nogil, parallel(num_threads=self.n_threads):
-            if omp_get_thread_num() == 0:
-                self.team.arrived, self.team.claimed = 0, 0
-                _store(&self.team.n, omp_get_num_threads(), RELEASE)
-            while _load(&self.team.n, ACQUIRE) == 0:
-                sched_yield()
-            self.work_through(backward, omp_get_thread_num(), self.team.n)
-        self.team.n = 0
+            self.work_through(backward, enter(&self.team), omp_get_num_threads())
         for t in range(self.n_targets):
             total += self.losses[t]
         return total
@@ -319,9 +309,9 @@ cdef class TrainStep:
         cdef size_t width = padded(c.head_dim, 16), length = padded(self.starts[segment + 1] - self.starts[segment], 16)
         # each sequence before this one took at most 15 positions more than its length
         cdef size_t before = self.starts[segment] + 16 * <size_t>segment
-        h.k = self.b.cache + 8 * width * (c.n_head_kv * before + kv_head * length)
-        h.v = <uint8_t*>h.k + 4 * width * length
-        h.half = False
+        h.tiles = self.b.cache + 8 * width * (c.n_head_kv * before + kv_head * length)
+        h.stride = CHUNK // 16 * 2 * tile_part_bytes(c.head_dim, KV_F32)
+        h.k_type, h.v_type = KV_F32, KV_F32
         return h
 
     cdef void attention(self, int layer, int i, int n) noexcept nogil:

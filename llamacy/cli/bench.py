@@ -17,7 +17,7 @@ from itertools import product
 import numpy as np
 
 from llamacy import __version__, kernels
-from llamacy.cli.common import add_lora_flags, add_model_flags, open_model_from, physical_cores, whole
+from llamacy.cli.common import add_cache_flags, add_lora_flags, add_model_flags, open_model_from, physical_cores, whole
 from llamacy.cli.run import make_parser
 from llamacy.errors import UsageError
 from llamacy.formats.model_file import open_model
@@ -140,6 +140,8 @@ def facts_of(args, model):
         "model_n_params": n_params,
         "n_threads": args.threads or physical_cores(),
         "activations": args.activations,
+        "type_k": args.cache_type_k or ("f32" if args.activations == "f32" else "f16"),
+        "type_v": args.cache_type_v or ("f32" if args.activations == "f32" else "f16"),
         "test_time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
 
@@ -195,6 +197,7 @@ def build_parser():
     ):
         group.add_argument(flag, type=whole(1), default=default, metavar="N", help=text)
     add_model_flags(parser)
+    add_cache_flags(parser)
     add_lora_flags(parser)
     return parser
 

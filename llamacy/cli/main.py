@@ -7,6 +7,7 @@ import time
 
 from llamacy.cli.common import (
     DEFAULT_CTX,
+    add_cache_flags,
     add_lora_flags,
     add_model_flags,
     add_sampling_flags,
@@ -48,6 +49,7 @@ def build_parser():
     optional(parser, "-b", "--batch-size", dest="batch_size", type=whole(1), metavar="N",
              help="prompt tokens computed at once, at most (default: 512)")  # fmt: skip
     parser.add_argument("--mlock", action="store_true", help="keep the model in memory, where the system lets us")
+    add_cache_flags(parser)
     add_lora_flags(parser)
     add_sampling_flags(parser)
     return parser

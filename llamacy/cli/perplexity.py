@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llamacy.cli.common import add_lora_flags, add_model_flags, open_model_from, optional, whole
+from llamacy.cli.common import add_cache_flags, add_lora_flags, add_model_flags, open_model_from, optional, whole
 from llamacy.cli.run import make_parser
 from llamacy.errors import LlamacyError
 
@@ -109,6 +109,7 @@ def build_parser():
     optional(parser, "--chunks", dest="chunks", type=whole(1), metavar="N", help="stop after N windows (default: all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the line")
     add_model_flags(parser)
+    add_cache_flags(parser)
     add_lora_flags(parser)
     return parser
 

@@ -9,6 +9,7 @@ from functools import partial
 
 from llamacy.cli.common import (
     MODEL_NAME,
+    add_cache_flags,
     add_lora_flags,
     add_model_flags,
     context_of,
@@ -28,6 +29,7 @@ SEND_SECONDS = 1.0
 def build_parser():
     parser = make_parser("server", "Serve a model over HTTP: llama.cpp's and OpenAI's endpoints, and a chat page at /.")
     add_model_flags(parser, ctx_size="4096, at most the model's; each slot has that much")
+    add_cache_flags(parser)
     add_lora_flags(parser)
     group = parser.add_argument_group("server")
     group.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 = every network")

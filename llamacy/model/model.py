@@ -17,26 +17,39 @@ _MATRIX = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 
 
 def load_model(
-    path, *, activations="int8", threads=None, mmap=True, n_ctx=None, rms_eps=None, rope_theta=None, overrides=None
+    path,
+    *,
+    activations="int8",
+    threads=None,
+    mmap=True,
+    n_ctx=None,
+    rms_eps=None,
+    rope_theta=None,
+    overrides=None,
+    cache_types=(None, None),
 ):
     """Open the model at `path` and pack its weights for this CPU.
 
     activations: "int8", "int16" or "f32", how inputs enter the matrix products. threads: None for all CPUs.
     rms_eps, rope_theta, n_ctx (the context it was trained for), overrides (metadata by key): instead of what the file
-    says. LlamacyError, one line, for whatever cannot be used.
+    says. cache_types: how sessions keep keys and values, each "f32", "f16" or "q8_0"; None: f16, f32 with activations
+    f32. LlamacyError, one line, for whatever cannot be used.
     """
     if activations not in kernels.matmul.PRECISIONS:
         raise LlamacyError(f"activations {activations!r}: wanted one of {', '.join(kernels.matmul.PRECISIONS)}")
+    for kind in cache_types:
+        if kind not in (None, *kernels.attention.KV_TYPES):
+            raise LlamacyError(f"cache type {kind!r}: wanted one of {', '.join(kernels.attention.KV_TYPES)}")
     file = open_model(path, mmap)
     file.metadata.update(overrides or {})
     config = read_config(file, rms_eps, rope_theta)
-    return Model(file, config, activations, threads or os.cpu_count() or 1, n_ctx or config.n_ctx_train)
+    return Model(file, config, activations, threads or os.cpu_count() or 1, n_ctx or config.n_ctx_train, cache_types)
 
 
 class Model:
     """Weights are shared by all sessions; adapters apply to every session from the next step on."""
 
-    def __init__(self, file, config, activations, threads, n_ctx_train):
+    def __init__(self, file, config, activations, threads, n_ctx_train, cache_types):
         self.file = file
         self.config = config
         self.metadata = file.metadata
@@ -45,6 +58,7 @@ class Model:
         self.activations = activations
         self.threads = threads
         self.n_ctx_train = n_ctx_train
+        self.cache_types = cache_types
         self.tokenizer = Tokenizer.from_metadata(file.metadata)
         self.weights = load_weights(file, config, threads)
         self.family = ARCHITECTURES[config.architecture]
@@ -140,7 +154,7 @@ class Session:
         self.n_slots, self.n_ctx, self.max_batch = n_slots, n_ctx, max_batch
         try:
             self._session = kernels.decoder.Session(
-                model.weights, n_slots, n_ctx, max_batch, model.threads, model.activations
+                model.weights, n_slots, n_ctx, max_batch, model.threads, model.activations, *model.cache_types
             )
         except (MemoryError, ValueError) as error:
             raise LlamacyError(

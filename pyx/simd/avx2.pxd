@@ -69,6 +69,8 @@ cdef extern from "immintrin.h" nogil:
     __m256i _mm256_madd_epi16(__m256i, __m256i)
     __m256i _mm256_mullo_epi16(__m256i, __m256i)
     __m256i _mm256_cvtepi8_epi16(__m128i)
+    __m256i _mm256_cvtepi8_epi32(__m128i)
+    __m128i _mm_unpackhi_epi64(__m128i, __m128i)
     __m256i _mm256_cvtepu16_epi32(__m128i)
     __m256i _mm256_packs_epi32(__m256i, __m256i)
     __m256i _mm256_packs_epi16(__m256i, __m256i)
@@ -281,6 +283,15 @@ cdef inline void vf_store_bf16(void* p, vf a) noexcept nogil:
 
 
 # ---- integers ----
+
+cdef inline vf vf_load_s8(const int8_t* p) noexcept nogil:
+    """16 int8 as f32"""
+    cdef vf r
+    cdef __m128i x = _mm_loadu_si128(<const __m128i*>p)
+    r.lo = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x))
+    r.hi = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(x, x)))
+    return r
+
 
 cdef inline vi vi_zero() noexcept nogil:
     cdef vi r

@@ -244,6 +244,15 @@ cdef inline void vf_store_bf16(void* p, vf a) noexcept nogil:
 
 # ---- integers ----
 
+cdef inline vf vf_load_s8(const int8_t* p) noexcept nogil:
+    """16 int8 as f32"""
+    cdef vf r
+    cdef int i
+    for i in range(16):
+        r.x[i] = p[i]
+    return r
+
+
 cdef inline vi vi_zero() noexcept nogil:
     cdef vi r
     cdef int i

@@ -3,6 +3,8 @@
 Bounds. A score is off by e = gamma(2 D + 4) max sum |q| |k| / D^1/2, its exponential so by a factor exp(2 e) (the row's
 sum moves too) and 8 roundings, the sums over n keys by gamma(2 n). In an f16 cache every key and value is rounded once:
 2^-11 relatively (2^-25 below f16's normal numbers), which moves a score by 2^-11 sum |q| |k| and the output likewise.
+In a q8_0 cache 32 values share a scale d = amax / 127, itself an f16: a value moves by d / 2, or (the scale rounded
+down, the largest code limited) by 127 * 2^-11 d < 0.07 d more.
 """
 
 import numpy as np
@@ -13,8 +15,18 @@ from llamacy.kernels.reference import layers
 from tests.kernels.rounding import assert_within, gamma
 from tests.kernels.test_layers import assert_gradient, normal
 
-# tokens, query heads, key/value heads, head_dim: groups of 1, 2 and 3; lengths around 16, 32 and 64; odd head sizes
-SHAPES = [(1, 2, 2, 16), (15, 4, 2, 16), (17, 3, 1, 24), (33, 2, 2, 10), (64, 3, 3, 64), (131, 6, 2, 20)]
+# tokens, query heads, key/value heads, head_dim: groups of 1 to 6; lengths around 16, 32, 64 and 256; odd head sizes
+SHAPES = [
+    (1, 2, 2, 16),
+    (15, 4, 2, 16),
+    (17, 3, 1, 24),
+    (33, 2, 2, 10),
+    (64, 3, 3, 64),
+    (131, 6, 2, 20),
+    (257, 6, 1, 40),
+    (530, 1, 1, 16),
+]
+KINDS = [("f32", "f32"), ("f16", "f16"), ("q8_0", "q8_0"), ("f16", "q8_0")]
 
 
 def qkv(n, n_head, n_head_kv, head_dim):
@@ -25,22 +37,56 @@ def causal(n):
     return np.tril(np.ones((n, n), bool))
 
 
-def relative_error(q, k, half):
-    """The most that a softmax probability may be off, relatively."""
+def relative_error(q, k, k_error=0.0):
+    """The most that a softmax probability may be off, relatively; k_error: how far a key's elements may be off."""
     group = q.shape[1] // k.shape[1]
-    products = np.einsum("thd,khd->htk", np.abs(q, dtype=np.float64), np.abs(np.repeat(k, group, axis=1)))
-    largest = products.max() / np.sqrt(q.shape[2])
-    return np.expm1(2 * largest * (gamma(2 * q.shape[2] + 4) + half * 2.0**-11)) + gamma(8 + 2 * len(q))
+    keys, off = (np.repeat(np.broadcast_to(x, k.shape), group, axis=1) for x in (np.abs(k), np.float64(k_error)))
+    products = np.einsum("thd,khd->htk", np.abs(q, dtype=np.float64), gamma(2 * q.shape[2] + 4) * keys + off)
+    return np.expm1(2 * products.max() / np.sqrt(q.shape[2])) + gamma(8 + 2 * len(q))
 
 
-@pytest.mark.parametrize("half", [False, True])
+def cache_error(x, kind):
+    """How far each cached element may be from what was stored, by the type's definition."""
+    if kind == "f32":
+        return np.float64(0)
+    if kind == "f16":
+        return np.abs(x, dtype=np.float64) * 2.0**-11 + 2.0**-25
+    padded = np.zeros((*x.shape[:2], (x.shape[2] + 31) // 32 * 32))
+    padded[..., : x.shape[2]] = np.abs(x)
+    d = padded.reshape(*x.shape[:2], -1, 32).max(axis=3) / 127
+    return np.repeat(0.57 * d + 2.0**-24, 32, axis=2)[..., : x.shape[2]]
+
+
+@pytest.mark.parametrize("kinds", KINDS, ids=" ".join)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_attention(isa, shape, half):
+def test_attention(isa, shape, kinds):
     q, k, v = qkv(*shape)
-    exact, _ = layers.attention(q, k, v, causal(shape[0]))
-    sizes, _ = layers.attention(q, k, np.abs(v), causal(shape[0]))
-    bound = (relative_error(q, k, half) + half * 2.0**-11) * sizes + half * 2.0**-25
-    assert_within(kernels.load("attention", isa).forward(q, k, v, half), exact, bound)
+    mask = causal(shape[0])
+    exact, _ = layers.attention(q, k, v, mask)
+    # the rounded values' share of the output is their errors' weighted mean, at most half as much again where P moves
+    off = np.broadcast_to(cache_error(v, kinds[1]), v.shape)
+    sizes, errors = layers.attention(q, k, np.abs(v) + off, mask)[0], layers.attention(q, k, off, mask)[0]
+    relative = relative_error(q, k, cache_error(k, kinds[0]))
+    found = kernels.load("attention", isa).forward(q, k, v, *kinds)
+    assert_within(found, exact, relative * sizes + errors)
+
+
+@pytest.mark.parametrize("kind", ["f32", "f16", "q8_0"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_one_token_at_a_time_and_chunk_by_chunk_gives_the_same_bits(isa, shape, kind):
+    module, arrays = kernels.load("attention", isa), qkv(*shape)
+    np.testing.assert_array_equal(module.forward(*arrays, kind, split=True), module.forward(*arrays, kind))
+
+
+def test_numbers_that_f16_cannot_hold(isa):
+    # one key: its value comes out, as near as the cache's type can hold it
+    q, k, v = qkv(1, 1, 1, 32)
+    v[0, 0, :3] = 1e6, -1e6, 1e-9
+    for kind, most in (("f16", 65504), ("q8_0", 1e6)):
+        out = kernels.load("attention", isa).forward(q, k, v, "f16", kind)[0, 0]
+        np.testing.assert_allclose(out[:2], [most, -most], rtol=1e-3)
+        assert np.isfinite(out).all()
+    assert (kernels.load("attention", isa).forward(q, k, 0 * v, "q8_0") == 0).all()
 
 
 def test_no_token_sees_a_later_one(isa):
@@ -80,7 +126,7 @@ def test_attention_backward(isa, shape):
         np.einsum("htk,thd->khd", p, da).reshape(kv_shape).sum(axis=2),
     )
     # p, dp and their row sum each bring their own error; two more sums of n or D terms follow
-    relative = 3 * relative_error(q, k, False) + gamma(4 * head_dim + 4 * n + 16)
+    relative = 3 * relative_error(q, k) + gamma(4 * head_dim + 4 * n + 16)
     for name, x, want, size in zip(("dq", "dk", "dv"), found, exact, sizes, strict=True):
         assert x.shape == want.shape, name
         assert_within(x, want, relative * size)

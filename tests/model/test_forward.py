@@ -6,6 +6,8 @@ amax / 254 / 3^1/2 on average, 0.5 % of a normal block's size, 9 roundings in a 
 the f16 cache rules: 2^-11 per key and value.
 """
 
+import itertools
+import resource
 from dataclasses import replace
 
 import numpy as np
@@ -135,6 +137,45 @@ def test_slots_mixed_in_one_step_equal_each_alone(tiny, activations):
         for (slot, p), row in zip(batch, logits, strict=True):
             np.testing.assert_array_equal(row, alone[slot][p])
     assert done == [len(prompt) for prompt in prompts]
+
+
+@pytest.mark.parametrize("cache_types", [(None, None), ("q8_0", "q8_0"), ("q8_0", "f16")])
+@pytest.mark.parametrize("isa", kernels.available())
+def test_long_sequences_batched_or_not_on_any_threads_are_bitwise_equal(tiny, isa, cache_types, monkeypatch):
+    # over 512 positions: three chunks, dealt to the threads singly where a step is small
+    use_isa(monkeypatch, isa)
+    tokens, found = tokens_of(CONFIG, 531), []
+    for threads, cuts in ((1, [0, 512, 531]), (2, [0, 200, 231, 531]), (3, [0, 500, 520, *range(521, 532)])):
+        session = tiny(threads=threads, activations="int8", cache_types=cache_types)[0].new_session(2, 700)
+        for lo, hi in itertools.pairwise(cuts):
+            logits = session.step(tokens[lo:hi], range(lo, hi), [1] * (hi - lo), [hi - lo - 1])
+        found.append(logits)
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+
+
+def test_a_q8_0_cache_is_half_of_an_f16_one_and_near_it(tiny):
+    # 4.5 bits less per key and value than f16: 8-bit codes are off by d / 2, 0.2 % of a block's largest, as activations
+    (coarse, exact), (fine, _) = (tiny(activations="f32", cache_types=(kind, kind)) for kind in ("q8_0", "f32"))
+    tokens = tokens_of(CONFIG, 300)
+    wanted = logits_of(fine, tokens, 512)
+    assert 0 < np.abs(logits_of(coarse, tokens, 512) - wanted).max() < 0.03 * np.abs(wanted).max()
+    sizes = {kind: tiny(cache_types=(kind, kind))[0].new_session(2, 700).cache_bytes for kind in ("q8_0", "f16", "f32")}
+    assert sizes["f32"] == 2 * sizes["f16"] == 2 * 4 * 2 * 2 * 768 * CONFIG.n_embd // CONFIG.n_head * 2
+    assert sizes["q8_0"] == sizes["f16"] * 18 // 32  # heads of 16 elements, of which each has a scale of two bytes
+
+
+def test_a_cache_takes_memory_only_where_it_is_used(tiny):
+    session = tiny(cache_types=("f32", "f32"))[0].new_session(64, 1 << 14)
+    assert session.cache_bytes > 500e6
+    before = resident_bytes()
+    session.step(tokens_of(CONFIG, 64), [0] * 64, range(64), [0])
+    assert resident_bytes() - before < 64 * 2 * 2**21 + 32e6  # two huge pages at most for each slot's first chunk
+
+
+def resident_bytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
 
 
 def _next(done, prompts, slot, share):
