@@ -27,6 +27,7 @@ KERNELS = [
     "quants",
     "kquants",
     "iquants",
+    "kquantize",
     "norm",
     "rope",
     "mlp",

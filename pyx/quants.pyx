@@ -1,12 +1,13 @@
 """Rows of quantised blocks to f32 and back, byte for byte as GGUF files hold them (source: gguf.quants)."""
 
 from cython.parallel cimport prange
-from libc.math cimport fabsf
+from libc.math cimport fabsf, floorf, ldexpf
 from libc.stdint cimport int8_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from .blocks cimport *
 from .iquants cimport *
+from .kquantize cimport *
 from .kquants cimport *
 from .simd cimport *
 
@@ -14,6 +15,7 @@ import numpy as np
 
 cdef extern from "<math.h>" nogil:
     float roundf(float)
+    float log2f(float)
 
 
 cdef inline float from_f16(uint16_t h) noexcept nogil:
@@ -199,13 +201,82 @@ cdef void quantize_row_bf16(const float* x, int n, uint8_t* row) noexcept nogil:
         (<uint16_t*>row)[i] = <uint16_t>(bits >> 16)
 
 
+cdef void quantize_row_mxfp4(const float* x, int n, uint8_t* row) noexcept nogil:
+    cdef int _b, j
+    cdef float peak, e, half_step
+    for _b in range(n):
+        peak = fabsf(signed_peak(x))
+        e = floorf(log2f(peak)) + 125 if peak > 0 else 0
+        row[0] = <uint8_t>((e if e < 254 else 254) if e > 0 else 0)
+        half_step = ldexpf(1, row[0] - 128)
+        for j in range(16):
+            row[1 + j] = nearest_fp4(x[j], half_step) | nearest_fp4(x[j + 16], half_step) << 4
+        x += 32
+        row += 17
+
+cdef inline uint8_t nearest_fp4(float x, float half_step) noexcept nogil:
+    """the first of the 16 levels that is nearest"""
+    cdef int i
+    cdef uint8_t best = 0
+    cdef float error, least_error = fabsf(half_step * FP4_LEVELS[0] - x)
+    for i in range(1, 16):
+        error = fabsf(half_step * FP4_LEVELS[i] - x)
+        if error < least_error:
+            best, least_error = <uint8_t>i, error
+    return best
+
+
+cdef inline float ternary(const float* x, uint8_t* q) noexcept nogil:
+    """256 values as x ~ d (q - 1): d is the largest magnitude"""
+    cdef int i
+    cdef float d = fabsf(signed_peak(x, 256)), inverse = reciprocal(d), v
+    for i in range(256):
+        v = roundf(x[i] * inverse)
+        q[i] = 2 if v > 0 else (0 if v < 0 else 1)
+    return d
+
+cdef inline uint8_t trits(const uint8_t* q, int n, int apart) noexcept nogil:
+    """a byte of n digits to base 3, the first the highest, as kquants.pyx reads it"""
+    cdef int i, number = 0
+    for i in range(5):
+        number = 3 * number + (q[i * apart] if i < n else 0)
+    return <uint8_t>((256 * number + 242) // 243)
+
+cdef void quantize_row_tq1_0(const float* x, int n, uint8_t* row) noexcept nogil:
+    cdef uint8_t q[256]
+    cdef uint16_t d
+    cdef int b, j
+    for b in range(n):
+        d = to_f16(ternary(x + 256 * b, q))
+        for j in range(32):
+            row[j] = trits(q + j, 5, 32)
+        for j in range(16):
+            row[32 + j] = trits(q + 160 + j, 5, 16)
+        for j in range(4):
+            row[48 + j] = trits(q + 240 + j, 4, 4)
+        memcpy(row + 52, &d, 2)
+        row += 54
+
+cdef void quantize_row_tq2_0(const float* x, int n, uint8_t* row) noexcept nogil:
+    cdef uint8_t q[256]
+    cdef uint16_t d
+    cdef int b, i, j
+    for b in range(n):
+        d = to_f16(ternary(x + 256 * b, q))
+        for i in range(0, 64, 32):
+            for j in range(i, i + 32):
+                row[j] = q[3 * i + j] | q[3 * i + j + 32] << 2 | q[3 * i + j + 64] << 4 | q[3 * i + j + 96] << 6
+        memcpy(row + 64, &d, 2)
+        row += 66
+
+
 # ---- what the quantisers share ----
 
-cdef inline float signed_peak(const float* x) noexcept nogil:
-    """the first of 32 values with the largest magnitude, sign kept"""
+cdef inline float signed_peak(const float* x, int n=32) noexcept nogil:
+    """the first of n values with the largest magnitude, sign kept"""
     cdef int j
     cdef float peak = x[0]
-    for j in range(1, 32):
+    for j in range(1, n):
         if fabsf(x[j]) > fabsf(peak):
             peak = x[j]
     return peak
@@ -241,41 +312,44 @@ cdef inline uint8_t above(float x, float low, float inverse, int limit) noexcept
     return <uint8_t>(limit if q > limit else (0 if q < 0 else q))
 
 
-cdef RowType ROW_TYPES[26]
-ROW_TYPES[0] = RowType(0, 1, 4, dequantize_row_f32, quantize_row_f32)
-ROW_TYPES[1] = RowType(1, 1, 2, dequantize_row_f16, quantize_row_f16)
-ROW_TYPES[2] = RowType(2, 32, 18, dequantize_row_q4_0, quantize_row_q4_0)
-ROW_TYPES[3] = RowType(3, 32, 20, dequantize_row_q4_1, quantize_row_q4_1)
-ROW_TYPES[4] = RowType(6, 32, 22, dequantize_row_q5_0, quantize_row_q5_0)
-ROW_TYPES[5] = RowType(7, 32, 24, dequantize_row_q5_1, quantize_row_q5_1)
-ROW_TYPES[6] = RowType(8, 32, 34, dequantize_row_q8_0, quantize_row_q8_0)
-ROW_TYPES[7] = RowType(30, 1, 2, dequantize_row_bf16, quantize_row_bf16)
+cdef enum:
+    N_TYPES = 26
+
+cdef RowType ROW_TYPES[N_TYPES]
+ROW_TYPES[0] = RowType(0, 1, 4, dequantize_row_f32, quantize_row_f32, NULL)
+ROW_TYPES[1] = RowType(1, 1, 2, dequantize_row_f16, quantize_row_f16, NULL)
+ROW_TYPES[2] = RowType(2, 32, 18, dequantize_row_q4_0, quantize_row_q4_0, search_row_q4_0)
+ROW_TYPES[3] = RowType(3, 32, 20, dequantize_row_q4_1, quantize_row_q4_1, search_row_q4_1)
+ROW_TYPES[4] = RowType(6, 32, 22, dequantize_row_q5_0, quantize_row_q5_0, search_row_q5_0)
+ROW_TYPES[5] = RowType(7, 32, 24, dequantize_row_q5_1, quantize_row_q5_1, search_row_q5_1)
+ROW_TYPES[6] = RowType(8, 32, 34, dequantize_row_q8_0, quantize_row_q8_0, NULL)
+ROW_TYPES[7] = RowType(30, 1, 2, dequantize_row_bf16, quantize_row_bf16, NULL)
 # Types with more than one level of scales: groups of 32 in kquants.pyx
-ROW_TYPES[8] = RowType(10, 256, 84, dequantize_row_q2_k, NULL)
-ROW_TYPES[9] = RowType(11, 256, 110, dequantize_row_q3_k, NULL)
-ROW_TYPES[10] = RowType(12, 256, 144, dequantize_row_q4_k, NULL)
-ROW_TYPES[11] = RowType(13, 256, 176, dequantize_row_q5_k, NULL)
-ROW_TYPES[12] = RowType(14, 256, 210, dequantize_row_q6_k, NULL)
-ROW_TYPES[13] = RowType(20, 32, 18, dequantize_row_iq4_nl, NULL)
-ROW_TYPES[14] = RowType(23, 256, 136, dequantize_row_iq4_xs, NULL)
-ROW_TYPES[15] = RowType(39, 32, 17, dequantize_row_mxfp4, NULL)
+ROW_TYPES[8] = RowType(10, 256, 84, dequantize_row_q2_k, NULL, search_row_q2_k)
+ROW_TYPES[9] = RowType(11, 256, 110, dequantize_row_q3_k, NULL, search_row_q3_k)
+ROW_TYPES[10] = RowType(12, 256, 144, dequantize_row_q4_k, NULL, search_row_q4_k)
+ROW_TYPES[11] = RowType(13, 256, 176, dequantize_row_q5_k, NULL, search_row_q5_k)
+ROW_TYPES[12] = RowType(14, 256, 210, dequantize_row_q6_k, NULL, search_row_q6_k)
+ROW_TYPES[13] = RowType(20, 32, 18, dequantize_row_iq4_nl, NULL, search_row_iq4_nl)
+ROW_TYPES[14] = RowType(23, 256, 136, dequantize_row_iq4_xs, NULL, search_row_iq4_xs)
+ROW_TYPES[15] = RowType(39, 32, 17, dequantize_row_mxfp4, quantize_row_mxfp4, NULL)
 # Read only
-ROW_TYPES[16] = RowType(15, 256, 292, dequantize_row_q8_k, NULL)
-ROW_TYPES[17] = RowType(34, 256, 54, dequantize_row_tq1_0, NULL)
-ROW_TYPES[18] = RowType(35, 256, 66, dequantize_row_tq2_0, NULL)
-ROW_TYPES[19] = RowType(16, 256, 66, dequantize_row_iq2_xxs, NULL)
-ROW_TYPES[20] = RowType(17, 256, 74, dequantize_row_iq2_xs, NULL)
-ROW_TYPES[21] = RowType(22, 256, 82, dequantize_row_iq2_s, NULL)
-ROW_TYPES[22] = RowType(18, 256, 98, dequantize_row_iq3_xxs, NULL)
-ROW_TYPES[23] = RowType(21, 256, 110, dequantize_row_iq3_s, NULL)
-ROW_TYPES[24] = RowType(19, 256, 50, dequantize_row_iq1_s, NULL)
-ROW_TYPES[25] = RowType(29, 256, 56, dequantize_row_iq1_m, NULL)
+ROW_TYPES[16] = RowType(15, 256, 292, dequantize_row_q8_k, NULL, NULL)
+ROW_TYPES[17] = RowType(34, 256, 54, dequantize_row_tq1_0, quantize_row_tq1_0, NULL)
+ROW_TYPES[18] = RowType(35, 256, 66, dequantize_row_tq2_0, quantize_row_tq2_0, NULL)
+ROW_TYPES[19] = RowType(16, 256, 66, dequantize_row_iq2_xxs, NULL, NULL)
+ROW_TYPES[20] = RowType(17, 256, 74, dequantize_row_iq2_xs, NULL, NULL)
+ROW_TYPES[21] = RowType(22, 256, 82, dequantize_row_iq2_s, NULL, NULL)
+ROW_TYPES[22] = RowType(18, 256, 98, dequantize_row_iq3_xxs, NULL, NULL)
+ROW_TYPES[23] = RowType(21, 256, 110, dequantize_row_iq3_s, NULL, NULL)
+ROW_TYPES[24] = RowType(19, 256, 50, dequantize_row_iq1_s, NULL, NULL)
+ROW_TYPES[25] = RowType(29, 256, 56, dequantize_row_iq1_m, NULL, NULL)
 
 
 cdef const RowType* row_type(int number) noexcept nogil:
     """The table's row for GGUF type `number`, or NULL."""
     cdef int i
-    for i in range(<int>(sizeof(ROW_TYPES) // sizeof(RowType))):
+    for i in range(N_TYPES):
         if ROW_TYPES[i].number == number:
             return &ROW_TYPES[i]
     return NULL
@@ -292,7 +366,7 @@ cdef const RowType* checked(int number, size_t n_cols) except NULL:
 
 def types():
     """Return the GGUF numbers of the types known here."""
-    return [ROW_TYPES[i].number for i in range(<int>(sizeof(ROW_TYPES) // sizeof(RowType)))]
+    return [ROW_TYPES[i].number for i in range(N_TYPES)]
 
 
 def dequantize(const uint8_t[:, ::1] rows, int number, int n_threads=1):
@@ -309,15 +383,32 @@ def dequantize(const uint8_t[:, ::1] rows, int number, int n_threads=1):
     return np.asarray(out)
 
 
-def quantize(const float[:, ::1] x, int number, int n_threads=1):
-    """x f32 (n, n_cols) -> rows of blocks of GGUF type `number`, uint8 (n, row bytes), as gguf.quants rounds them."""
+def writable():
+    """Return the GGUF numbers of the types that rows can be quantised to."""
+    return [ROW_TYPES[i].number for i in range(N_TYPES) if ROW_TYPES[i].quantize != NULL or ROW_TYPES[i].search != NULL]
+
+
+def quantize(const float[:, ::1] x, int number, int n_threads=1, const float[::1] importance=None):
+    """x f32 (n, n_cols) -> rows of blocks of GGUF type `number`, uint8 (n, row bytes).
+
+    importance: f32 (n_cols,), not negative: what a squared error in each column costs; without it types that gguf.quants
+    can write are rounded bit for bit as it does. Types that are only rounded take no notice.
+    """
     cdef const RowType* kind = checked(number, x.shape[1])
     cdef int n_blocks = <int>(x.shape[1] // kind.block)
     cdef uint8_t[:, ::1] out = np.empty((x.shape[0], n_blocks * kind.block_bytes), np.uint8)
+    cdef const float* costs = NULL
     cdef Py_ssize_t r
-    if kind.quantize == NULL:
+    if kind.quantize == NULL and kind.search == NULL:
         raise ValueError(f"type {number} can be read, not written")
+    if importance is not None and importance.shape[0] != x.shape[1]:
+        raise ValueError(f"importance of {importance.shape[0]} columns for rows of {x.shape[1]}")
+    if importance is not None and kind.search != NULL and n_blocks:
+        costs = &importance[0]
     if x.shape[0] and n_blocks:
         for r in prange(x.shape[0], num_threads=n_threads, schedule="static", nogil=True):
-            kind.quantize(&x[r, 0], n_blocks, &out[r, 0])
+            if costs != NULL or kind.quantize == NULL:
+                kind.search(&x[r, 0], costs, n_blocks, &out[r, 0])
+            else:
+                kind.quantize(&x[r, 0], n_blocks, &out[r, 0])
     return np.asarray(out)

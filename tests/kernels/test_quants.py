@@ -7,7 +7,7 @@ import pytest
 from llamacy import kernels
 from llamacy.kernels.reference import quants
 
-TYPES = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
+TYPES = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4", "TQ1_0", "TQ2_0"]
 BLOCKS = [name for name in TYPES if quants.TYPES[name].block_size > 1]
 
 
@@ -15,24 +15,29 @@ def number(name):
     return int(gguf.GGMLQuantizationType[name])
 
 
-def rows_to_quantize():
-    """float32 rows (n, 96): many magnitudes, ties, constants, zeros, one-sided, tiny and beyond float16's scales."""
+def width(name):
+    """Three blocks, of at least 32 elements."""
+    return 3 * max(32, quants.TYPES[name].block_size)
+
+
+def rows_to_quantize(n=96):
+    """float32 rows (_, n): many magnitudes, ties, constants, zeros, one-sided, tiny and beyond float16's scales."""
     rng = np.random.default_rng(5)
     rows = [
-        rng.normal(size=(60, 96)) * 10.0 ** rng.integers(-6, 5, (60, 1)),
-        rng.integers(-16, 17, (20, 96)) / 2,
-        rng.integers(-127, 128, (20, 96)) / 2,
-        np.abs(rng.normal(size=(4, 96))),
-        -np.abs(rng.normal(size=(4, 96))),
-        np.outer([0.0, -0.0, 3.0, -3.0, 1e-7, -1e-30, 65504, -65504, 500000], np.ones(96)),
-        np.where(np.arange(96) % 32 == 31, -1.0, 1.0)[None] * [[2.5], [-2.5]],
+        rng.normal(size=(60, n)) * 10.0 ** rng.integers(-6, 5, (60, 1)),
+        rng.integers(-16, 17, (20, n)) / 2,
+        rng.integers(-127, 128, (20, n)) / 2,
+        np.abs(rng.normal(size=(4, n))),
+        -np.abs(rng.normal(size=(4, n))),
+        np.outer([0.0, -0.0, 3.0, -3.0, 1e-7, -1e-30, 65504, -65504, 500000], np.ones(n)),
+        np.where(np.arange(n) % 32 == 31, -1.0, 1.0)[None] * [[2.5], [-2.5]],
     ]
     return np.vstack(rows).astype(np.float32)
 
 
 @pytest.mark.parametrize("name", TYPES)
 def test_quantize_equals_gguf_and_the_twin_bit_for_bit(isa, name):
-    rows = rows_to_quantize()
+    rows = rows_to_quantize(width(name))
     with np.errstate(over="ignore"):
         expected = np.ascontiguousarray(gguf.quants.quantize(rows, gguf.GGMLQuantizationType[name])).view(np.uint8)
     found = kernels.load("quants", isa).quantize(rows, number(name))
@@ -43,7 +48,7 @@ def test_quantize_equals_gguf_and_the_twin_bit_for_bit(isa, name):
 @pytest.mark.parametrize("name", BLOCKS)
 def test_values_whose_step_has_no_inverse_count_as_zero(isa, name):
     # 1 / d would be infinite; gguf's own answer hangs on what the processor makes of infinity as an integer
-    rows = (np.random.default_rng(8).normal(size=(4, 96)) * 1e-40).astype(np.float32)
+    rows = (np.random.default_rng(8).normal(size=(4, width(name))) * 1e-40).astype(np.float32)
     found = kernels.load("quants", isa).quantize(rows, number(name))
     np.testing.assert_array_equal(found, quants.quantize(name, rows))
     assert not kernels.load("quants", isa).dequantize(found, number(name)).any()
@@ -76,10 +81,10 @@ def test_every_half_and_bfloat_number_survives_the_way_there_and_back(isa):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3.4e38])
 @pytest.mark.parametrize("name", BLOCKS)
 def test_what_a_type_cannot_hold_stays_in_its_block(isa, name, value):
-    rows = np.random.default_rng(7).normal(size=(1, 96)).astype(np.float32)
+    rows = np.random.default_rng(7).normal(size=(1, width(name))).astype(np.float32)
     module = kernels.load("quants", isa)
     clean = module.quantize(rows, number(name))
-    rows[0, 40] = value
+    rows[0, width(name) // 3 + 8] = value
     found, size = module.quantize(rows, number(name)), quants.TYPES[name].type_size
     np.testing.assert_array_equal(found[:, :size], clean[:, :size])
     np.testing.assert_array_equal(found[:, 2 * size :], clean[:, 2 * size :])
@@ -87,13 +92,13 @@ def test_what_a_type_cannot_hold_stays_in_its_block(isa, name, value):
 
 @pytest.mark.parametrize("name", TYPES)
 def test_threads_and_empty_rows_change_nothing(isa, name):
-    module, rows = kernels.load("quants", isa), rows_to_quantize()
+    module, rows = kernels.load("quants", isa), rows_to_quantize(width(name))
     one = module.quantize(rows, number(name), 1)
     np.testing.assert_array_equal(module.quantize(rows, number(name), 3), one)
     np.testing.assert_array_equal(
         module.dequantize(one, number(name), 3).view(np.uint32), module.dequantize(one, number(name), 1).view(np.uint32)
     )
-    assert module.quantize(np.zeros((0, 64), np.float32), number(name)).shape[0] == 0
+    assert module.quantize(np.zeros((0, width(name)), np.float32), number(name)).shape[0] == 0
     assert module.dequantize(np.zeros((2, 0), np.uint8), number(name)).shape == (2, 0)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from llamacy.kernels.reference.grids import grid
-from llamacy.kernels.reference.rows import dequantizer, fields, numbers, spread, unpack
+from llamacy.kernels.reference.rows import dequantizer, fields, numbers, pack, quantizer, spread, to_bytes, unpack
 
 IQ4_LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113])
 # E2M1 of the OCP Microscaling Formats specification; minus zero counts as zero
@@ -32,6 +32,17 @@ def dequantize_row_mxfp4(blocks):
     return np.ldexp(FP4_LEVELS[unpack(q, 4, 16)], e.astype(np.int64) - 127)
 
 
+@quantizer("MXFP4")
+def quantize_row_mxfp4(x):
+    """e = floor(log2 max |x|) + 125, each number to the first of the nearest levels."""
+    peak = np.abs(x).max(axis=1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        e = np.clip(np.where(peak > 0, np.floor(np.log2(peak)) + 125, 0), 0, 254)
+    levels = np.ldexp(FP4_LEVELS, e.astype(np.int64) - 127).astype(np.float32)
+    q = np.abs(levels[:, None, :] - x[:, :, None]).argmin(axis=2)
+    return np.hstack([to_bytes("u1", e), pack(q, 4, 16)])
+
+
 @dequantizer("TQ1_0", 256, 54)
 def dequantize_row_tq1_0(blocks):
     """x = d (digit - 1): base-3 digits, 5 a byte in a run of 32 and one of 16, 4 a byte in the last 4 bytes; f16 d.
@@ -51,6 +62,36 @@ def dequantize_row_tq2_0(blocks):
     """x = d (q - 1): 2-bit q in runs of 32; f16 d."""
     q, d = fields(blocks, 64, 2)
     return numbers("<f2", d) * (unpack(q, 2, 32) - 1)
+
+
+def _ternary(x):
+    """d = max |x| and digits 0 .. 2 of x = d (digit - 1), halves away from zero."""
+    d = np.abs(x).max(axis=1, keepdims=True)
+    with np.errstate(divide="ignore", over="ignore"):
+        inverse = np.float32(1) / d
+    scaled = x * np.where(np.isfinite(inverse), inverse, np.float32(0))
+    return d, 1 + (np.sign(scaled) * (np.abs(scaled) >= 0.5)).astype(np.int64)
+
+
+@quantizer("TQ1_0")
+def quantize_row_tq1_0(x):
+    """d = max |x|; digits x / d rounded; a byte is ceil(256 / 243 * number), the first of its digits the highest."""
+    d, digits = _ternary(x)
+    parts = np.split(digits, [160, 240], axis=1)
+    number = np.hstack(
+        [
+            (part.reshape(len(x), n, -1) * 3 ** np.arange(4, 4 - n, -1)[:, None]).sum(axis=1)
+            for part, n in zip(parts, (5, 5, 4), strict=True)
+        ]
+    )
+    return np.hstack([to_bytes("u1", (256 * number + 242) // 243), to_bytes("<f2", d)])
+
+
+@quantizer("TQ2_0")
+def quantize_row_tq2_0(x):
+    """d = max |x|; q = x / d rounded, plus 1."""
+    d, q = _ternary(x)
+    return np.hstack([pack(q, 2, 32), to_bytes("<f2", d)])
 
 
 # --- grids -----------------------------------------------------------------------------------------------------------
