@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 
-from llamacy.cli.common import default_model, optional, real, whole
+from llamacy.cli.common import default_model, fit_threads, optional, real, whole
 from llamacy.cli.run import make_parser
 from llamacy.errors import LlamacyError, UsageError
 
@@ -15,16 +15,22 @@ MAX_NEIGHBOURS = 64
 def build_parser():
     parser = make_parser(
         "convert",
-        "Convert a legacy GGML model to GGUF (blocks bit for bit), join a split GGUF model, or turn an adapter into "
-        "another format: GGUF, ggla (llama.cpp's old finetune), a PEFT or an mlx-lm folder.",
+        "Convert a Hugging Face model folder or a legacy GGML model (blocks bit for bit) to GGUF, join a split GGUF "
+        "model, or turn an adapter into another format: GGUF, ggla (llama.cpp's old finetune), a PEFT or an mlx-lm "
+        "folder.",
     )
-    parser.add_argument("input", metavar="IN", help="a model, or an adapter of any format")
+    parser.add_argument("input", metavar="IN", help="a model file or folder, or an adapter of any format")
     parser.add_argument("output", metavar="OUT", help="what to write")
     optional(parser, "--to", dest="to", choices=["gguf", "ggla", "peft", "mlx"],
              help="the adapter's new format (default: gguf for a name in .gguf, ggla in .bin, else peft)")  # fmt: skip
     optional(parser, "-m", "--model", "--base", dest="model", metavar="FILE",
              help="the adapter's base model, whose heads PEFT and mlx-lm order rows by "
              "(default: the default model or a model beside IN that fits)")  # fmt: skip
+    parser.add_argument("--outtype", default="auto", type=str.lower, metavar="T",
+                        help="the type of a Hugging Face model's matrices: f32, f16, bf16, q8_0 or any that can be "
+                        "written; auto keeps what they are")  # fmt: skip
+    optional(parser, "-t", "--threads", dest="threads", type=whole(1, 1024), metavar="N",
+             help="threads to quantise with (default: the physical cores)")  # fmt: skip
     optional(parser, "-c", "--ctx-size", "--ctx", dest="ctx_size", type=whole(1), metavar="N",
              help="context length to write, where a legacy model does not say (default: 2048)")  # fmt: skip
     optional(parser, "--rms-eps", dest="rms_eps", type=real(0, 1), metavar="F",
@@ -37,11 +43,36 @@ def build_parser():
 def main(argv):
     args = build_parser().parse_args(argv)
     from llamacy.formats.adapter import adapter_format
+    from llamacy.formats.hf_folder import is_model_folder
 
+    if is_model_folder(args.input):
+        print(convert_folder(args), file=sys.stderr)
+        return 0
     kind = adapter_format(args.input)
     report = convert_model(args) if kind is None else convert_adapter(args, kind)
     print(report, file=sys.stderr)
     return 0
+
+
+def convert_folder(args):
+    """Write a Hugging Face model as GGUF v3; return what to tell."""
+    from llamacy.formats.gguf_writer import write_gguf
+    from llamacy.formats.hf_folder import HfFolder
+    from llamacy.formats.rewrite import writable
+    from llamacy.model.from_hf import model_from_hf
+
+    if args.to not in (None, "gguf"):
+        raise UsageError(f"--to {args.to}: {args.input} is a model, which becomes gguf")
+    outtype = None if args.outtype == "auto" else writable(args.outtype)
+    with HfFolder(args.input) as folder:
+        metadata, tensors, notes = model_from_hf(folder, outtype, fit_threads(args.threads))
+        metadata |= _overrides(args, metadata["general.architecture"])
+        write_gguf(args.output, metadata, tensors)
+    for note in notes:
+        print(f"warning: {note}", file=sys.stderr)
+    pre = metadata.get("tokenizer.ggml.pre", "none")
+    vocabulary = f"{len(metadata['tokenizer.ggml.tokens'])} tokens ({metadata['tokenizer.ggml.model']}, {pre})"
+    return f"{args.output}: gguf model, {len(tensors)} tensors, {vocabulary}, from a Hugging Face folder"
 
 
 def convert_model(args):

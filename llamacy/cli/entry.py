@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def start(command):
     """Import `llamacy.cli.<command>` and run its `main`; return the exit code."""
     # Matrix products are our own: NumPy's pool of BLAS threads would cost 30 ms at the start and be idle.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    warnings.showwarning = lambda message, *_: print(f"{command}: warning: {message}", file=sys.stderr)
     return run(partial(_import_and_run, command))
 
 

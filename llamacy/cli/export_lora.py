@@ -33,8 +33,9 @@ def main(argv):
         raise UsageError("nothing to merge: name an adapter with --lora FILE[:SCALE]")
     from llamacy.formats.adapter import load_adapter
     from llamacy.formats.gguf_writer import write_gguf
-    from llamacy.formats.merge import merged, writable
+    from llamacy.formats.merge import merged
     from llamacy.formats.model_file import open_model
+    from llamacy.formats.rewrite import writable
 
     outtype = writable(args.outtype) if args.outtype else None
     with open_model(args.model or default_model()) as model:

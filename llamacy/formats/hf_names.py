@@ -14,6 +14,7 @@ _LAYER = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+_NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
 _TOP = {"embed_tokens": "token_embd", "lm_head": "output"}
 _MODULE = re.compile(r"(?:model\.|language_model\.)*(?:layers\.(0|[1-9]\d{0,4})\.)?([a-z_.]+)")
 _TENSOR = re.compile(r"(?:blk\.(\d+)\.)?([a-z_]+)\.weight")
@@ -31,6 +32,20 @@ def gguf_name(module):
     if known is None:
         return None
     return f"{known}.weight" if match[1] is None else f"blk.{match[1]}.{known}.weight"
+
+
+def gguf_tensor(name):
+    """Return the GGUF name of a model's tensor ("model.norm.weight" -> "output_norm.weight"), None if unknown."""
+    module, _, side = name.rpartition(".")
+    match = _MODULE.fullmatch(module)
+    if side not in ("weight", "bias") or match is None:
+        return None
+    if match[1] is None and match[2] == "norm":
+        return f"output_norm.{side}"
+    if match[1] is not None and match[2] in _NORMS:
+        return f"blk.{match[1]}.{_NORMS[match[2]]}.{side}"
+    found = gguf_name(module)
+    return found and found.removesuffix("weight") + side
 
 
 def hf_name(tensor):

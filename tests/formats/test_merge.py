@@ -9,8 +9,9 @@ from llamacy.cli.run import run
 from llamacy.errors import LlamacyError, UsageError
 from llamacy.formats.adapter import FORMATS, Adapter, LoraPair, save_adapter
 from llamacy.formats.gguf_writer import write_gguf
-from llamacy.formats.merge import merged, writable, written_types
+from llamacy.formats.merge import merged
 from llamacy.formats.model_file import open_model
+from llamacy.formats.rewrite import writable, written_types
 from llamacy.formats.types import by_name
 from llamacy.kernels.reference import model as twin
 from llamacy.kernels.reference import quants
@@ -149,7 +150,7 @@ def test_what_does_not_fit_is_refused_and_the_old_file_stays(tmp_path, data, cap
     assert run(export_lora.main, [*flags, "--lora", lora, "--outtype", "iq2_xxs"]) == 2
     assert "cannot be written, wanted one of F32, F16" in capsys.readouterr().err
     assert (tmp_path / "out.gguf").read_bytes() == b"precious"
-    with pytest.raises(LlamacyError, match="not finite; use a smaller scale"):
+    with pytest.raises(LlamacyError, match="not finite; damaged, or too large a scale"):
         merge(tmp_path, [(adapter_of(), 1e39)])
     other = adapter_of()
     other.architecture = "gemma"

@@ -6,9 +6,7 @@ PyPI): its models/ holds more vocabularies with test strings, and templates. Wit
 
 import itertools
 import lzma
-import os
 import random
-import tarfile
 from functools import cache
 from pathlib import Path
 
@@ -23,7 +21,6 @@ from llamacy.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED = ROOT / "tests" / "data" / "tokenizers"
-SOURCE = os.environ.get("LLAMACY_LLAMA_CPP_SOURCE")
 NAMES = [
     "command-r",
     "deepseek-coder",
@@ -38,21 +35,6 @@ NAMES = [
 ]
 NAMES += ["qwen2", "qwen35", "refact", "starcoder"]
 SEPARATOR = "\n__ggml_vocab_test__\n"
-
-
-@pytest.fixture(scope="session")
-def source(tmp_path_factory):
-    """The models/ folder of llama.cpp; skips where it is not named."""
-    if not SOURCE:
-        pytest.skip("LLAMACY_LLAMA_CPP_SOURCE is not set")
-    folder = Path(SOURCE)
-    if folder.is_file():
-        unpacked = tmp_path_factory.mktemp("source")
-        with tarfile.open(folder) as archive:
-            wanted = [member for member in archive if "/llama.cpp/models/" in member.name and member.isfile()]
-            archive.extractall(unpacked, wanted, filter="data")
-        folder = unpacked
-    return next(path for path in [folder / "models", *folder.glob("**/llama.cpp/models")] if path.is_dir())
 
 
 @pytest.fixture(scope="session")

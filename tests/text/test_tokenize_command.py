@@ -3,12 +3,15 @@
 import io
 import json
 import os
+import subprocess
 import sys
 
 import pytest
 
 from llamacy.cli import tokenize
 from llamacy.cli.run import run
+from llamacy.formats.gguf_writer import write_gguf
+from llamacy.formats.model_file import open_model
 
 
 @pytest.fixture
@@ -66,3 +69,16 @@ def test_failures_are_one_line(command, tmp_path):
         with pytest.raises(SystemExit) as stopped:
             command(*args)
         assert stopped.value.code == 2
+
+
+def test_an_unknown_pre_tokenizer_is_one_line_of_warning(vocabulary_file, tmp_path):
+    path = tmp_path / "m.gguf"
+    with open_model(vocabulary_file("gpt-2")) as model:
+        write_gguf(path, model.metadata | {"tokenizer.ggml.pre": "unheard-of"}, [])
+    command = [sys.executable, "-c", "from llamacy.cli.entry import tokenize; raise SystemExit(tokenize())"]
+    done = subprocess.run([*command, "-m", path, "-p", "Hello world", "--ids"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "[15496, 995]\n")
+    assert done.stderr.startswith(
+        "tokenize: warning: pre-tokenizer 'unheard-of' is not known: text is cut as 'default'"
+    )
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,269 @@
+"""A Hugging Face model folder as GGUF: metadata and tensors, read one at a time while the file is written."""
+
+import math
+import os
+import re
+
+import numpy as np
+
+from llamacy.formats.hf_names import EMBEDDING, gguf_tensor
+from llamacy.formats.lora import PAIRED_ROWS, paired_from_halves
+from llamacy.formats.names import shown
+from llamacy.formats.rewrite import can_write, matrix_type, rewritten
+from llamacy.formats.types import FILE_TYPES, by_name
+from llamacy.kernels import quants
+from llamacy.model.architectures import ARCHITECTURES
+from llamacy.text.hf_tokenizer import tokenizer_metadata
+
+CONFIG = "config.json"
+# "architectures" in config.json -> general.architecture; a row counts where ARCHITECTURES has the family.
+FAMILIES = {"LlamaForCausalLM": "llama", "LLaMAForCausalLM": "llama", "MistralForCausalLM": "llama"}
+
+# GGUF's key -> config.json's key and what it must be; those of the second table may be missing.
+_SIZES = {
+    "block_count": "num_hidden_layers",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+}
+_ROPE_NUMBERS = {  # of a yarn scaling: GGUF's key -> config.json's
+    "rope.scaling.yarn_ext_factor": ("extrapolation_factor",),
+    "rope.scaling.yarn_attn_factor": ("attention_factor", "attn_factor"),
+    "rope.scaling.yarn_beta_fast": ("beta_fast",),
+    "rope.scaling.yarn_beta_slow": ("beta_slow",),
+}
+# Tensors that old files hold and that follow from the configuration.
+_DERIVED = re.compile(r".*\.(rotary_emb\.inv_freq|masked_bias|attn\.bias)")
+_MAX_SIZE = 1 << 31
+
+
+def model_from_hf(folder, outtype=None, n_threads=1):
+    """Return (metadata, tensors, notes) for write_gguf of an open HfFolder.
+
+    outtype  QuantType of all matrices, vectors become F32; None: each matrix keeps its own
+    notes    what the reader of the result should know, a list of texts
+    LlamacyError, one line, for families and settings that would not run as they were trained.
+    """
+    config = folder.json(CONFIG)
+    reader = _Config(folder, config)
+    architecture = _family(reader)
+    n_vocab = _rows(folder, "model.embed_tokens.weight")
+    metadata, notes = _metadata(reader, architecture, n_vocab)
+    if not folder.has("tokenizer.json") and not folder.has("tokenizer.model"):
+        raise reader.error("no tokenizer.json or tokenizer.model beside it", "download the tokenizer's files too")
+    metadata |= tokenizer_metadata(folder, n_vocab, config)
+    tensors, kinds = _tensors(reader, architecture, outtype, n_threads)
+    factors = _rope_factors(reader)
+    if factors is not None:
+        tensors.append((ARCHITECTURES[architecture].rope_factors, by_name("F32"), factors.shape, factors))
+    common = max(kinds, key=kinds.get, default="F32") if outtype is None else outtype.name
+    return metadata | {"general.file_type": FILE_TYPES[common], "general.quantization_version": 2}, tensors, notes
+
+
+class _Config:
+    """config.json with checks."""
+
+    def __init__(self, folder, values):
+        self.folder, self.values = folder, values
+
+    def error(self, what, advice):
+        return self.folder.error(CONFIG, what, advice)
+
+    def whole(self, key, default=None):
+        """Return a positive whole number; `default` where it is missing or null, an error where that is None."""
+        value = self.values.get(key)
+        value = default if value is None else value
+        if type(value) is int and 0 < value < _MAX_SIZE:
+            return value
+        raise self.error(f"{key} is {shown(value)}, wanted a positive whole number", "is it a model of the family?")
+
+    def number(self, values, key, default=None):
+        """Return values[key] as a positive float."""
+        value = values.get(key, default)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e30:
+            return float(value)
+        raise self.error(f"{key} is {shown(value)}, wanted a positive number", "correct it")
+
+    @property
+    def head_dim(self):
+        return self.whole("head_dim", max(1, self.whole("hidden_size") // self.whole("num_attention_heads")))
+
+    @property
+    def rope(self):
+        """The rope settings as one dict, wherever the version of transformers put them."""
+        found = self.values.get("rope_parameters") or self.values.get("rope_scaling") or {}
+        if not isinstance(found, dict):
+            raise self.error(f"the rope scaling is {shown(found)}, wanted a table", "correct it")
+        theta = self.values.get("rope_theta")
+        kind = found.get("rope_type", found.get("type", "default"))
+        return {"rope_theta": 10000.0 if theta is None else theta} | found | {"rope_type": kind}
+
+
+def _family(reader):
+    names = reader.values.get("architectures")
+    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
+    architecture = FAMILIES.get(name)
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(name for name, family in FAMILIES.items() if family in ARCHITECTURES)
+        raise reader.error(f"architecture {shown(name)}, wanted one of {known}", "other families need their GGUF file")
+    if reader.values.get("quantization_config"):
+        method = reader.values["quantization_config"]
+        method = method.get("quant_method") if isinstance(method, dict) else method
+        raise reader.error(f"its weights are quantised by {shown(method)}", "convert the original model")
+    if reader.values.get("hidden_act", "silu") not in ("silu", "swish"):
+        raise reader.error(f"hidden_act is {shown(reader.values['hidden_act'])}, wanted silu", "it cannot run here")
+    return architecture
+
+
+def _rows(folder, name):
+    entry = folder.tensors.get(name)
+    if entry is None or len(entry[1].shape) != 2:
+        raise folder.error(CONFIG, f"the weights hold no matrix {name}", "is the download complete?")
+    return entry[1].shape[0]
+
+
+def _metadata(reader, architecture, n_vocab):
+    """Return (general.* and the family's keys, notes)."""
+    name = reader.values.get("_name_or_path")
+    name = name if isinstance(name, str) and name else os.path.basename(os.path.abspath(reader.folder.path))
+    found = {key: reader.whole(theirs) for key, theirs in _SIZES.items()}
+    found["attention.head_count_kv"] = reader.whole("num_key_value_heads", found["attention.head_count"])
+    found["context_length"] = reader.whole("max_position_embeddings", 2048)
+    found["vocab_size"] = n_vocab
+    if reader.values.get("head_dim") is not None:
+        found |= {"attention.key_length": reader.head_dim, "attention.value_length": reader.head_dim}
+    found["rope.dimension_count"] = reader.head_dim
+    found["attention.layer_norm_rms_epsilon"] = reader.number(reader.values, "rms_norm_eps", 1e-6)
+    found |= _rope_keys(reader)
+    general = {"general.architecture": architecture, "general.type": "model", "general.name": os.path.basename(name)}
+    notes, window = [], reader.values.get("sliding_window")
+    if isinstance(window, int) and window < found["context_length"]:
+        notes.append(f"attention is not cut to a window of {window} tokens: beyond it answers differ")
+    return general | {f"{architecture}.{key}": value for key, value in found.items()}, notes
+
+
+def _rope_keys(reader):
+    rope = reader.rope
+    found, kind = {"rope.freq_base": reader.number(rope, "rope_theta")}, rope["rope_type"]
+    if kind not in ("default", "llama3", "linear", "yarn"):
+        raise reader.error(f"rope scaling {shown(kind)} is not supported", "wanted default, linear, llama3 or yarn")
+    if kind in ("linear", "yarn"):
+        found |= {"rope.scaling.type": kind, "rope.scaling.factor": reader.number(rope, "factor")}
+    if kind == "yarn":
+        original = rope.get("original_max_position_embeddings")
+        if type(original) is not int or not 0 < original < _MAX_SIZE:
+            raise reader.error(f"original_max_position_embeddings is {shown(original)}", "wanted a whole number")
+        found["rope.scaling.original_context_length"] = original
+        for key, names in _ROPE_NUMBERS.items():
+            name = next((name for name in names if rope.get(name) is not None), None)
+            if name:
+                found[key] = reader.number(rope, name)
+    return found
+
+
+def _rope_factors(reader):
+    """Return what llama 3 divides each rotary frequency by, f32 (head_dim / 2,); None for other scalings.
+
+    Waves shorter than original / high_freq_factor turn as trained, those longer than original / low_freq_factor by
+    `factor` slower, those between in between. (Llama 3.1's published rule.)
+    """
+    rope = reader.rope
+    if rope["rope_type"] != "llama3":
+        return None
+    factor, low, high, original = (
+        reader.number(rope, key, default)
+        for key, default in (("factor", 8.0), ("low_freq_factor", 1.0), ("high_freq_factor", 4.0),
+                             ("original_max_position_embeddings", 8192))
+    )  # fmt: skip
+    if high <= low:
+        raise reader.error(f"high_freq_factor {high} is not above low_freq_factor {low}", "correct it")
+    half = np.arange(0, reader.head_dim, 2, dtype=np.float64) / reader.head_dim
+    waves = 2 * math.pi * reader.number(rope, "rope_theta") ** half
+    smooth = np.clip((original / waves - low) / (high - low), 0, 1)
+    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+
+
+# ---- tensors ----
+
+
+def _tensors(reader, architecture, outtype, n_threads):
+    """Return (write_gguf's entries, {type: elements of matrices})."""
+    entries, kinds, strange, seen = [], {}, [], {}
+    tied = bool(reader.values.get("tie_word_embeddings"))
+    for name, (file, info) in reader.folder.tensors.items():
+        ours = gguf_tensor(name)
+        if _DERIVED.fullmatch(name) or (tied and ours == ARCHITECTURES[architecture].output):
+            continue
+        if ours is None or ours in seen or not 1 <= len(info.shape) <= 2:
+            strange.append(name)
+            continue
+        seen[ours] = info
+        target = by_name("F32") if len(info.shape) == 1 else matrix_type(info, outtype or info.type)
+        if info.type.number not in quants.types() or not can_write(target):
+            raise file.error(f"tensor {shown(name)} is {info.type.name}", "wanted F32, F16 or BF16: convert it")
+        order = _order(reader, architecture, ours, info)
+        if len(info.shape) == 2:
+            kinds[target.name] = kinds.get(target.name, 0) + info.n_elements
+        entries.append((ours, target, info.shape, _reader(file, info, target, order, n_threads)))
+    if strange:
+        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+        what = f"{', '.join(map(shown, strange[:3]))}{more}: no tensors that a {architecture} model has"
+        raise reader.error(what, "mixture-of-experts and multi-modal models need their GGUF file")
+    _check_shapes(reader, architecture, seen)
+    return entries, kinds
+
+
+def _reader(file, info, target, order, n_threads):
+    """Return the function that write_gguf calls for one tensor's bytes."""
+    if len(info.shape) == 1:
+        return lambda: _vector(file, info, order)
+    if target is info.type and order is None:
+        return lambda: file.data(info.name)
+    return lambda: rewritten(file, info, target, n_threads, order=order)
+
+
+def _vector(file, info, order):
+    values = quants.dequantize(np.ascontiguousarray(file.data(info.name)), info.type.number)[0]
+    return values if order is None else values[order]
+
+
+def _order(reader, architecture, name, info):
+    """Return where row i of q's or k's GGUF tensor stands in the folder's, None for tensors that keep their order."""
+    match = re.fullmatch(r"blk\.\d+\.attn_([qk])\.(weight|bias)", name)
+    if match is None or architecture not in PAIRED_ROWS:
+        return None
+    heads = reader.whole("num_attention_heads")
+    if match[1] == "k":
+        heads = reader.whole("num_key_value_heads", heads)
+    if info.shape[0] % (2 * heads):
+        raise reader.error(f"{name} has {info.shape[0]} rows, which are no {heads} heads", "the files do not match")
+    return paired_from_halves(np.arange(info.shape[0])[:, None], heads)[:, 0]
+
+
+def _check_shapes(reader, architecture, seen):
+    """Raise unless every matrix and norm of every layer is there in the shape that the configuration asks for."""
+    family, n_layer = ARCHITECTURES[architecture], reader.whole("num_hidden_layers")
+    n_embd, n_ff, head_dim = reader.whole("hidden_size"), reader.whole("intermediate_size"), reader.head_dim
+    q = reader.whole("num_attention_heads") * head_dim
+    kv = reader.whole("num_key_value_heads", reader.whole("num_attention_heads")) * head_dim
+    shapes = {"attn_q": (q, n_embd), "attn_k": (kv, n_embd), "attn_v": (kv, n_embd), "attn_output": (n_embd, q)}
+    shapes |= {"ffn_gate": (n_ff, n_embd), "ffn_up": (n_ff, n_embd), "ffn_down": (n_embd, n_ff)}
+    if n_layer * len(shapes) > len(seen):
+        raise reader.error(f"{n_layer} layers, and the weights hold {len(seen)} tensors", "is the download complete?")
+    wanted = {family.output_norm: (n_embd,), EMBEDDING: (seen[EMBEDDING].shape[0], n_embd)}
+    for layer in range(n_layer):
+        wanted |= {family.linears[key].format(layer): shape for key, shape in shapes.items()}
+        wanted |= {name.format(layer): (n_embd,) for name in family.norms.values()}
+    if family.output in seen:
+        wanted[family.output] = wanted[EMBEDDING]
+    elif not reader.values.get("tie_word_embeddings"):
+        raise reader.error(
+            "the weights hold no lm_head.weight, and tie_word_embeddings is not set", "download it again"
+        )
+    for name, shape in wanted.items():
+        found = tuple(seen[name].shape) if name in seen else "missing"
+        if found != shape:
+            raise reader.error(f"{name} is {found}, wanted {shape}", "the files do not match, or a file is missing")
+    extra = [name for name in seen if name not in wanted and not name.endswith(".bias")]
+    if extra:
+        raise reader.error(f"{extra[0]} belongs to no layer of the {n_layer}", "the files do not match")
