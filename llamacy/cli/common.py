@@ -110,6 +110,21 @@ def add_model_flags(parser, *, ctx_size=None, names=("-m", "--model")):
              metavar="KEY=TYPE:VALUE", help="another value for a metadata key; TYPE int, float, bool, str")  # fmt: skip
 
 
+def add_engine_flags(parser):
+    """Add how the engine generates; `engine_options(args)` makes Engine's arguments of them."""
+    group = parser.add_argument_group("generation")
+    group.add_argument("--draft-lookup", type=whole(0, 64), default=0, metavar="N",
+                       help="guess up to N tokens ahead from equal text before, 0 = off; "
+                       "the text stays the same, repetitive text comes faster")  # fmt: skip
+    group.add_argument("--context-shift", action="store_true",
+                       help="when the context is full, drop its older half and go on instead of stopping")  # fmt: skip
+
+
+def engine_options(args):
+    """Return Engine's arguments that add_engine_flags' flags mean."""
+    return {"draft_lookup": args.draft_lookup, "context_shift": args.context_shift, "batch_size": args.batch_size}
+
+
 CACHE_TYPES = ("f16", "q8_0", "f32")
 
 

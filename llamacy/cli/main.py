@@ -8,10 +8,12 @@ import time
 from llamacy.cli.common import (
     DEFAULT_CTX,
     add_cache_flags,
+    add_engine_flags,
     add_lora_flags,
     add_model_flags,
     add_sampling_flags,
     context_of,
+    engine_options,
     open_model_from,
     optional,
     sampling_from,
@@ -32,6 +34,8 @@ def build_parser():
              help="tokens to make, -1 = to the end of the text or context (default: 128, in a chat -1)")  # fmt: skip
     optional(group, "-r", "--reverse-prompt", "--stop", dest="stop", action="append", default=[], metavar="TEXT",
              help="stop before this text (repeatable)")  # fmt: skip
+    group.add_argument("--keep", dest="n_keep", type=whole(-1), default=0, metavar="N",
+                       help="prompt tokens that --context-shift never drops, -1 = all")  # fmt: skip
     group.add_argument("-e", "--escape", action="store_true",
                        help=r"read \n, \t, \r, \", \', \\ and \xHH in the prompt and in --stop")  # fmt: skip
     group.add_argument("--no-display-prompt", action="store_true", help="print only what is new")
@@ -49,6 +53,7 @@ def build_parser():
     optional(parser, "-b", "--batch-size", dest="batch_size", type=whole(1), metavar="N",
              help="prompt tokens computed at once, at most (default: 512)")  # fmt: skip
     parser.add_argument("--mlock", action="store_true", help="keep the model in memory, where the system lets us")
+    add_engine_flags(parser)
     add_cache_flags(parser)
     add_lora_flags(parser)
     add_sampling_flags(parser)
@@ -129,7 +134,8 @@ def print_timings(load_seconds, result):
     print(
         f"\nload: {load_seconds:.2f} s, seed: {result.seed}\n"
         f"prompt: {t.prompt_n} tokens, {t.prompt_ms:.1f} ms, {t.prompt_per_second:.1f} tokens/s\n"
-        f"generation: {t.predicted_n} tokens, {t.predicted_ms:.1f} ms, {t.predicted_per_second:.1f} tokens/s",
+        f"generation: {t.predicted_n} tokens, {t.predicted_ms:.1f} ms, {t.predicted_per_second:.1f} tokens/s"
+        + (f", {t.draft_n_accepted} of {t.draft_n} drafted right" if t.draft_n else ""),
         file=sys.stderr,
     )
 
@@ -148,7 +154,7 @@ class Writer:
         On Ctrl-C the text ends whole and KeyboardInterrupt goes on; `partial` then has what there was.
         """
         from llamacy.generate.request import Request
-        from llamacy.generate.text_stream import TextStream
+        from llamacy.generate.text_stream import TextStream, with_bos
 
         self.engine.check_prompt(ids)
         stream, shown = TextStream(self._tokenizer.stream(), self._stops), []
@@ -162,7 +168,9 @@ class Writer:
             put(text)
             return stop
 
-        request = Request(ids, sampling_from(self._args), n_predict=self._args.n_predict, on_token=on_token)
+        args, params = self._args, sampling_from(self._args)
+        n_keep = with_bos(args.n_keep, self._tokenizer)
+        request = Request(ids, params, n_predict=args.n_predict, n_keep=n_keep, on_token=on_token)
         try:
             self.result = self.engine.run(request)
         except KeyboardInterrupt:
@@ -174,7 +182,7 @@ class Writer:
             put(stream.flush())
             text = self.partial = "".join(shown)
             show("" if text.endswith("\n") else "\n")
-        if self.result.truncated:
+        if self.result.truncated and not args.context_shift:
             print(f"stopped: the context of {self.engine.n_ctx} tokens is full (--ctx-size)", file=sys.stderr)
         return text
 
@@ -184,7 +192,7 @@ def converse(args, model, prompt):
     from llamacy.cli.conversation import Conversation, talk, template_of
     from llamacy.generate.engine import Engine
 
-    engine = Engine(model, n_ctx=context_of(args, model), batch_size=args.batch_size)
+    engine = Engine(model, n_ctx=context_of(args, model), **engine_options(args))
     writer = Writer(engine, model.tokenizer, args, template_of(args, model)[1])
 
     def answer(ids):
@@ -213,7 +221,7 @@ def complete(args, model, prompt):
         ids = chat_ids(messages, template, model.tokenizer)
     else:
         ids = prompt_ids(model.tokenizer, prompt)
-    engine = Engine(model, n_ctx=session_context(args, model, len(ids)), batch_size=args.batch_size)
+    engine = Engine(model, n_ctx=session_context(args, model, len(ids)), **engine_options(args))
     engine.check_prompt(ids)
     if args.verbose_prompt:
         print_tokens(model.tokenizer, ids)

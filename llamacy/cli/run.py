@@ -12,8 +12,21 @@ class Parser(argparse.ArgumentParser):
     """argparse with llama.cpp's habits: `_` works for `-`, no abbreviations, one line for wrong usage."""
 
     def parse_known_args(self, args=None, namespace=None):
-        args = sys.argv[1:] if args is None else list(args)
-        return super().parse_known_args([self._with_hyphens(arg) for arg in args], namespace)
+        words, joined = iter(sys.argv[1:] if args is None else args), []
+        for word in words:
+            joined.append(self._with_text(self._with_hyphens(word), words))
+            if word == "--":
+                joined += words
+        return super().parse_known_args(joined, namespace)
+
+    def _with_text(self, word, words):
+        """Join a flag that takes a text with the next of `words`, whatever it is: texts may begin with a dash."""
+        action = self._option_string_actions.get(word)
+        if action is None or action.nargs is not None or action.metavar != "TEXT":
+            return word
+        long = next(name for name in action.option_strings if name.startswith("--"))
+        text = next(words, None)
+        return word if text is None else f"{long}={text}"
 
     def _with_hyphens(self, arg):
         name, equals, value = arg.partition("=")

@@ -10,9 +10,11 @@ from functools import partial
 from llamacy.cli.common import (
     MODEL_NAME,
     add_cache_flags,
+    add_engine_flags,
     add_lora_flags,
     add_model_flags,
     context_of,
+    engine_options,
     open_model_from,
     optional,
     real,
@@ -29,6 +31,7 @@ SEND_SECONDS = 1.0
 def build_parser():
     parser = make_parser("server", "Serve a model over HTTP: llama.cpp's and OpenAI's endpoints, and a chat page at /.")
     add_model_flags(parser, ctx_size="4096, at most the model's; each slot has that much")
+    add_engine_flags(parser)
     add_cache_flags(parser)
     add_lora_flags(parser)
     group = parser.add_argument_group("server")
@@ -99,7 +102,7 @@ class Worker(threading.Thread):
 
             template_for(model.metadata, args.chat_template)  # a wrong name is said now, not to the first client
         n_ctx = context_of(args, model)
-        engine = Engine(model, n_slots=args.parallel, n_ctx=n_ctx, max_queue=args.max_queue, batch_size=args.batch_size)
+        engine = Engine(model, n_slots=args.parallel, n_ctx=n_ctx, max_queue=args.max_queue, **engine_options(args))
         self._app.ready(model, engine)
         print(
             f"server is listening on {self._server.url} ({self._app.alias}, {args.parallel} slots of {n_ctx} tokens, "

@@ -39,13 +39,15 @@ class Engine:
     model's adapters for requests that bring none of their own.
     """
 
-    def __init__(self, model, *, n_slots=1, n_ctx=2048, max_queue=256, batch_size=None):
-        """`batch_size`: the most tokens in a step, at least a token of every slot."""
+    def __init__(
+        self, model, *, n_slots=1, n_ctx=2048, max_queue=256, batch_size=None, draft_lookup=0, context_shift=False
+    ):
+        """`batch_size`: the most tokens in a step, at least a token of every slot. The rest: see Slot."""
         self.batch_size = max(n_slots, batch_size or DEFAULT_BATCH)
         self.session = model.new_session(n_slots=n_slots, n_ctx=n_ctx, max_batch=self.batch_size)
         self.n_vocab, self.n_ctx, self.max_queue = model.config.n_vocab, n_ctx, max_queue
         eog_ids = model.tokenizer.eog_ids
-        self.slots = [Slot(i, n_ctx, self.n_vocab, eog_ids) for i in range(n_slots)]
+        self.slots = [Slot(i, n_ctx, self.n_vocab, eog_ids, draft_lookup, context_shift) for i in range(n_slots)]
         self._scales = Scales(model)
         self.lora = self._scales.defaults
         self.counters = dict.fromkeys(
@@ -143,16 +145,15 @@ class Engine:
         if not batch:
             return
         try:
-            logits = self._compute(batch)
+            rows = self._compute(batch)
         except Exception as error:
             # What the cache holds is unknown now. The failure belongs to the requests in it, not to the server.
             for slot in [slot for slot in self.slots if slot.request]:
                 slot.cached.clear()
                 slot.release(slot.result("error", error=error))
             return
-        ready = [slot for slot, count in batch if slot.pending == 0]
-        for slot, row in zip(ready, logits, strict=True):
-            self._advance(slot, row)
+        for slot, slot_rows in rows:
+            self._advance(slot, slot_rows)
 
     def _drop_cancelled(self):
         for slot in self.slots:
@@ -185,13 +186,16 @@ class Engine:
             free.remove(slot)
 
     def _batch(self):
-        """Return [(slot, how many of its pending tokens)] for the next step, generating slots first."""
+        """Return [(slot, how many of its pending and drafted tokens)] for the next step, generating slots first."""
         busy = self._scales.together([slot for slot in self.slots if slot.request])
         generating = [slot for slot in busy if slot.is_generating]
         room = self.batch_size - len(generating)
         if generating:
             room = min(room, PROMPT_SHARE)
-        batch = [(slot, 1) for slot in generating]
+        for slot in generating:
+            slot.guess(room // len(generating))
+        batch = [(slot, 1 + len(slot.draft)) for slot in generating]
+        room -= sum(len(slot.draft) for slot in generating)
         for slot in sorted((slot for slot in busy if not slot.is_generating), key=lambda slot: slot.last_used):
             count = min(slot.pending, room)
             if count:
@@ -200,38 +204,47 @@ class Engine:
         return batch
 
     def _compute(self, batch):
-        """Run the batch through the model; return the logits (n, V) of the slots whose last token was in it."""
-        tokens, positions, slots, logits_at, scales = [], [], [], [], []
+        """Run the batch through the model; return [(slot, logits (n, V))] of the slots that choose tokens now.
+
+        A generating slot has a row for its last token and for each drafted one, a prompt one for its last token.
+        """
+        tokens, positions, slots, scales, logits_at, counts = [], [], [], [], [], []
         for slot, count in batch:
-            start = len(slot.cached)
-            tokens += slot.history[start : start + count]
+            start, n = len(slot.cached), 0
+            tokens += (slot.history[start:] + slot.draft)[:count] if slot.draft else slot.history[start : start + count]
             positions += range(start, start + count)
             slots += [slot.id] * count
             scales += [slot.lora] * count
-            if count == slot.pending:
-                logits_at.append(len(tokens) - 1)
+            if count >= slot.pending:
+                n = 1 + len(slot.draft)
+                logits_at += range(len(tokens) - n, len(tokens))
+            counts.append(n)
         began = time.perf_counter()
         logits = self.session.step(tokens, positions, slots, logits_at, lora_scales=self._scales.rows(scales))
         self._count(batch, time.perf_counter() - began)
-        for slot, count in batch:
+        rows, at = [], 0
+        for (slot, count), n in zip(batch, counts, strict=True):
             slot.cached += slot.history[len(slot.cached) : len(slot.cached) + count]
             slot.last_step = self.counters["steps"]
-        return logits
+            if n:
+                rows.append((slot, logits[at : at + n]))
+            at += n
+        return rows
 
     def _count(self, batch, seconds):
         """Add a step to the counters; its time is shared by the tokens in it."""
-        generated = sum(1 for slot, _ in batch if slot.is_generating)
         total = sum(count for _, count in batch)
+        prompt = sum(count for slot, count in batch if not slot.is_generating)
         self.counters["steps"] += 1
         self.counters["busy_slots"] += len(batch)
-        self.counters["predicted_seconds"] += seconds * generated / total
-        self.counters["prompt_tokens"] += total - generated
-        self.counters["prompt_seconds"] += seconds * (total - generated) / total
+        self.counters["predicted_seconds"] += seconds * (total - prompt) / total
+        self.counters["prompt_tokens"] += prompt
+        self.counters["prompt_seconds"] += seconds * prompt / total
 
-    def _advance(self, slot, row):
+    def _advance(self, slot, rows):
         before = slot.timings.predicted_n
         try:
-            result = slot.advance(row)
+            result = slot.advance_all(rows)
         except Exception as error:
             result = slot.result("error", error=error)
         self.counters["predicted_tokens"] += slot.timings.predicted_n - before

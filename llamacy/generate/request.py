@@ -18,13 +18,18 @@ class Token(NamedTuple):
 
 @dataclass
 class Timings:
-    """Where a request's time went; in milliseconds. `cache_n` prompt tokens were in the slot already."""
+    """Where a request's time went; in milliseconds. `cache_n` prompt tokens were in the slot already.
+
+    Of `draft_n` drafted tokens `draft_n_accepted` were right.
+    """
 
     cache_n: int = 0
     prompt_n: int = 0
     prompt_ms: float = 0.0
     predicted_n: int = 0
     predicted_ms: float = 0.0
+    draft_n: int = 0
+    draft_n_accepted: int = 0
 
     @property
     def prompt_per_second(self):
@@ -40,7 +45,7 @@ class Result:
     """How a request ended: stop_type is `eos`, `limit`, `word`, `cancel` or `error` (then `error` is the exception)."""
 
     stop_type: str
-    truncated: bool = False  # stopped because the context was full
+    truncated: bool = False  # the context was full: the text stopped there, or its oldest part was dropped
     id_slot: int = -1
     seed: int | None = None  # the one that was drawn, where -1 asked for any
     error: Exception | None = None
@@ -57,6 +62,7 @@ class Request:
     prompt: list  # token ids, BOS included where the model wants one
     params: SamplingParams = field(default_factory=SamplingParams)
     n_predict: int = -1  # -1: until end of text or the context is full; 0: only the prompt, into the cache
+    n_keep: int = 0  # of the prompt's tokens, those that a context shift never drops; -1: all
     cache_prompt: bool = True  # reuse what a slot's cache already holds of the prompt
     lora: tuple | None = None  # a scale for each of the model's adapters; None: the engine's own
     constraint: object = None  # grammar.Constraint: which tokens may come; the request ends where nothing may follow

@@ -2,21 +2,28 @@
 
 import time
 
+from llamacy.generate.lookup import Lookup
 from llamacy.generate.request import Result, Timings, Token
 from llamacy.generate.sampler import Sampler, token_probs
 
 
 class Slot:
-    """`cached` are the ids in the KV cache, made with the adapter scales `lora`; `request` is None while it is free."""
+    """`cached` are the ids in the KV cache, made with the adapter scales `lora`; `request` is None while it is free.
 
-    def __init__(self, id, n_ctx, n_vocab, eog_ids):
+    draft_most: ids to guess ahead while generating, at most. context_shift: a full context drops its oldest half and
+    goes on, instead of ending the request.
+    """
+
+    def __init__(self, id, n_ctx, n_vocab, eog_ids, draft_most=0, context_shift=False):
         self.id, self.n_ctx, self.n_vocab, self.eog_ids = id, n_ctx, n_vocab, eog_ids
+        self.draft_most, self.context_shift = draft_most, context_shift
         self.cached = []
         self.lora = ()
         self.last_used = 0.0  # seconds
         self.last_step = 0  # the number of the engine's step that it was part of
         self.request = None
         self.history = []
+        self.draft = []  # guesses of what follows the history, in the step that is being made
         self.sampler = None
         self.timings = Timings()
 
@@ -35,10 +42,11 @@ class Slot:
         self.sampler = Sampler(request.params, self.n_vocab, self.eog_ids)
         keep = self.common_prefix(request, lora)
         del self.cached[keep:]
-        self.lora, self.request, self.history = lora, request, list(request.prompt)
+        self.lora, self.request, self.history, self.draft = lora, request, list(request.prompt), []
         self.timings = Timings(cache_n=keep, prompt_n=len(request.prompt) - keep)
         self._began = self.last_used = time.perf_counter()
         self._first = None
+        self._lookup, self._shifted = Lookup() if self.draft_most else None, False
 
     @property
     def pending(self):
@@ -47,7 +55,30 @@ class Slot:
 
     @property
     def is_generating(self):
-        return len(self.history) > len(self.request.prompt)
+        return self.timings.predicted_n > 0 and self.pending == 1
+
+    def guess(self, most):
+        """Set `draft`: at most `most` ids, no more than the context and the request have room for."""
+        room = self.n_ctx - len(self.history)
+        if self.request.n_predict >= 0:
+            room = min(room, self.request.n_predict - self.timings.predicted_n - 1)
+        most = min(most, self.draft_most, room)
+        self.draft = self._lookup.draft(self.history, most) if self._lookup and most > 0 else []
+        self.timings.draft_n += len(self.draft)
+
+    def advance_all(self, rows):
+        """Choose a token from each row of logits, as long as the drafted ones are chosen; return the Result or None.
+
+        Row 0 follows the history, row i the draft's first i tokens.
+        """
+        guesses, self.draft = [*self.draft, None], []
+        for row, guess in zip(rows, guesses, strict=True):
+            result = self.advance(row)
+            if result or guess is None or self.history[-1] != guess or self.pending != 1:
+                break
+            self.cached.append(guess)
+            self.timings.draft_n_accepted += 1
+        return result
 
     def advance(self, logits):
         """Choose the next token from logits (V) and report it; return a Result when that ends the request."""
@@ -73,12 +104,31 @@ class Slot:
             if applies:
                 return self.result(stop_type)
         # The new token would be computed at position len(cached): full means that there is none.
-        return self.result("limit", truncated=True) if len(self.cached) >= self.n_ctx else None
+        if len(self.cached) < self.n_ctx:
+            return None
+        return None if self.context_shift and self._shift() else self.result("limit", truncated=True)
+
+    def _shift(self):
+        """Drop the older half of what may be dropped; the rest is computed anew, as if it were the prompt.
+
+        False when the request keeps so much of its prompt that nothing can go.
+        """
+        n_keep = self.request.n_keep
+        keep = len(self.request.prompt) if n_keep < 0 else min(n_keep, len(self.request.prompt))
+        drop = (len(self.history) - keep) // 2
+        # Room for one token at least must be gained.
+        if drop < 1 or len(self.history) - drop >= self.n_ctx:
+            return False
+        del self.history[keep : keep + drop]
+        del self.cached[keep:]
+        self._lookup, self._shifted = Lookup() if self.draft_most else None, True
+        return True
 
     def result(self, stop_type, **more):
         """Return the Result of ending here."""
         if self._first is not None:
             self.timings.predicted_ms = 1000 * (time.perf_counter() - self._first)
+        more = {"truncated": self._shifted} | more
         return Result(stop_type, id_slot=self.id, seed=self.sampler.seed, timings=self.timings, **more)
 
     def release(self, result):

@@ -82,3 +82,8 @@ def prompt_ids(tokenizer, text, add_special=True):
     if not ids and add_special:
         ids = [token for token in (tokenizer.bos_id, tokenizer.eos_id) if token is not None][:1]
     return ids
+
+
+def with_bos(n_keep, tokenizer):
+    """Return a user's n_keep as Request has it: a BOS in front of the prompt is kept beside the tokens asked for."""
+    return n_keep + bool(tokenizer.add_bos) if n_keep >= 0 else n_keep

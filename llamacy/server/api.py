@@ -106,7 +106,7 @@ def settings(app, options, seed):
 
 
 def timings_of(timings):
-    """Return the times as llama.cpp has them: milliseconds, and tokens per second."""
+    """Return the times as llama.cpp has them: milliseconds, tokens per second, drafts where there were any."""
     return {
         "cache_n": timings.cache_n,
         "prompt_n": timings.prompt_n,
@@ -115,6 +115,7 @@ def timings_of(timings):
         "predicted_n": timings.predicted_n,
         "predicted_ms": timings.predicted_ms,
         "predicted_per_second": timings.predicted_per_second,
+        **({"draft_n": timings.draft_n, "draft_n_accepted": timings.draft_n_accepted} if timings.draft_n else {}),
     }
 
 

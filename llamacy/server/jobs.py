@@ -10,7 +10,7 @@ from llamacy.errors import LlamacyError
 from llamacy.generate.engine import Closed, PromptError, QueueFull
 from llamacy.generate.grammar import Constraint
 from llamacy.generate.request import Request
-from llamacy.generate.text_stream import TextStream
+from llamacy.generate.text_stream import TextStream, with_bos
 from llamacy.server.errors import ClientGone, HttpError
 
 # How often a waiting handler looks whether its client is still there.
@@ -90,6 +90,7 @@ class Job:
                     prompt,
                     options.params,
                     n_predict=options.n_predict,
+                    n_keep=with_bos(options.n_keep, app.model.tokenizer),
                     cache_prompt=options.cache_prompt,
                     lora=options.lora,
                     constraint=options.automaton and Constraint(options.automaton, app.token_table()),

@@ -345,3 +345,35 @@ def test_counters_add_up():
     assert engine.counters["prompt_tokens"] == 41 + 8
     assert engine.counters["predicted_tokens"] == 5 + 3
     assert engine.counters["prompt_seconds"] > 0 and engine.counters["predicted_seconds"] > 0
+
+
+def test_a_full_context_drops_its_older_half_and_goes_on():
+    model = FakeModel()
+    engine = Engine(model, n_ctx=32, context_shift=True)
+    request = ask("a prompt of 20 byte", n_predict=60, ignore_eos=True, temperature=0, n_keep=6)
+    result = engine.run(request)
+    assert (result.stop_type, result.truncated, len(request.tokens)) == ("limit", True, 60)
+    # what a shift leaves is computed anew: the text is that of a prompt made of what was kept
+    history, made = list(request.prompt), []
+    while len(made) < 60:
+        if len(history) > 32:
+            del history[6 : 6 + (len(history) - 6) // 2]
+        step = ask(list(history), n_predict=1, ignore_eos=True, temperature=0)
+        Engine(FakeModel(), n_ctx=33).run(step)
+        history += ids(step)
+        made += ids(step)
+    assert ids(request) == made
+
+
+@pytest.mark.parametrize("n_keep", [-1, 30])
+def test_a_prompt_that_is_kept_whole_may_leave_nothing_to_drop(n_keep):
+    engine, request = Engine(FakeModel(), n_ctx=32, context_shift=True), ask("x" * 30, n_predict=9, n_keep=n_keep)
+    result = engine.run(request)
+    assert (result.stop_type, result.truncated) in [("limit", True), ("eos", False)]
+    assert len(request.tokens) <= 2
+
+
+def test_without_context_shift_a_full_context_ends_the_text():
+    request = ask("x" * 20, n_predict=60, ignore_eos=True)
+    result = Engine(FakeModel(), n_ctx=32).run(request)
+    assert (result.stop_type, result.truncated, len(request.tokens)) == ("limit", True, 12)

@@ -227,3 +227,28 @@ def test_more_context_than_trained_is_a_warning(capsys):
     assert "above the model's 100" in capsys.readouterr().err
     assert common.context_of(SimpleNamespace(ctx_size=0), model) == 100
     assert common.context_of(SimpleNamespace(ctx_size=None), model) == 100
+
+
+@pytest.mark.parametrize("text", ["-text", "--no-display-prompt", "-p", "- a list", "a=b", "--no_mmap"])
+def test_a_prompt_may_begin_with_a_dash(main, text):
+    assert main("-p", text, "-n", "5", prompt_length=len(text) + 1)[:2] == (0, f"{text}hello\n")
+    assert main("--prompt", text, "--stop", "-o", "-n", "5", prompt_length=len(text) + 1)[1] == f"{text}hello\n"
+
+
+def test_a_prompt_that_is_missing_is_wrong_usage(main):
+    assert main("-p")[0] == 2
+
+
+def test_drafts_give_the_same_text_and_are_counted(main):
+    answer, prompt = b"and so on " * 12, ("-p", "and so on ", "-n", "100")
+    plain, drafted = (main(*prompt, *more, answer=answer, prompt_length=11) for more in ((), ("--draft-lookup", "6")))
+    assert plain[1] == drafted[1] == "and so on " + answer[:100].decode() + "\n"
+    assert "drafted right" in drafted[2] and "drafted" not in plain[2]
+
+
+def test_a_full_context_stops_or_shifts(main):
+    more = ("-p", "Hi", "-n", "50", "-c", "16", "--ignore-eos")
+    stopped, shifted = main(*more, answer=b"x" * 99), main(*more, "--context-shift", "--keep", "2", answer=b"x" * 99)
+    assert stopped[1] == "Hi" + 14 * "x" + "\n"
+    assert "context of 16 tokens is full" in stopped[2]
+    assert "50 tokens" in shifted[2] and "full" not in shifted[2]
