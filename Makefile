@@ -13,6 +13,8 @@ PIP = $(PY) -m pip install -qq --disable-pip-version-check
 INSTALL = LLAMACY_ONLY=none $(PIP) --no-build-isolation -e
 MODEL = models/SmolLM2-135M-Instruct.Q4_1.gguf
 BENCH_PYTHON = bench/.venv/bin/python
+BENCH_PIP = $(BENCH_PYTHON) -m pip --disable-pip-version-check
+LLAMA_CPP_SOURCE = bench/work/llama_cpp_python.tar.gz
 SOURCES = setup.py $(wildcard pyx/*.pyx pyx/*.pxd pyx/simd/*.pxd)
 
 all: $(VENV)/.installed $(MODEL)
@@ -41,18 +43,30 @@ $(VENV)/.test: pyproject.toml | all
 	@$(INSTALL) '.[all,test]'
 	@touch $@
 
-bench/.venv/bin/python: bench/requirements.txt
+# torch from its own index where that answers: elsewhere pip would take a CUDA build of some gigabytes.
+bench/.venv/.installed: bench/requirements.txt
+	@echo "make: installing torch, PEFT and llama.cpp in bench/.venv (llama.cpp is compiled: some minutes)"
 	@$(PYTHON) -m venv bench/.venv
-	@CMAKE_ARGS=-DGGML_NATIVE=ON $@ -m pip install -qq --disable-pip-version-check -r $<
+	@$(BENCH_PIP) install --retries 0 --index-url https://download.pytorch.org/whl/cpu $$(grep ^torch== $<) \
+		>bench/.venv/install.log 2>&1 || true
+	@CMAKE_ARGS=-DGGML_NATIVE=ON $(BENCH_PIP) install -r $< >>bench/.venv/install.log 2>&1 || \
+		{ tail -5 bench/.venv/install.log; echo "make: see bench/.venv/install.log" >&2; exit 1; }
+	@touch $@
+
+# llama.cpp's vocabularies with test strings, templates and converter, for the tests.
+$(LLAMA_CPP_SOURCE): bench/requirements.txt | bench/.venv/.installed
+	@mkdir -p $(@D)
+	@$(BENCH_PIP) download -qq --no-deps --no-binary llama-cpp-python -d $(@D) $$(grep ^llama-cpp-python== $<)
+	@mv $(@D)/llama_cpp_python-*.tar.gz $@
 	@touch $@
 
 test: all $(VENV)/.test
 	@$(PY) -m pytest tests
 
-test-peers: all $(BENCH_PYTHON)
-	@PYTHONPATH=. $(BENCH_PYTHON) -m pytest tests/peers
+test-peers: all bench/.venv/.installed $(LLAMA_CPP_SOURCE)
+	@PYTHONPATH=. LLAMACY_LLAMA_CPP_SOURCE=$(LLAMA_CPP_SOURCE) $(BENCH_PYTHON) -m pytest tests/peers
 
-bench: all $(BENCH_PYTHON)
+bench: all bench/.venv/.installed
 	@$(PY) bench/run.py --peer-python $(BENCH_PYTHON)
 
 demo: all
