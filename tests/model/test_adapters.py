@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from llamacy.errors import LlamacyError
+from llamacy.formats.adapter import FORMATS, load_adapter, save_adapter
 from llamacy.formats.lora import Adapter, LoraPair
 from llamacy.kernels.reference import layers
 from llamacy.kernels.reference import model as twin
@@ -123,6 +124,17 @@ def test_another_model_s_adapter_is_refused_and_leaves_nothing_behind(base, chan
         model.add_adapter(good)
     assert model.adapters == []
     np.testing.assert_array_equal(logits_of(model, TOKENS), plain)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_does_the_same(base, tmp_path, format):
+    model, one = base[0], adapter(4, 5)
+    save_adapter(tmp_path / "a", one, format, model.metadata)
+    model.add_adapter(one, 0.7)
+    wanted = logits_of(model, TOKENS)
+    model.set_adapter_scale(0, 0.0)
+    model.add_adapter(load_adapter(tmp_path / "a"), 0.7)
+    np.testing.assert_array_equal(logits_of(model, TOKENS), wanted)
 
 
 def test_another_family_s_adapter_is_refused(base):

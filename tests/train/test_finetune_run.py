@@ -9,7 +9,8 @@ import pytest
 
 from llamacy.cli import finetune as command
 from llamacy.cli.run import run
-from llamacy.formats.adapter import load_adapter
+from llamacy.formats.adapter import adapter_format, load_adapter
+from llamacy.formats.model_file import open_model
 from llamacy.train.options import TARGETS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,6 +85,20 @@ def test_an_adapter_is_gone_on_from_and_its_shape_kept(finetune):
         assert np.allclose(second.pairs[name].a, pair.a, atol=1e-9) and np.allclose(
             second.pairs[name].b, pair.b, atol=1e-9
         )
+
+
+@pytest.mark.parametrize("format", ["ggla", "peft", "mlx"])
+def test_every_format_holds_the_same_adapter(finetune, format):
+    for name in ("gguf", format):
+        assert finetune("--max-steps", 2, "--lora-format", name, "--outdir", name, "--rank", 3, "--lora-alpha", 6) == 0
+    first, second = load_adapter("gguf/adapter.bin"), load_adapter(f"{format}/adapter.bin")
+    assert adapter_format(f"{format}/adapter.bin") == format
+    with open_model(MODEL) as model:
+        second = second.bound(model.metadata)
+    assert first.pairs.keys() == second.pairs.keys()
+    for name, pair in first.pairs.items():
+        assert pair.a.tobytes() == second.pairs[name].a.tobytes() and pair.b.tobytes() == second.pairs[name].b.tobytes()
+        assert second.pairs[name].scale == pytest.approx(2)
 
 
 def test_a_checkpoint_of_a_run_set_up_otherwise_is_refused(finetune, capsys):
