@@ -1,17 +1,20 @@
 """Build the compiled kernels: every source in pyx/ once per instruction set, each set in its own package.
 
-`LLAMACY_BUILD_ISA` chooses the sets (`native`: what this machine can run, the default; `all`; or names with commas),
-`LLAMACY_ONLY` builds a few modules by name while developing.
+`LLAMACY_BUILD_ISA` chooses the sets (`native`: what this machine can run, the default; `all` of its architecture; or
+names with commas), `LLAMACY_ONLY` builds a few modules by name while developing.
 """
 
 import os
-import platform
 import shutil
 import sys
 from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, find_packages, setup
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from llamacy.kernels.isas import ISAS, lacking, of_this_machine
 
 ROOT = Path(__file__).resolve().parent
 PYX = ROOT / "pyx"
@@ -57,32 +60,15 @@ FLAGS = [
     "-Wno-discarded-qualifiers",
     "-Wno-sign-compare",
 ]
-X86, ARM = ("x86_64", "AMD64"), ("aarch64", "arm64")
-ISAS = {
-    "generic": (X86 + ARM, [], []),
-    "avx2": (X86, ["-mavx2", "-mfma", "-mf16c"], ["avx2", "fma", "f16c"]),
-}
-
-
-def cpu_flags():
-    """Return this CPU's feature names as Linux lists them; empty elsewhere."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return set()
-    lines = [line for line in text.splitlines() if line.startswith(("flags", "Features"))]
-    return set(lines[0].split(":", 1)[1].split()) if lines else set()
 
 
 def chosen_isas():
     """Return the instruction sets to build, by LLAMACY_BUILD_ISA."""
     wish = os.environ.get("LLAMACY_BUILD_ISA", "native")
-    here = [name for name, (machines, _, _) in ISAS.items() if platform.machine() in machines] or ["generic"]
     if wish == "all":
-        return here
+        return of_this_machine()
     if wish == "native":
-        flags = cpu_flags()
-        return [name for name in here if flags.issuperset(ISAS[name][2])]
+        return [name for name in of_this_machine() if not lacking(name)]
     unknown = [name for name in wish.split(",") if name not in ISAS]
     if unknown:
         sys.exit(f"LLAMACY_BUILD_ISA: unknown instruction set {unknown[0]!r}, wanted native, all or of {list(ISAS)}")
@@ -99,7 +85,7 @@ def stage(source, target):
 def extensions():
     """Stage the sources of each package and return one Extension per module and instruction set."""
     only = set(filter(None, os.environ.get("LLAMACY_ONLY", "").split(",")))
-    wanted = [(isa, KERNELS, ISAS[isa][1]) for isa in chosen_isas()] + [("common", COMMON, [])]
+    wanted = [(isa, KERNELS, ISAS[isa].flags) for isa in chosen_isas()] + [("common", COMMON, [])]
     found = []
     for package, modules, flags in wanted:
         folder = STAGE / "llamacy" / "kernels" / package

@@ -1,51 +1,52 @@
 """The compiled kernels for this CPU: `from llamacy.kernels import matmul` gives the best set's module.
 
-`LLAMACY_ISA=generic|avx2` forces a set; one that this machine or build cannot run is a clear error.
+`LLAMACY_ISA=avx512|avx2|neon|generic` forces a set; one that this machine or build cannot run is a clear error.
 """
 
 import importlib
 import os
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 from llamacy.errors import LlamacyError
+from llamacy.kernels.isas import ISAS, lacking
 
 # Between two steps OpenMP's threads wait spinning, some 0.1 ms instead of some ms: other programs want the cores too.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
-# Best first: name -> the CPU features it needs, as Linux names them.
-SETS = {"avx2": {"avx2", "fma", "f16c"}, "generic": set()}
-
-
-def cpu_features():
-    """Return this CPU's feature names as Linux lists them; empty where /proc/cpuinfo does not exist."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return set()
-    for line in text.splitlines():
-        if line.startswith(("flags", "Features")):
-            return set(line.split(":", 1)[1].split())
-    return set()
-
 
 def _built(name):
-    return any((Path(__file__).parent / name).glob("matmul*.so"))
+    folder = Path(__file__).parent / name
+    return any((folder / f"matmul{suffix}").exists() for suffix in EXTENSION_SUFFIXES)
 
 
 def available():
     """Return the sets that are built and that this CPU can run, best first."""
-    features = cpu_features()
-    return [name for name, needs in SETS.items() if needs <= features and _built(name)]
+    return [name for name in ISAS if _built(name) and not lacking(name)]
 
 
 def _choose():
-    usable, forced = available(), os.environ.get("LLAMACY_ISA")
-    if forced and forced not in usable:
-        raise LlamacyError(f"LLAMACY_ISA={forced}: not usable here, wanted one of {usable}; unset it or build that set")
+    forced = os.environ.get("LLAMACY_ISA")
+    if forced:
+        return _usable(forced)
+    usable = available()
     if not usable:
         raise LlamacyError("the compiled kernels are missing: run `make` in the project's folder first")
-    return forced or usable[0]
+    return usable[0]
+
+
+def _usable(name):
+    """Return `name` if that set can run here, or say why not."""
+    if name not in ISAS:
+        raise LlamacyError(f"LLAMACY_ISA={name}: no such instruction set, wanted one of {', '.join(ISAS)}")
+    if lacking(name):
+        why = f"this machine lacks {', '.join(lacking(name))}"
+        raise LlamacyError(f"LLAMACY_ISA={name}: {why}; unset it or use one of {', '.join(available())}")
+    if not _built(name):
+        how = f"LLAMACY_BUILD_ISA={name} .venv/bin/python setup.py build_ext --inplace"
+        raise LlamacyError(f"LLAMACY_ISA={name}: that set is not built; unset it or run `{how}`")
+    return name
 
 
 def load(module, isa_name=None):

@@ -1,7 +1,7 @@
 # AVX2 + FMA + F16C: the verbs the kernels are written in. Every vector has 16 lanes, one per matrix row (or column):
 #   vf  16 x f32          vi  16 x i32
 #   vb  16 rows x 4 x u8  (four neighbours of k per row)     vw  16 rows x 2 x i16 (two neighbours of k per row)
-#   vh  16 rows x 2 x i16 partial sums
+#   vh  16 rows x 2 x i16 partial sums (i32 ones where a set adds four products at once; only vh_sum tells)
 # Same names, same meaning in every file of this folder; generic.pxd is the plain statement of what each verb does.
 
 from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t, uint16_t, uint32_t
@@ -80,9 +80,6 @@ cdef extern from "immintrin.h" nogil:
     __m256i _mm256_setr_epi32(int, int, int, int, int, int, int, int)
     void _mm_pause()
     void _mm_prefetch(const char*, int)
-
-cdef enum:
-    HAS_HALF = 1
 
 cdef struct vf:
     __m256 lo

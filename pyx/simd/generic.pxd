@@ -4,9 +4,6 @@ from libc.math cimport fabsf, rintf, sqrtf
 from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
-cdef enum:
-    HAS_HALF = 0
-
 cdef struct vf:
     float x[16]
 
@@ -169,7 +166,7 @@ cdef inline float vf_hmax(vf a) noexcept nogil:
 
 # ---- 16-bit floats in memory ----
 
-cdef inline float half_to_float(uint16_t h) noexcept nogil:
+cdef inline float _half_to_float(uint16_t h) noexcept nogil:
     """f16 bits to f32, subnormals, infinities and NaN included"""
     cdef uint32_t sign = <uint32_t>(h & 0x8000) << 16, rest = h & 0x7fff, bits
     cdef float f
@@ -187,7 +184,7 @@ cdef inline float half_to_float(uint16_t h) noexcept nogil:
     return f
 
 
-cdef inline uint16_t float_to_half(float f) noexcept nogil:
+cdef inline uint16_t _float_to_half(float f) noexcept nogil:
     """f32 to f16 bits, round half to even; overflow to infinity"""
     cdef uint32_t bits, sign, shift, kept, rest, half
     memcpy(&bits, &f, 4)
@@ -214,14 +211,14 @@ cdef inline vf vf_load_f16(const void* p) noexcept nogil:
     cdef vf r
     cdef int i
     for i in range(16):
-        r.x[i] = half_to_float((<const uint16_t*>p)[i])
+        r.x[i] = _half_to_float((<const uint16_t*>p)[i])
     return r
 
 
 cdef inline void vf_store_f16(void* p, vf a) noexcept nogil:
     cdef int i
     for i in range(16):
-        (<uint16_t*>p)[i] = float_to_half(a.x[i])
+        (<uint16_t*>p)[i] = _float_to_half(a.x[i])
 
 
 cdef inline vf vf_load_bf16(const void* p) noexcept nogil:

@@ -1,0 +1,588 @@
+# NEON with the dot-product instructions (armv8.2-a+dotprod): the verbs of avx2.pxd over four registers of 128 bits.
+#   vb  16 rows x 4 x u8 of at most 127, a register four rows: what keeps int16 sums whole makes sdot right
+#   vw  the even int16 of all rows apart from the odd ones: one multiply-add takes four rows' element
+#   vh  16 x i32, for sdot adds a row's four products to 32 bits
+
+from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t, uint16_t, uint32_t
+
+cdef extern from "arm_neon.h" nogil:
+    ctypedef struct float32x2_t:
+        pass
+    ctypedef struct float32x4_t:
+        pass
+    ctypedef struct float16x4_t:
+        pass
+    ctypedef struct int8x8_t:
+        pass
+    ctypedef struct int8x16_t:
+        pass
+    ctypedef struct int16x4_t:
+        pass
+    ctypedef struct int16x8_t:
+        pass
+    ctypedef struct int32x4_t:
+        pass
+    ctypedef struct int32x2_t:
+        pass
+    ctypedef struct uint8x16_t:
+        pass
+    ctypedef struct uint16x4_t:
+        pass
+    ctypedef struct uint16x8_t:
+        pass
+    ctypedef struct uint32x4_t:
+        pass
+    ctypedef struct int8x16x2_t:
+        int8x16_t[2] val
+    ctypedef struct int16x8x2_t:
+        int16x8_t[2] val
+    float32x4_t vld1q_f32(const float*)
+    void vst1q_f32(float*, float32x4_t)
+    float32x4_t vdupq_n_f32(float)
+    float32x4_t vaddq_f32(float32x4_t, float32x4_t)
+    float32x4_t vsubq_f32(float32x4_t, float32x4_t)
+    float32x4_t vmulq_f32(float32x4_t, float32x4_t)
+    float32x4_t vdivq_f32(float32x4_t, float32x4_t)
+    float32x4_t vsqrtq_f32(float32x4_t)
+    float32x4_t vabsq_f32(float32x4_t)
+    float32x4_t vfmaq_f32(float32x4_t, float32x4_t, float32x4_t)
+    float32x4_t vfmaq_n_f32(float32x4_t, float32x4_t, float)
+    float32x4_t vfmsq_f32(float32x4_t, float32x4_t, float32x4_t)
+    float32x4_t vrndnq_f32(float32x4_t)
+    float32x4_t vbslq_f32(uint32x4_t, float32x4_t, float32x4_t)
+    uint32x4_t vcgtq_f32(float32x4_t, float32x4_t)
+    float vmaxvq_f32(float32x4_t)
+    float32x4_t vtrn1q_f32(float32x4_t, float32x4_t)
+    float32x4_t vtrn2q_f32(float32x4_t, float32x4_t)
+    float32x2_t vget_low_f32(float32x4_t)
+    float32x2_t vget_high_f32(float32x4_t)
+    float32x4_t vcombine_f32(float32x2_t, float32x2_t)
+    float32x2_t vadd_f32(float32x2_t, float32x2_t)
+    float vpadds_f32(float32x2_t)
+    float32x4_t vcvt_f32_f16(float16x4_t)
+    float16x4_t vcvt_f16_f32(float32x4_t)
+    float16x4_t vreinterpret_f16_u16(uint16x4_t)
+    uint16x4_t vreinterpret_u16_f16(float16x4_t)
+    uint16x4_t vld1_u16(const uint16_t*)
+    void vst1_u16(uint16_t*, uint16x4_t)
+    uint32x4_t vshll_n_u16(uint16x4_t, int)
+    uint16x4_t vshrn_n_u32(uint32x4_t, int)
+    uint32x4_t vshrq_n_u32(uint32x4_t, int)
+    uint32x4_t vandq_u32(uint32x4_t, uint32x4_t)
+    uint32x4_t vaddq_u32(uint32x4_t, uint32x4_t)
+    uint32x4_t vdupq_n_u32(uint32_t)
+    float32x4_t vreinterpretq_f32_u32(uint32x4_t)
+    float32x4_t vreinterpretq_f32_s32(int32x4_t)
+    uint32x4_t vreinterpretq_u32_f32(float32x4_t)
+    float32x4_t vcvtq_f32_s32(int32x4_t)
+    int32x4_t vcvtq_s32_f32(float32x4_t)
+    int32x4_t vcvtnq_s32_f32(float32x4_t)
+    int32x4_t vdupq_n_s32(int32_t)
+    int32x4_t vaddq_s32(int32x4_t, int32x4_t)
+    int32x4_t vshlq_n_s32(int32x4_t, int)
+    int32_t vaddvq_s32(int32x4_t)
+    int16x4_t vqmovn_s32(int32x4_t)
+    int16x4_t vmovn_s32(int32x4_t)
+    int8x8_t vqmovn_s16(int16x8_t)
+    int16x8_t vcombine_s16(int16x4_t, int16x4_t)
+    int8x16_t vcombine_s8(int8x8_t, int8x8_t)
+    void vst1q_s16(int16_t*, int16x8_t)
+    void vst1q_s8(int8_t*, int8x16_t)
+    uint8x16_t vld1q_u8(const uint8_t*)
+    void vst1q_u8(uint8_t*, uint8x16_t)
+    uint8x16_t vdupq_n_u8(uint8_t)
+    int8x16_t vdupq_n_s8(int8_t)
+    uint8x16_t vandq_u8(uint8x16_t, uint8x16_t)
+    uint8x16_t vorrq_u8(uint8x16_t, uint8x16_t)
+    uint8x16_t vshrq_n_u8(uint8x16_t, int)
+    uint8x16_t vshlq_u8(uint8x16_t, int8x16_t)
+    int8x16_t vreinterpretq_s8_u8(uint8x16_t)
+    int8x16_t vreinterpretq_s8_s32(int32x4_t)
+    int32x4_t vdotq_s32(int32x4_t, int8x16_t, int8x16_t)
+    int8x16_t vld1q_s8(const int8_t*)
+    int8x16x2_t vld2q_s8(const int8_t*)
+    int16x8x2_t vld2q_s16(const int16_t*)
+    void vst2q_s16(int16_t*, int16x8x2_t)
+    int8x8_t vget_low_s8(int8x16_t)
+    int16x8_t vmovl_s8(int8x8_t)
+    int16x8_t vmovl_high_s8(int8x16_t)
+    uint16x8_t vreinterpretq_u16_u8(uint8x16_t)
+    uint16x8_t vuzp1q_u16(uint16x8_t, uint16x8_t)
+    uint16x8_t vuzp2q_u16(uint16x8_t, uint16x8_t)
+    uint16x8_t vandq_u16(uint16x8_t, uint16x8_t)
+    uint16x8_t vshrq_n_u16(uint16x8_t, int)
+    uint16x8_t vdupq_n_u16(uint16_t)
+    int16x8_t vreinterpretq_s16_u16(uint16x8_t)
+    int16x8_t vdupq_n_s16(int16_t)
+    int16x8_t vsubq_s16(int16x8_t, int16x8_t)
+    int16x8_t vmulq_s16(int16x8_t, int16x8_t)
+    int16x4_t vget_low_s16(int16x8_t)
+    int16x4_t vreinterpret_s16_s32(int32x2_t)
+    int32x2_t vdup_n_s32(int32_t)
+    int32x4_t vmlal_lane_s16(int32x4_t, int16x4_t, int16x4_t, int)
+    int32x4_t vmlal_high_lane_s16(int32x4_t, int16x8_t, int16x4_t, int)
+    int32x4_t vmovl_s16(int16x4_t)
+    int32x4_t vmovl_high_s16(int16x8_t)
+
+cdef extern from *:
+    """
+    static inline void cpu_yield(void) { __asm__ volatile("yield"); }
+    """
+    void cpu_yield() noexcept nogil
+    void __builtin_prefetch(const void*) noexcept nogil
+
+cdef struct vf:             # rows 0..3, 4..7, 8..11, 12..15, as in vi, vb and vh
+    float32x4_t a
+    float32x4_t b
+    float32x4_t c
+    float32x4_t d
+
+cdef struct vi:
+    int32x4_t a
+    int32x4_t b
+    int32x4_t c
+    int32x4_t d
+
+cdef struct vb:
+    uint8x16_t a
+    uint8x16_t b
+    uint8x16_t c
+    uint8x16_t d
+
+cdef struct vw:             # rows 0..7 and 8..15
+    int16x8_t even_lo
+    int16x8_t even_hi
+    int16x8_t odd_lo
+    int16x8_t odd_hi
+
+cdef struct vh:
+    int32x4_t a
+    int32x4_t b
+    int32x4_t c
+    int32x4_t d
+
+
+cdef inline void pause() noexcept nogil:
+    cpu_yield()
+
+
+cdef inline void prefetch(const void* p) noexcept nogil:
+    __builtin_prefetch(p)
+
+
+# ---- f32 ----
+
+cdef inline vf vf_load(const float* p) noexcept nogil:
+    cdef vf r
+    r.a, r.b, r.c, r.d = vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)
+    return r
+
+
+cdef inline void vf_store(float* p, vf a) noexcept nogil:
+    vst1q_f32(p, a.a)
+    vst1q_f32(p + 4, a.b)
+    vst1q_f32(p + 8, a.c)
+    vst1q_f32(p + 12, a.d)
+
+
+cdef inline vf vf_set1(float x) noexcept nogil:
+    cdef vf r
+    r.a = vdupq_n_f32(x)
+    r.b, r.c, r.d = r.a, r.a, r.a
+    return r
+
+
+cdef inline vf vf_add(vf a, vf b) noexcept nogil:
+    cdef vf r
+    r.a, r.b, r.c, r.d = vaddq_f32(a.a, b.a), vaddq_f32(a.b, b.b), vaddq_f32(a.c, b.c), vaddq_f32(a.d, b.d)
+    return r
+
+
+cdef inline vf vf_sub(vf a, vf b) noexcept nogil:
+    cdef vf r
+    r.a, r.b, r.c, r.d = vsubq_f32(a.a, b.a), vsubq_f32(a.b, b.b), vsubq_f32(a.c, b.c), vsubq_f32(a.d, b.d)
+    return r
+
+
+cdef inline vf vf_mul(vf a, vf b) noexcept nogil:
+    cdef vf r
+    r.a, r.b, r.c, r.d = vmulq_f32(a.a, b.a), vmulq_f32(a.b, b.b), vmulq_f32(a.c, b.c), vmulq_f32(a.d, b.d)
+    return r
+
+
+cdef inline vf vf_div(vf a, vf b) noexcept nogil:
+    cdef vf r
+    r.a, r.b, r.c, r.d = vdivq_f32(a.a, b.a), vdivq_f32(a.b, b.b), vdivq_f32(a.c, b.c), vdivq_f32(a.d, b.d)
+    return r
+
+
+cdef inline float32x4_t _max(float32x4_t a, float32x4_t b) noexcept nogil:
+    # not fmax: a NaN shall give b, as everywhere else
+    return vbslq_f32(vcgtq_f32(a, b), a, b)
+
+
+cdef inline vf vf_max(vf a, vf b) noexcept nogil:
+    cdef vf r
+    r.a, r.b, r.c, r.d = _max(a.a, b.a), _max(a.b, b.b), _max(a.c, b.c), _max(a.d, b.d)
+    return r
+
+
+cdef inline float32x4_t _min(float32x4_t a, float32x4_t b) noexcept nogil:
+    return vbslq_f32(vcgtq_f32(b, a), a, b)
+
+
+cdef inline vf vf_min(vf a, vf b) noexcept nogil:
+    cdef vf r
+    r.a, r.b, r.c, r.d = _min(a.a, b.a), _min(a.b, b.b), _min(a.c, b.c), _min(a.d, b.d)
+    return r
+
+
+cdef inline vf vf_sqrt(vf a) noexcept nogil:
+    cdef vf r
+    r.a, r.b, r.c, r.d = vsqrtq_f32(a.a), vsqrtq_f32(a.b), vsqrtq_f32(a.c), vsqrtq_f32(a.d)
+    return r
+
+
+cdef inline vf vf_abs(vf a) noexcept nogil:
+    cdef vf r
+    r.a, r.b, r.c, r.d = vabsq_f32(a.a), vabsq_f32(a.b), vabsq_f32(a.c), vabsq_f32(a.d)
+    return r
+
+
+cdef inline vf vf_fma(vf a, vf b, vf c) noexcept nogil:
+    """a * b + c"""
+    cdef vf r
+    r.a = vfmaq_f32(c.a, a.a, b.a)
+    r.b = vfmaq_f32(c.b, a.b, b.b)
+    r.c = vfmaq_f32(c.c, a.c, b.c)
+    r.d = vfmaq_f32(c.d, a.d, b.d)
+    return r
+
+
+cdef inline vf vf_fnma(vf a, vf b, vf c) noexcept nogil:
+    """c - a * b"""
+    cdef vf r
+    r.a = vfmsq_f32(c.a, a.a, b.a)
+    r.b = vfmsq_f32(c.b, a.b, b.b)
+    r.c = vfmsq_f32(c.c, a.c, b.c)
+    r.d = vfmsq_f32(c.d, a.d, b.d)
+    return r
+
+
+cdef inline vf vf_fma1(vf a, float x, vf c) noexcept nogil:
+    """a * x + c with one x for all lanes"""
+    cdef vf r
+    r.a = vfmaq_n_f32(c.a, a.a, x)
+    r.b = vfmaq_n_f32(c.b, a.b, x)
+    r.c = vfmaq_n_f32(c.c, a.c, x)
+    r.d = vfmaq_n_f32(c.d, a.d, x)
+    return r
+
+
+cdef inline vf vf_round(vf a) noexcept nogil:
+    """nearest integer, halves to even"""
+    cdef vf r
+    r.a, r.b, r.c, r.d = vrndnq_f32(a.a), vrndnq_f32(a.b), vrndnq_f32(a.c), vrndnq_f32(a.d)
+    return r
+
+
+cdef inline float32x4_t _pow2(float32x4_t n) noexcept nogil:
+    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)), 23))
+
+
+cdef inline vf vf_pow2(vf n) noexcept nogil:
+    """2 ** n for whole n in -126..127"""
+    cdef vf r
+    r.a, r.b, r.c, r.d = _pow2(n.a), _pow2(n.b), _pow2(n.c), _pow2(n.d)
+    return r
+
+
+cdef inline float vf_hsum(vf a) noexcept nogil:
+    """sum of the lanes, as a tree"""
+    cdef float32x4_t s = vaddq_f32(vaddq_f32(a.a, a.c), vaddq_f32(a.b, a.d))
+    return vpadds_f32(vadd_f32(vget_low_f32(s), vget_high_f32(s)))
+
+
+cdef inline float vf_hmax(vf a) noexcept nogil:
+    """largest lane"""
+    return vmaxvq_f32(_max(_max(a.a, a.c), _max(a.b, a.d)))
+
+
+# ---- 16-bit floats in memory ----
+
+cdef inline float32x4_t _from_f16(const uint16_t* p) noexcept nogil:
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)))
+
+
+cdef inline vf vf_load_f16(const void* p) noexcept nogil:
+    cdef const uint16_t* h = <const uint16_t*>p
+    cdef vf r
+    r.a, r.b, r.c, r.d = _from_f16(h), _from_f16(h + 4), _from_f16(h + 8), _from_f16(h + 12)
+    return r
+
+
+cdef inline void vf_store_f16(void* p, vf a) noexcept nogil:
+    cdef uint16_t* h = <uint16_t*>p
+    vst1_u16(h, vreinterpret_u16_f16(vcvt_f16_f32(a.a)))
+    vst1_u16(h + 4, vreinterpret_u16_f16(vcvt_f16_f32(a.b)))
+    vst1_u16(h + 8, vreinterpret_u16_f16(vcvt_f16_f32(a.c)))
+    vst1_u16(h + 12, vreinterpret_u16_f16(vcvt_f16_f32(a.d)))
+
+
+cdef inline float32x4_t _from_bf16(const uint16_t* p) noexcept nogil:
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16))
+
+
+cdef inline vf vf_load_bf16(const void* p) noexcept nogil:
+    cdef const uint16_t* h = <const uint16_t*>p
+    cdef vf r
+    r.a, r.b, r.c, r.d = _from_bf16(h), _from_bf16(h + 4), _from_bf16(h + 8), _from_bf16(h + 12)
+    return r
+
+
+cdef inline uint16x4_t _to_bf16(float32x4_t a) noexcept nogil:
+    # round half to even: add 0x7fff plus the lowest kept bit
+    cdef uint32x4_t x = vreinterpretq_u32_f32(a)
+    cdef uint32x4_t odd = vandq_u32(vshrq_n_u32(x, 16), vdupq_n_u32(1))
+    return vshrn_n_u32(vaddq_u32(x, vaddq_u32(odd, vdupq_n_u32(0x7fff))), 16)
+
+
+cdef inline void vf_store_bf16(void* p, vf a) noexcept nogil:
+    cdef uint16_t* h = <uint16_t*>p
+    vst1_u16(h, _to_bf16(a.a))
+    vst1_u16(h + 4, _to_bf16(a.b))
+    vst1_u16(h + 8, _to_bf16(a.c))
+    vst1_u16(h + 12, _to_bf16(a.d))
+
+
+# ---- integers ----
+
+cdef inline vf _floats(int16x8_t lo, int16x8_t hi) noexcept nogil:
+    cdef vf r
+    r.a, r.b = vcvtq_f32_s32(vmovl_s16(vget_low_s16(lo))), vcvtq_f32_s32(vmovl_high_s16(lo))
+    r.c, r.d = vcvtq_f32_s32(vmovl_s16(vget_low_s16(hi))), vcvtq_f32_s32(vmovl_high_s16(hi))
+    return r
+
+
+cdef inline vf vf_load_s8(const int8_t* p) noexcept nogil:
+    """16 int8 as f32"""
+    cdef int8x16_t x = vld1q_s8(p)
+    return _floats(vmovl_s8(vget_low_s8(x)), vmovl_high_s8(x))
+
+
+cdef inline vi vi_zero() noexcept nogil:
+    cdef vi r
+    r.a = vdupq_n_s32(0)
+    r.b, r.c, r.d = r.a, r.a, r.a
+    return r
+
+
+cdef inline vi vi_add(vi a, vi b) noexcept nogil:
+    cdef vi r
+    r.a, r.b, r.c, r.d = vaddq_s32(a.a, b.a), vaddq_s32(a.b, b.b), vaddq_s32(a.c, b.c), vaddq_s32(a.d, b.d)
+    return r
+
+
+cdef inline vi vi_times128(vi a) noexcept nogil:
+    cdef vi r
+    r.a, r.b, r.c, r.d = vshlq_n_s32(a.a, 7), vshlq_n_s32(a.b, 7), vshlq_n_s32(a.c, 7), vshlq_n_s32(a.d, 7)
+    return r
+
+
+cdef inline vf vi_to_f(vi a) noexcept nogil:
+    cdef vf r
+    r.a, r.b, r.c, r.d = vcvtq_f32_s32(a.a), vcvtq_f32_s32(a.b), vcvtq_f32_s32(a.c), vcvtq_f32_s32(a.d)
+    return r
+
+
+cdef inline vi vf_to_i(vf a) noexcept nogil:
+    """nearest integer, halves to even; |a| < 2 ** 31"""
+    cdef vi r
+    r.a, r.b, r.c, r.d = vcvtnq_s32_f32(a.a), vcvtnq_s32_f32(a.b), vcvtnq_s32_f32(a.c), vcvtnq_s32_f32(a.d)
+    return r
+
+
+cdef inline int32_t vi_hsum(vi a) noexcept nogil:
+    return vaddvq_s32(vaddq_s32(vaddq_s32(a.a, a.b), vaddq_s32(a.c, a.d)))
+
+
+cdef inline int16x8_t _saturated(int32x4_t a, int32x4_t b) noexcept nogil:
+    return vcombine_s16(vqmovn_s32(a), vqmovn_s32(b))
+
+
+cdef inline void vi_store_s16(int16_t* p, vi a) noexcept nogil:
+    """16 lanes as int16, saturated"""
+    vst1q_s16(p, _saturated(a.a, a.b))
+    vst1q_s16(p + 8, _saturated(a.c, a.d))
+
+
+cdef inline void vi_store_s8(int8_t* p, vi a) noexcept nogil:
+    """16 lanes as int8, saturated"""
+    vst1q_s8(p, vcombine_s8(vqmovn_s16(_saturated(a.a, a.b)), vqmovn_s16(_saturated(a.c, a.d))))
+
+
+cdef inline vb vb_load(const uint8_t* p) noexcept nogil:
+    """64 bytes"""
+    cdef vb r
+    r.a, r.b, r.c, r.d = vld1q_u8(p), vld1q_u8(p + 16), vld1q_u8(p + 32), vld1q_u8(p + 48)
+    return r
+
+
+cdef inline void vb_store(uint8_t* p, vb a) noexcept nogil:
+    vst1q_u8(p, a.a)
+    vst1q_u8(p + 16, a.b)
+    vst1q_u8(p + 32, a.c)
+    vst1q_u8(p + 48, a.d)
+
+
+cdef inline vb vb_nibbles(const uint8_t* p) noexcept nogil:
+    """32 bytes to 64 values: the low nibbles are rows 0..7, the high nibbles rows 8..15"""
+    cdef vb r
+    cdef uint8x16_t x = vld1q_u8(p), y = vld1q_u8(p + 16), mask = vdupq_n_u8(15)
+    r.a, r.b = vandq_u8(x, mask), vandq_u8(y, mask)
+    r.c, r.d = vshrq_n_u8(x, 4), vshrq_n_u8(y, 4)
+    return r
+
+
+cdef inline vb vb_or_bit(vb a, vb bits, int g, int to) noexcept nogil:
+    """a with bit g of each byte of `bits` put in as bit `to` (constants)"""
+    cdef vb r
+    cdef uint8x16_t mask = vdupq_n_u8(<uint8_t>(1 << to))
+    cdef int8x16_t left = vdupq_n_s8(<int8_t>(to - g))
+    r.a = vorrq_u8(a.a, vandq_u8(vshlq_u8(bits.a, left), mask))
+    r.b = vorrq_u8(a.b, vandq_u8(vshlq_u8(bits.b, left), mask))
+    r.c = vorrq_u8(a.c, vandq_u8(vshlq_u8(bits.c, left), mask))
+    r.d = vorrq_u8(a.d, vandq_u8(vshlq_u8(bits.d, left), mask))
+    return r
+
+
+cdef inline vh vh_zero() noexcept nogil:
+    cdef vh r
+    r.a = vdupq_n_s32(0)
+    r.b, r.c, r.d = r.a, r.a, r.a
+    return r
+
+
+cdef inline vh vh_dot(vh acc, vb w, const int8_t* a) noexcept nogil:
+    """acc += w * a[0..4) per row; the caller bounds the sum"""
+    cdef vh r
+    cdef int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32((<const int32_t*>a)[0]))
+    r.a = vdotq_s32(acc.a, vreinterpretq_s8_u8(w.a), x)
+    r.b = vdotq_s32(acc.b, vreinterpretq_s8_u8(w.b), x)
+    r.c = vdotq_s32(acc.c, vreinterpretq_s8_u8(w.c), x)
+    r.d = vdotq_s32(acc.d, vreinterpretq_s8_u8(w.d), x)
+    return r
+
+
+cdef inline vi vh_sum(vh acc) noexcept nogil:
+    """each row's sum as int32"""
+    cdef vi r
+    r.a, r.b, r.c, r.d = acc.a, acc.b, acc.c, acc.d
+    return r
+
+
+cdef inline vw vw_load(const int16_t* p) noexcept nogil:
+    """16 rows x 2 int16"""
+    cdef vw r
+    cdef int16x8x2_t lo = vld2q_s16(p), hi = vld2q_s16(p + 16)
+    r.even_lo, r.odd_lo, r.even_hi, r.odd_hi = lo.val[0], lo.val[1], hi.val[0], hi.val[1]
+    return r
+
+
+cdef inline void vw_store(int16_t* p, vw a) noexcept nogil:
+    cdef int16x8x2_t lo, hi
+    lo.val[0], lo.val[1], hi.val[0], hi.val[1] = a.even_lo, a.odd_lo, a.even_hi, a.odd_hi
+    vst2q_s16(p, lo)
+    vst2q_s16(p + 16, hi)
+
+
+cdef inline vw vw_load_s8(const int8_t* p) noexcept nogil:
+    """16 rows x 2 int8, widened"""
+    cdef vw r
+    cdef int8x16x2_t x = vld2q_s8(p)
+    r.even_lo, r.even_hi = vmovl_s8(vget_low_s8(x.val[0])), vmovl_high_s8(x.val[0])
+    r.odd_lo, r.odd_hi = vmovl_s8(vget_low_s8(x.val[1])), vmovl_high_s8(x.val[1])
+    return r
+
+
+cdef inline uint16x8_t _pairs(uint8x16_t low, uint8x16_t high, int j) noexcept nogil:
+    cdef uint16x8_t x = vreinterpretq_u16_u8(low), y = vreinterpretq_u16_u8(high)
+    return vuzp1q_u16(x, y) if j == 0 else vuzp2q_u16(x, y)
+
+
+cdef inline vw vb_pair(vb a, int j, int offset) noexcept nogil:
+    """bytes 2j and 2j + 1 (j constant, 0 or 1) of each row less `offset`, as int16"""
+    cdef vw r
+    cdef uint16x8_t lo = _pairs(a.a, a.b, j), hi = _pairs(a.c, a.d, j), mask = vdupq_n_u16(0xff)
+    cdef int16x8_t less = vdupq_n_s16(<int16_t>offset)
+    r.even_lo = vsubq_s16(vreinterpretq_s16_u16(vandq_u16(lo, mask)), less)
+    r.even_hi = vsubq_s16(vreinterpretq_s16_u16(vandq_u16(hi, mask)), less)
+    r.odd_lo = vsubq_s16(vreinterpretq_s16_u16(vshrq_n_u16(lo, 8)), less)
+    r.odd_hi = vsubq_s16(vreinterpretq_s16_u16(vshrq_n_u16(hi, 8)), less)
+    return r
+
+
+cdef inline vw vw_mul(vw a, vw b) noexcept nogil:
+    """a * b, the products fitting int16"""
+    cdef vw r
+    r.even_lo, r.even_hi = vmulq_s16(a.even_lo, b.even_lo), vmulq_s16(a.even_hi, b.even_hi)
+    r.odd_lo, r.odd_hi = vmulq_s16(a.odd_lo, b.odd_lo), vmulq_s16(a.odd_hi, b.odd_hi)
+    return r
+
+
+cdef inline vi vi_dot(vi acc, vw w, const int16_t* a) noexcept nogil:
+    """acc += w * a[0..2) per row"""
+    cdef vi r
+    cdef int16x4_t x = vreinterpret_s16_s32(vdup_n_s32((<const int32_t*>a)[0]))
+    r.a = vmlal_lane_s16(acc.a, vget_low_s16(w.even_lo), x, 0)
+    r.b = vmlal_high_lane_s16(acc.b, w.even_lo, x, 0)
+    r.c = vmlal_lane_s16(acc.c, vget_low_s16(w.even_hi), x, 0)
+    r.d = vmlal_high_lane_s16(acc.d, w.even_hi, x, 0)
+    r.a = vmlal_lane_s16(r.a, vget_low_s16(w.odd_lo), x, 1)
+    r.b = vmlal_high_lane_s16(r.b, w.odd_lo, x, 1)
+    r.c = vmlal_lane_s16(r.c, vget_low_s16(w.odd_hi), x, 1)
+    r.d = vmlal_high_lane_s16(r.d, w.odd_hi, x, 1)
+    return r
+
+
+cdef inline vf vw_even(vw a) noexcept nogil:
+    """the first int16 of each row as f32"""
+    return _floats(a.even_lo, a.even_hi)
+
+
+cdef inline vf vw_odd(vw a) noexcept nogil:
+    """the second int16 of each row as f32"""
+    return _floats(a.odd_lo, a.odd_hi)
+
+
+cdef inline int16x8_t _narrow(int32x4_t a, int32x4_t b) noexcept nogil:
+    return vcombine_s16(vmovn_s32(a), vmovn_s32(b))
+
+
+cdef inline vw vw_join(vi even, vi odd) noexcept nogil:
+    """int32 lanes that fit int16, as pairs (even, odd)"""
+    cdef vw r
+    r.even_lo, r.even_hi = _narrow(even.a, even.b), _narrow(even.c, even.d)
+    r.odd_lo, r.odd_hi = _narrow(odd.a, odd.b), _narrow(odd.c, odd.d)
+    return r
+
+
+# ---- shuffles ----
+
+cdef inline void _transpose4(const float* src, size_t ss, float* dst, size_t ds) noexcept nogil:
+    cdef float32x4_t a0 = vld1q_f32(src), a1 = vld1q_f32(src + ss)
+    cdef float32x4_t a2 = vld1q_f32(src + 2 * ss), a3 = vld1q_f32(src + 3 * ss)
+    cdef float32x4_t b0 = vtrn1q_f32(a0, a1), b1 = vtrn2q_f32(a0, a1)
+    cdef float32x4_t b2 = vtrn1q_f32(a2, a3), b3 = vtrn2q_f32(a2, a3)
+    vst1q_f32(dst, vcombine_f32(vget_low_f32(b0), vget_low_f32(b2)))
+    vst1q_f32(dst + ds, vcombine_f32(vget_low_f32(b1), vget_low_f32(b3)))
+    vst1q_f32(dst + 2 * ds, vcombine_f32(vget_high_f32(b0), vget_high_f32(b2)))
+    vst1q_f32(dst + 3 * ds, vcombine_f32(vget_high_f32(b1), vget_high_f32(b3)))
+
+
+cdef inline void transpose8(const float* src, size_t ss, float* dst, size_t ds) noexcept nogil:
+    """8 x 8 words: dst[j * ds + i] = src[i * ss + j]"""
+    _transpose4(src, ss, dst, ds)
+    _transpose4(src + 4, ss, dst + 4 * ds, ds)
+    _transpose4(src + 4 * ss, ss, dst + 4, ds)
+    _transpose4(src + 4 * ss + 4, ss, dst + 4 * ds + 4, ds)
