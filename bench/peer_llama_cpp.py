@@ -3,15 +3,19 @@
     python peer_llama_cpp.py speed MODEL PROMPT GENERATE DEPTH THREADS REPETITIONS
     python peer_llama_cpp.py batch MODEL SEQUENCES GENERATE THREADS REPETITIONS
     python peer_llama_cpp.py first MODEL THREADS
+    python peer_llama_cpp.py serve MODEL SLOTS CONTEXT THREADS PORT     (until it is ended)
     python peer_llama_cpp.py quantize IN OUT TYPE
 
 Prints one JSON object: {"ts": [tokens/s of each repetition], "peak_rss_bytes"}.
 """
 
 import ctypes
+import functools
 import json
+import queue
 import random
 import sys
+import threading
 import time
 
 import llama_cpp as ll
@@ -87,6 +91,92 @@ def batch(path, sequences, generate, threads, repetitions):
     return speeds[1:]
 
 
+class Slot:
+    """A sequence of `serve`: the tokens still to read, how many to make, and whom to tell."""
+
+    def __init__(self, number):
+        self.number, self.done = number, None
+
+
+def serve(path, slots, n_ctx, threads, port):
+    """POST /completion {prompt, n_predict}: greedy, all slots in one llama_decode a step, as in llama.cpp's server.
+
+    The package brings llama.cpp's library, not its server; this is the least that several clients need.
+    """
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    context, _ = open_context(path, slots * n_ctx, threads, slots)
+    vocab, waiting = ll.llama_model_get_vocab(ll.llama_get_model(context)), queue.Queue()
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+        def answer(self, data):
+            body = json.dumps(data).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self):
+            self.answer({"status": "ok"})
+
+        def do_POST(self):
+            data = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            done = queue.Queue()
+            waiting.put((data, done))
+            self.answer(done.get())
+
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 64
+
+    threading.Thread(target=Server(("127.0.0.1", port), Handler).serve_forever, daemon=True).start()
+    compute(context, vocab, [Slot(i) for i in range(slots)], waiting)
+
+
+def compute(context, vocab, slots, waiting):
+    """Serve what waits, forever: every step takes the prompts that came and one token of each other sequence."""
+    memory, sampler = ll.llama_get_memory(context), ll.llama_sampler_init_greedy()
+    batch = ll.llama_batch_init(2048, 0, 1)
+    while True:
+        for slot in slots:
+            idle = all(other.done is None for other in slots)
+            if slot.done is None and (idle or not waiting.empty()):
+                data, slot.done = waiting.get()
+                slot.tokens, slot.left, slot.made, slot.at = tokenize(vocab, data["prompt"]), data["n_predict"], [], 0
+                ll.llama_memory_seq_rm(memory, slot.number, -1, -1)
+        batch.n_tokens, last = 0, []
+        for slot in (slot for slot in slots if slot.done is not None):
+            for token in slot.tokens:
+                i = batch.n_tokens
+                batch.token[i], batch.pos[i], batch.logits[i] = token, slot.at, 0
+                batch.n_seq_id[i], batch.seq_id[i][0] = 1, slot.number
+                batch.n_tokens, slot.at = i + 1, slot.at + 1
+            batch.logits[batch.n_tokens - 1] = 1
+            last.append((slot, batch.n_tokens - 1))
+        if ll.llama_decode(context, batch):
+            sys.exit("llama_decode failed")
+        for slot, i in last:
+            slot.made.append(ll.llama_sampler_sample(sampler, context, i))
+            slot.tokens, slot.left = slot.made[-1:], slot.left - 1
+            if not slot.left:
+                text = b"".join(map(functools.partial(piece, vocab), slot.made)).decode("utf-8", "replace")
+                slot.done.put({"content": text, "tokens_predicted": len(slot.made)})
+                slot.done = None
+
+
+def tokenize(vocab, text):
+    data = text.encode()
+    found = (ll.llama_token * (len(data) + 2))()
+    return found[: ll.llama_tokenize(vocab, data, len(data), found, len(found), True, True)]
+
+
+def piece(vocab, token):
+    text = ctypes.create_string_buffer(256)
+    return text.raw[: max(0, ll.llama_token_to_piece(vocab, token, text, 256, 0, False))]
+
+
 def first(path, threads):
     """Generate one token as a user of the library would: the caller times the whole process."""
     model = ll.Llama(path, n_ctx=512, n_threads=threads, n_threads_batch=threads, verbose=False)
@@ -108,5 +198,6 @@ if __name__ == "__main__":
     ll.llama_log_set(SILENT, ctypes.c_void_p())
     action, *arguments = sys.argv[1:]
     arguments = [int(text) if text.isdigit() else text for text in arguments]
-    speeds = {"speed": speed, "batch": batch, "first": first, "quantize": quantize}[action](*arguments)
+    actions = {"speed": speed, "batch": batch, "first": first, "serve": serve, "quantize": quantize}
+    speeds = actions[action](*arguments)
     print(json.dumps({"ts": speeds, "peak_rss_bytes": peak_rss_bytes()}))

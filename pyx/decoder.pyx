@@ -64,7 +64,8 @@ cdef struct Step:           # one call: sizes, inputs and the buffers all thread
     size_t ldu
     float* cosine           # (T, n_rot / 2)
     float* sine
-    float* logits           # (M, vocab_p)
+    bint hidden             # instead of logits, what they are made of
+    float* logits           # (M, vocab_p), or (M, embd_p)
     uint8_t* rounded        # of the widest input
 
 
@@ -150,21 +151,23 @@ cdef class Session:
         return self.cache.shape[0]
 
     def step(self, const int[::1] tokens, const int[::1] positions, const int[::1] slots, const int[::1] logits_at,
-             const float[:, ::1] lora_scales=None):
+             const float[:, ::1] lora_scales=None, bint hidden=False):
         """Run T tokens: token i enters slot slots[i] at positions[i] and attends to what that slot holds up to there.
 
         Returns logits f32 (len(logits_at), n_vocab) for the tokens at those indices. lora_scales: f32 (T, n_adapters), or
-        None for 1. ValueError where an index is out of range.
+        None for 1. hidden: the final norm's output instead of logits, f32 (len(logits_at), n_embd). ValueError where an
+        index is out of range.
         """
         cdef Step* s = &self.step_
         cdef Config* c = &self.weights.config
-        cdef float[:, ::1] logits = np.empty((len(logits_at), c.vocab_p), np.float32)
+        cdef float[:, ::1] logits = np.empty((len(logits_at), c.embd_p if hidden else c.vocab_p), np.float32)
+        cdef int width = c.n_embd if hidden else c.n_vocab
         self.check(tokens, positions, slots, logits_at, lora_scales)
         if len(tokens) == 0:
-            return np.asarray(logits)[:, :c.n_vocab]
+            return np.asarray(logits)[:, :width]
         s.T, s.M = <int>tokens.shape[0], <int>logits_at.shape[0]
         s.tokens, s.positions, s.slots = &tokens[0], &positions[0], &slots[0]
-        s.logits_at, s.logits = NULL, NULL
+        s.logits_at, s.logits, s.hidden = NULL, NULL, hidden
         if s.M:
             s.logits_at, s.logits = &logits_at[0], &logits[0, 0]
         s.lora_scales = NULL if lora_scales is None or self.weights.n_lora == 0 else &lora_scales[0, 0]
@@ -175,7 +178,7 @@ cdef class Session:
         self.find_runs()
         with nogil, parallel(num_threads=self.n_threads):
             self.run(enter(&self.team), omp_get_num_threads())
-        return np.asarray(logits)[:, :c.n_vocab]
+        return np.asarray(logits)[:, :width]
 
     cdef check(self, tokens, positions, slots, logits_at, lora_scales):
         T = len(tokens)
@@ -374,9 +377,12 @@ cdef class Session:
         cdef Acts a
         cdef size_t ld = c.vocab_p
         cdef int m, lo = share(l.w.n_tiles, i, n), hi = share(l.w.n_tiles, i + 1, n)
+        cdef float* normed = s.logits if s.hidden else s.normed
         self.inputs(&a, l, 1, s.normed, c.embd_p, s.M)
         for m in range(share(s.M, i, n), share(s.M, i + 1, n)):
-            rms_norm(s.x + s.logits_at[m] * c.embd_p, self.weights.output_norm, c.n_embd, c.rms_eps, s.normed + m * c.embd_p)
+            rms_norm(s.x + s.logits_at[m] * c.embd_p, self.weights.output_norm, c.n_embd, c.rms_eps, normed + m * c.embd_p)
+        if s.hidden:
+            return
         meet(&self.team)
         self.round_rows(&a, i, n)
         self.linears(l, 1, &a, &s.logits, &ld, &lo, &hi, i, n)

@@ -52,6 +52,8 @@ def build_parser():
              help="the model's name in answers (default: its file's)")  # fmt: skip
     optional(group, "--chat-template", dest="chat_template", metavar="NAME|FILE",
              help="chat with this template (default: the model's own)")  # fmt: skip
+    group.add_argument("--pooling", choices=["mean", "last", "cls", "none"], default="mean",
+                       help="what /embedding makes of a text's tokens; none: a vector for each")  # fmt: skip
     group.add_argument("--no-webui", action="store_true", help="no chat page at /")
     group.add_argument("--mlock", action="store_true", help="keep the model in memory, where the system lets us")
     group.add_argument("-v", "--verbose", action="store_true", help="log every request on stderr")
@@ -124,6 +126,7 @@ def main(argv):
         with_metrics=args.metrics,
         with_page=not args.no_webui,
         chat_template=args.chat_template,
+        pooling=args.pooling,
     )
     server = Server(args.host, args.port, app, timeout_seconds=args.timeout, verbose=args.verbose)
     ended = threading.Event()

@@ -187,7 +187,7 @@ class Engine:
 
     def _batch(self):
         """Return [(slot, how many of its pending and drafted tokens)] for the next step, generating slots first."""
-        busy = self._scales.together([slot for slot in self.slots if slot.request])
+        busy = self._scales.together(self._alike([slot for slot in self.slots if slot.request]))
         generating = [slot for slot in busy if slot.is_generating]
         room = self.batch_size - len(generating)
         if generating:
@@ -203,11 +203,19 @@ class Engine:
                 room -= count
         return batch
 
+    @staticmethod
+    def _alike(busy):
+        """Return the slots that generate or those that embed, by turns: a step gives logits or hidden states."""
+        first = min(busy, key=lambda slot: slot.last_step, default=None)
+        return [slot for slot in busy if slot.is_embedding == first.is_embedding]
+
     def _compute(self, batch):
         """Run the batch through the model; return [(slot, logits (n, V))] of the slots that choose tokens now.
 
-        A generating slot has a row for its last token and for each drafted one, a prompt one for its last token.
+        A generating slot has a row for its last token and for each drafted one, a prompt one for its last token. Slots
+        that embed have a row of hidden states (n, E) for each token.
         """
+        hidden = batch[0][0].is_embedding
         tokens, positions, slots, scales, logits_at, counts = [], [], [], [], [], []
         for slot, count in batch:
             start, n = len(slot.cached), 0
@@ -215,12 +223,13 @@ class Engine:
             positions += range(start, start + count)
             slots += [slot.id] * count
             scales += [slot.lora] * count
-            if count >= slot.pending:
-                n = 1 + len(slot.draft)
+            if hidden or count >= slot.pending:
+                n = count if hidden else 1 + len(slot.draft)
                 logits_at += range(len(tokens) - n, len(tokens))
             counts.append(n)
         began = time.perf_counter()
-        logits = self.session.step(tokens, positions, slots, logits_at, lora_scales=self._scales.rows(scales))
+        more = {"hidden": True} if hidden else {}
+        logits = self.session.step(tokens, positions, slots, logits_at, lora_scales=self._scales.rows(scales), **more)
         self._count(batch, time.perf_counter() - began)
         rows, at = [], 0
         for (slot, count), n in zip(batch, counts, strict=True):
@@ -244,7 +253,7 @@ class Engine:
     def _advance(self, slot, rows):
         before = slot.timings.predicted_n
         try:
-            result = slot.advance_all(rows)
+            result = slot.embed(rows) if slot.is_embedding else slot.advance_all(rows)
         except Exception as error:
             result = slot.result("error", error=error)
         self.counters["predicted_tokens"] += slot.timings.predicted_n - before

@@ -54,7 +54,10 @@ class Result:
 
 @dataclass(eq=False)
 class Request:
-    """One sequence to generate. The callbacks run in the engine's thread and must return quickly.
+    """One sequence to generate, or to embed. The callbacks run in the engine's thread and must return quickly.
+
+    With `on_hidden` nothing is generated: it is called with the final hidden states of the prompt's tokens, f32
+    (n, n_embd), a part of the prompt at a time.
 
     `on_token(Token)` returns True to stop after this token (a stop word); `on_end(Result)` is called once, last.
     """
@@ -68,6 +71,7 @@ class Request:
     constraint: object = None  # grammar.Constraint: which tokens may come; the request ends where nothing may follow
     on_token: object = lambda token: False
     on_end: object = lambda result: None
+    on_hidden: object = None
 
     def __post_init__(self):
         self.cancelled = False

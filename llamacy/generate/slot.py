@@ -29,7 +29,7 @@ class Slot:
 
     def common_prefix(self, request, lora):
         """Return how many leading tokens of the prompt need no computing; the last one always does, for its logits."""
-        if not request.cache_prompt or lora != self.lora:
+        if not request.cache_prompt or request.on_hidden or lora != self.lora:
             return 0
         most = min(len(self.cached), len(request.prompt) - 1)
         for i in range(most):
@@ -56,6 +56,18 @@ class Slot:
     @property
     def is_generating(self):
         return self.timings.predicted_n > 0 and self.pending == 1
+
+    @property
+    def is_embedding(self):
+        return self.request.on_hidden is not None
+
+    def embed(self, rows):
+        """Report hidden states (n, n_embd); return the Result after the prompt's last token, else None."""
+        self.request.on_hidden(rows)
+        if self.pending:
+            return None
+        self.timings.prompt_ms = 1000 * (time.perf_counter() - self._began)
+        return self.result("limit")
 
     def guess(self, most):
         """Set `draft`: at most `most` ids, no more than the context and the request have room for."""

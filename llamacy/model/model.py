@@ -161,8 +161,10 @@ class Session:
                 f"no memory for a cache of {n_slots} x {n_ctx} positions ({error}); try a smaller --ctx-size"
             ) from None
 
-    def step(self, tokens, positions, slots, logits_at, lora_scales=None):
+    def step(self, tokens, positions, slots, logits_at, lora_scales=None, hidden=False):
         """Run T <= max_batch tokens; return logits f32 (len(logits_at), n_vocab) for the tokens at those indices.
+
+        hidden: what logits are made of instead, the final norm's output, f32 (len(logits_at), n_embd).
 
         Token i sits at positions[i] of slot slots[i]: it is written to that slot's cache and attends to all positions
         up to its own there. Positions already used are overwritten, which is how a sequence is cut back.
@@ -171,7 +173,7 @@ class Session:
         if lora_scales is not None:
             lora_scales = np.ascontiguousarray(lora_scales, np.float32)
         arrays = (np.ascontiguousarray(values, np.int32) for values in (tokens, positions, slots, logits_at))
-        return self._session.step(*arrays, lora_scales)
+        return self._session.step(*arrays, lora_scales, hidden)
 
     @property
     def cache_bytes(self):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from llamacy.errors import LlamacyError
 from llamacy.generate.grammar import TokenTable
-from llamacy.server import api, openai
+from llamacy.server import api, embeddings, openai
 from llamacy.server.errors import HttpError
 from llamacy.server.http import Text
 
-ROUTES = {**api.ROUTES, **openai.ROUTES}
+ROUTES = {**api.ROUTES, **openai.ROUTES, **embeddings.ROUTES}
 METHODS = ("GET", "HEAD", "POST", "OPTIONS")
 PUBLIC = {"/health", "/v1/health", "/", "/index.html"}
 WHILE_LOADING = {"/", "/index.html"}
@@ -31,6 +31,7 @@ class Application:
     with_metrics: bool = False
     with_page: bool = True
     chat_template: str | None = None
+    pooling: str = "mean"
     model: object = None
     engine: object = None
     created: int = field(default_factory=lambda: int(time.time()))

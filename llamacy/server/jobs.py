@@ -76,16 +76,51 @@ class Collector:
             self.sent, self.started = len(self.tokens), True
 
 
-class Job:
+class Submission:
+    """Requests in the engine that one client waits for; what their callbacks put into `queue` comes out of next()."""
+
+    def __init__(self, app, call):
+        self._engine, self._call, self.queue, self._requests = app.engine, call, SimpleQueue(), []
+
+    def submit(self, requests):
+        """Hand the requests to the engine; HttpError when it does not take them all."""
+        self._requests = requests
+        try:
+            for request in requests:
+                self._engine.check_prompt(request.prompt)
+            for request in requests:
+                self._engine.submit(request)
+        except LlamacyError as error:
+            self.cancel()
+            raise http_error(error) from None
+
+    def cancel(self):
+        """Give back what is still queued or running."""
+        for request in self._requests:
+            if request.result is None:
+                self._engine.cancel(request)
+
+    def next(self):
+        """Wait for what is next in the queue; ClientGone when nobody waits for it any more."""
+        while True:
+            try:
+                return self.queue.get(timeout=WATCH_SECONDS)
+            except Empty:
+                if not self._call.is_connected():
+                    raise ClientGone from None
+
+
+class Job(Submission):
     """One HTTP request's prompts in the engine. Submitted when made: HttpError when the engine does not take them."""
 
     def __init__(self, app, call, prompts, all_options):
         """`prompts` (token ids) and `all_options` (Options) go in pairs; the pair's place is its index."""
-        self._engine, self._call, self._queue, self._requests = app.engine, call, SimpleQueue(), []
+        super().__init__(app, call)
+        requests = []
         for index, (prompt, options) in enumerate(zip(prompts, all_options, strict=True)):
             stream = TextStream(app.model.tokenizer.stream(), options.stop)
-            collector = Collector(index, prompt, options, stream, self._queue, options.stream)
-            self._requests.append(
+            collector = Collector(index, prompt, options, stream, self.queue, options.stream)
+            requests.append(
                 Request(
                     prompt,
                     options.params,
@@ -98,30 +133,14 @@ class Job:
                     on_end=collector.on_end,
                 )
             )
-        self._submit()
-
-    def _submit(self):
-        try:
-            for request in self._requests:
-                self._engine.check_prompt(request.prompt)
-            for request in self._requests:
-                self._engine.submit(request)
-        except LlamacyError as error:
-            self.cancel()
-            raise http_error(error) from None
-
-    def cancel(self):
-        """Give back what is still queued or running."""
-        for request in self._requests:
-            if request.result is None:
-                self._engine.cancel(request)
+        self.submit(requests)
 
     def events(self):
         """Yield Pieces and, last for each prompt, its Answer; cancel the rest when the client or the caller goes."""
         open_answers = len(self._requests)
         try:
             while open_answers:
-                event = self._next()
+                event = self.next()
                 if isinstance(event, Answer):
                     open_answers -= 1
                     if event.result.error:
@@ -133,14 +152,6 @@ class Job:
     def answers(self):
         """Wait for all prompts; return their Answers in order."""
         return sorted((event for event in self.events() if isinstance(event, Answer)), key=lambda answer: answer.index)
-
-    def _next(self):
-        while True:
-            try:
-                return self._queue.get(timeout=WATCH_SECONDS)
-            except Empty:
-                if not self._call.is_connected():
-                    raise ClientGone from None
 
 
 def http_error(error):

@@ -57,7 +57,7 @@ class FakeSession:
         self.gate = threading.Event()  # cleared: steps wait
         self.gate.set()
 
-    def step(self, tokens, positions, slots, logits_at, lora_scales=None):
+    def step(self, tokens, positions, slots, logits_at, lora_scales=None, hidden=False):
         self.gate.wait(10)
         assert 0 < len(tokens) == len(positions) == len(slots) <= self.max_batch
         if self.model.fail:
@@ -74,8 +74,13 @@ class FakeSession:
             seen = self.ids[slot, : position + 1]
             assert (seen >= 0).all(), f"slot {slot} has holes before position {position}"
             if i in logits_at:
-                rows.append(self.model.logits(seen, lora_scales[i].tobytes()))
+                rows.append(hidden_state(seen) if hidden else self.model.logits(seen, lora_scales[i].tobytes()))
         return np.stack(rows) if rows else np.zeros((0, N_VOCAB), np.float32)
+
+
+def hidden_state(seen):
+    """Eight numbers that depend on all tokens so far and on the last."""
+    return np.array([len(seen), seen[-1], seen.sum(), seen[-1] - 100, 1, 2, 3, seen[0]], np.float32)
 
 
 class FakeModel:

@@ -222,3 +222,15 @@ def test_indices_out_of_range_are_refused(tiny, step, words):
     session = tiny()[0].new_session(2, 16, max_batch=8)
     with pytest.raises(ValueError, match=words):
         session.step(*step)
+
+
+@pytest.mark.parametrize("isa", kernels.available())
+def test_hidden_states_are_what_logits_are_made_of(tiny, isa, monkeypatch):
+    use_isa(monkeypatch, isa)
+    model, exact = tiny()
+    tokens, n = tokens_of(CONFIG, 21), np.arange(21)
+    session = model.new_session(1, 64)
+    hidden = session.step(tokens, n, 0 * n, n[5:], hidden=True)
+    assert (hidden.shape, hidden.dtype) == ((16, CONFIG.n_embd), np.float32)
+    logits = hidden.astype(np.float64) @ exact["output.weight"].T
+    assert_close(logits.astype(np.float32), twin.forward(CONFIG, exact, tokens)[5:], 2e-5)

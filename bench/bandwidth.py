@@ -1,0 +1,32 @@
+"""How fast this machine reads memory: `python bench/bandwidth.py THREADS` prints bytes per second as JSON.
+
+Each thread sums its part of an array far larger than the caches; the best of several rounds counts.
+"""
+
+import json
+import sys
+import threading
+import time
+
+import numpy as np
+
+MEGABYTES, ROUNDS = 512, 8
+
+
+def read_bandwidth(threads, megabytes=MEGABYTES, rounds=ROUNDS):
+    """Return the most bytes per second that `threads` threads read together."""
+    parts = np.array_split(np.ones(megabytes << 17), threads)
+    best = 0.0
+    for _ in range(rounds):
+        workers = [threading.Thread(target=part.max) for part in parts]
+        begin = time.perf_counter()
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        best = max(best, (megabytes << 20) / (time.perf_counter() - begin))
+    return best
+
+
+if __name__ == "__main__":
+    print(json.dumps(read_bandwidth(int(sys.argv[1]))))

@@ -1,0 +1,104 @@
+"""Texts as vectors: the model's final hidden states, pooled and normalised, in llama.cpp's and OpenAI's shapes.
+
+Shapes: llama.cpp's server README (/embedding) and https://platform.openai.com/docs/api-reference/embeddings.
+"""
+
+import base64
+
+import numpy as np
+
+from llamacy.generate.request import Request, Result
+from llamacy.server import fields
+from llamacy.server.errors import HttpError
+from llamacy.server.http import Json
+from llamacy.server.jobs import Submission, http_error
+from llamacy.server.options import read_prompts
+
+# name -> what becomes of the hidden states (n, E) of a text's tokens; "none" keeps them all
+POOLINGS = {
+    "mean": lambda rows: rows.mean(axis=0, dtype=np.float64),
+    "last": lambda rows: rows[-1],
+    "cls": lambda rows: rows[0],
+    "none": None,
+}
+INPUTS = ("input", "content", "prompt")
+# embd_normalize 0: the largest element becomes this, llama.cpp's for 16-bit integers
+INT16_SIZE = 32760.0
+
+
+def normalised(vector, kind):
+    """Return a vector divided by a norm of it, by llama.cpp's number: -1 none, 0 largest element, else the p-norm."""
+    vector = np.asarray(vector, np.float64)
+    if kind < 0:
+        return vector
+    size = np.abs(vector).max() / INT16_SIZE if kind == 0 else np.linalg.norm(vector, kind)
+    return vector / size if size else vector
+
+
+def hidden_states(app, call, prompts):
+    """Run prompts (token ids) through the model; return each one's final hidden states, f32 (n, n_embd)."""
+    job, parts = Submission(app, call), [[] for _ in prompts]
+    job.submit(
+        [
+            Request(prompt, on_hidden=lambda rows, to=to: to.append(rows.copy()), on_end=job.queue.put)
+            for prompt, to in zip(prompts, parts, strict=True)
+        ]
+    )
+    try:
+        for _ in prompts:
+            result = job.next()
+            if isinstance(result, Result) and result.error:
+                raise http_error(result.error)
+    finally:
+        job.cancel()
+    return [np.concatenate(rows) for rows in parts]
+
+
+def _prompts(app, data):
+    fields.mapping("the body", data)
+    given = next((name for name in INPUTS if data.get(name) is not None), None)
+    if given is None:
+        raise HttpError(400, "input: wanted a string, token ids or a list of those, got nothing")
+    return read_prompts(app, data[given])[0]
+
+
+def embedding(app, call):
+    """llama.cpp's: [{index, embedding: [vectors]}], a vector for each text or, with pooling none, each token."""
+    data = call.json()
+    prompts = _prompts(app, data)
+    kind = fields.read_all(data, {"embd_normalize": (fields.number(int, -1, 64), 2)})["embd_normalize"]
+    pool = POOLINGS[app.pooling]
+    answers = []
+    for index, rows in enumerate(hidden_states(app, call, prompts)):
+        vectors = [normalised(pool(rows), kind)] if pool else rows
+        answers.append({"index": index, "embedding": [vector.tolist() for vector in vectors]})
+    return Json(answers)
+
+
+def openai_embeddings(app, call):
+    """OpenAI's: {data: [{embedding, index}], usage}, normalised, as numbers or as base64 of little-endian f32."""
+    data = call.json()
+    prompts, pool = _prompts(app, data), POOLINGS[app.pooling]
+    encodings = fields.choice("float", "base64")
+    n_embd = app.model.config.n_embd
+    values = fields.read_all(
+        data, {"encoding_format": (encodings, "float"), "dimensions": (fields.number(int, n_embd, n_embd), n_embd)}
+    )
+    if pool is None:
+        raise HttpError(400, "--pooling none gives a vector per token, which this endpoint cannot show; use /embedding")
+    vectors = [normalised(pool(rows), 2) for rows in hidden_states(app, call, prompts)]
+    if values["encoding_format"] == "base64":
+        shown = [base64.b64encode(vector.astype("<f4").tobytes()).decode() for vector in vectors]
+    else:
+        shown = [vector.tolist() for vector in vectors]
+    n_tokens = sum(map(len, prompts))
+    items = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(shown)]
+    usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
+    return Json({"object": "list", "model": app.alias, "data": items, "usage": usage})
+
+
+ROUTES = {
+    ("POST", "/embedding"): embedding,
+    ("POST", "/embeddings"): embedding,
+    ("POST", "/v1/embeddings"): openai_embeddings,
+}
