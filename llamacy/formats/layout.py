@@ -39,7 +39,7 @@ class TensorInfo:
 class ModelFile:
     """An open model or adapter file.
 
-    path, size   of the file in bytes; of all parts together when it is split
+    path, size   of the file in bytes; of all parts together when it is split, whose `paths` are also there
     format       "gguf", or "ggml", "ggmf", "ggjt"; and its version
     metadata     dict of GGUF keys; legacy files present theirs under GGUF's names
     value_types  for scalar metadata the file's own type ("u32", "f32", ...), for those who write it again
@@ -49,7 +49,8 @@ class ModelFile:
     def __init__(self, sources, format, version, metadata, tensors, value_types=None, converter=None):
         """`sources` are MappedFiles; `converter(info, bytes)` rebuilds old layouts as GGUF's, None: as they stand."""
         self._sources = list(sources)
-        self.path = self._sources[0].path
+        self.paths = [source.path for source in self._sources]
+        self.path = self.paths[0]
         self.size = sum(source.size for source in self._sources)
         self.format, self.version = format, version
         self.metadata, self.tensors = metadata, {info.name: info for info in tensors}

@@ -1,0 +1,78 @@
+"""Importance matrices as llama.cpp's `imatrix` writes them today (GGUF): what an error in each column costs.
+
+For each matrix two tensors, F32: NAME.in_sum2, the squares of its inputs summed over the tokens, (n_matrices, n_cols)
+where experts are stacked; NAME.counts, how many tokens those were, one for each of the stacked matrices. The columns'
+mean squares are what quantisers weigh errors by. (Source: common/imatrix-loader.cpp of llama.cpp.)
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from llamacy.errors import LlamacyError
+from llamacy.formats.gguf import MAGIC
+from llamacy.formats.mapped import MappedFile
+from llamacy.formats.model_file import open_model
+from llamacy.formats.names import shown
+
+_SUMS, _COUNTS = ".in_sum2", ".counts"
+
+
+@dataclass
+class Imatrix:
+    """path; columns: tensor name -> float32 (n_matrices, n_cols), none negative; metadata: the file's own."""
+
+    path: str
+    columns: dict = field(default_factory=dict)
+    metadata: dict = field(default_factory=dict)
+
+    def for_tensor(self, info):
+        """Return the importance for a TensorInfo, float32 (n_matrices, n_cols), None where the file has none.
+
+        LlamacyError where it is of another size.
+        """
+        found = self.columns.get(info.name)
+        if found is None:
+            return None
+        n_matrices = info.shape[0] if len(info.shape) > 2 else 1
+        if found.shape != (n_matrices, info.shape[-1]):
+            raise LlamacyError(
+                f"{self.path}: {shown(info.name)} has {found.shape[0]} x {found.shape[1]} columns, the model's has "
+                f"{n_matrices} x {info.shape[-1]}; use the imatrix of this model"
+            )
+        return found
+
+
+def read_imatrix(path):
+    """Return the Imatrix at `path`; LlamacyError, one line, for anything else."""
+    source = MappedFile(path)
+    if source.bytes[:4].tobytes() != MAGIC:
+        raise source.error("wanted an importance matrix in GGUF form", "make it with a llama-imatrix of 2025 or later")
+    with open_model(path) as file:
+        names = [name.removesuffix(_SUMS) for name in file.tensors if name.endswith(_SUMS)]
+        if not names:
+            raise file.error(
+                f"holds no importance (no tensor ends in {_SUMS})", "give the file that llama-imatrix wrote"
+            )
+        columns = {name: _means(file, name) for name in names}
+        return Imatrix(file.path, columns, file.metadata)
+
+
+def _means(file, name):
+    """Return sums / counts, ones for matrices that saw no token: float32 (n_matrices, n_cols)."""
+    sums, counts = _numbers(file, name + _SUMS), _numbers(file, name + _COUNTS).reshape(-1)
+    sums = sums.reshape(len(counts), -1) if len(counts) and sums.size % len(counts) == 0 else sums
+    if len(sums) != len(counts) or not (np.isfinite(sums).all() and np.isfinite(counts).all() and (sums >= 0).all()):
+        raise file.error(
+            f"{shown(name)} has {sums.size} sums and {len(counts)} counts, wanted finite sums for each count",
+            "the file is damaged",
+        )
+    seen = counts > 0
+    return np.where(seen[:, None], sums / np.where(seen, counts, 1)[:, None], 1).astype(np.float32)
+
+
+def _numbers(file, name):
+    """Return tensor `name`, which must be F32, as float64 (n_rows, n_cols)."""
+    if name not in file.tensors or file.tensors[name].type.name != "F32":
+        raise file.error(f"{shown(name)} is missing or not F32", "the file is damaged")
+    return np.array(file.data(name)).view(np.float32).astype(np.float64)
