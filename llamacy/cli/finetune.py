@@ -2,10 +2,10 @@
 
 import dataclasses
 
-from llamacy.cli.common import add_model_flags, default_model, optional
+from llamacy.cli.common import add_model_flags, default_model, optional, whole
 from llamacy.cli.run import make_parser
 from llamacy.errors import UsageError
-from llamacy.train.options import DEFAULT_CTX, TrainOptions, target_modules
+from llamacy.train.options import DEFAULT_CTX, MAX_RANK, TrainOptions, target_modules
 from llamacy.train.schedule import SCHEDULES
 
 D = TrainOptions
@@ -27,6 +27,16 @@ ADAMW_FLAGS = [
     (("--adam-eps",), "adam_eps", float, "F", "added to the root of the second moment"),
     (("--max-grad-norm", "--adam-gclip"), "max_grad_norm", float, "F", "clip gradients to this norm, 0 = off"),
 ]
+# llama.cpp's flags for one matrix's rank, named as Meta names the matrices
+RANKS = {
+    "--rank-wq": "attn_q",
+    "--rank-wk": "attn_k",
+    "--rank-wv": "attn_v",
+    "--rank-wo": "attn_output",
+    "--rank-w1": "ffn_gate",
+    "--rank-w2": "ffn_down",
+    "--rank-w3": "ffn_up",
+}
 VALIDATION_FLAGS = [
     (("--val-split",), "val_split", float, "F", "hold out this share of the training data"),
     (("--eval-every",), "eval_every", int, "N", "measure every N steps, 0 = after every epoch"),
@@ -78,6 +88,10 @@ def _add_run_flags(group):
     _add_rows(group, RUN_FLAGS)
     optional(group, "--max-steps", "--adam-iter", dest="max_steps", type=int, metavar="N",
              help="end after N optimiser steps, if the epochs do not end before")  # fmt: skip
+    optional(group, "--use-checkpointing", dest="checkpointing", action="store_true",
+             help="compute activations again in the backward pass: less memory, a third slower")  # fmt: skip
+    optional(group, "--no-checkpointing", dest="checkpointing", action="store_false",
+             help="keep them (default: chosen by the memory there is)")  # fmt: skip
     optional(group, "--checkpoint-in", dest="checkpoint_in", metavar="FILE",
              help="go on from this checkpoint, if it is there")  # fmt: skip
     optional(group, "--checkpoint-out", dest="checkpoint_out", metavar="FILE",
@@ -92,6 +106,11 @@ def _add_adapter_flags(group):
     optional(group, "--lora-alpha", dest="alpha", type=float, metavar="F",
              help=f"its scale is this / rank (default: {D.alpha:g})")  # fmt: skip
     group.add_argument("--rslora", action="store_true", help="divide by the root of the rank instead")
+    group.add_argument("--lora-dropout", type=float, default=D.lora_dropout, metavar="F",
+                       help="leave out this share of the adapter's inputs while training")  # fmt: skip
+    for flag, target in RANKS.items():
+        optional(group, flag, dest=f"rank_{target}", type=whole(1, MAX_RANK), metavar="N",
+                 help=f"rank of {target} instead of --rank")  # fmt: skip
     optional(group, "--target-modules", dest="targets", metavar="LIST",
              help="matrices to adapt, such as attn_q,attn_v or q_proj,v_proj (default: all-linear)")  # fmt: skip
     optional(group, "--num-layers", dest="num_layers", type=int, metavar="N",
@@ -122,6 +141,8 @@ def options_from(args):
     given = {name: value for name, value in vars(args).items() if name in names and value is not None}
     if args.targets is not None:
         given["targets"] = target_modules(args.targets)
+    ranks = {target: getattr(args, f"rank_{target}") for target in RANKS.values()}
+    given["ranks"] = tuple((target, rank) for target, rank in ranks.items() if rank is not None)
     if args.ctx_size:
         given["n_ctx"] = args.ctx_size
     if args.show_sample is not None and args.show_sample < 1:

@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 import zlib
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
 
@@ -169,14 +170,19 @@ def starting_adapter(args, prepared):
     if args.init_lora is None:
         return None
     adapter = load_adapter(args.init_lora, prepared.metadata)
-    ranks = {pair.rank for pair in adapter.pairs.values()}
-    if len(ranks) != 1:
-        raise LlamacyError(f"{args.init_lora}: wanted an adapter of one rank, got ranks {sorted(ranks)}")
-    rank = ranks.pop()
-    if args.rank not in (None, rank):
-        raise UsageError(f"--rank {args.rank}: {args.init_lora} has rank {rank}; leave --rank away to go on from it")
-    kinds = {name.removesuffix(".weight").rpartition(".")[2] for name in adapter.pairs}
-    changes = {"rank": rank}
+    kinds = {}
+    for name, pair in adapter.pairs.items():
+        kinds.setdefault(name.removesuffix(".weight").rpartition(".")[2], set()).add(pair.rank)
+    for kind, ranks in kinds.items():
+        if len(ranks) != 1:
+            raise LlamacyError(f"{args.init_lora}: wanted one rank for every {kind}, got ranks {sorted(ranks)}")
+    ranks = {kind: ranks.pop() for kind, ranks in kinds.items()}
+    if not ranks:
+        raise LlamacyError(f"{args.init_lora}: adapts no matrix, so that there is nothing to go on from")
+    rank = Counter(ranks.values()).most_common(1)[0][0]
+    if args.rank not in (None, rank) or prepared.options.ranks:
+        raise UsageError(f"--rank: {args.init_lora} has rank {rank}; leave ranks away to go on from it")
+    changes = {"rank": rank, "ranks": tuple((kind, r) for kind, r in ranks.items() if r != rank)}
     if args.targets is None:
         changes["targets"] = tuple(name for name in TARGETS if name in kinds)
     if args.alpha is None and not args.rslora:

@@ -27,6 +27,8 @@ FIXED = {
     "alpha": "--lora-alpha and --rslora",
     "targets": "--target-modules",
     "num_layers": "--num-layers",
+    "ranks": "--rank-wq and so on",
+    "lora_dropout": "--lora-dropout",
 }
 LOSSES = "llamacy.losses"
 
@@ -65,7 +67,8 @@ class Run:
         self.n_warmup = warmup_steps(options.warmup_steps, self.plan.n_steps)
         self.done = Progressed()
         self.fixed = {name: getattr(options, name, None) for name in FIXED}
-        self.fixed.update(data=data_id, n_samples=len(data), alpha=options.file_alpha, targets=list(options.targets))
+        self.fixed.update(data=data_id, n_samples=len(data), alpha=options.file_alpha, targets=list(options.targets),
+                          ranks=dict(options.ranks) or None, lora_dropout=options.lora_dropout or None)  # fmt: skip
         self._saved = None
 
     def resume(self, path):

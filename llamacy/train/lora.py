@@ -8,13 +8,13 @@ from llamacy.model.architectures import ARCHITECTURES
 from llamacy.model.weights import linear_shapes
 
 
-def places(model, targets, num_layers=None):
+def places(config, targets, num_layers=None):
     """Return {base tensor name: (layer, slot)} of the targeted matrices in the last `num_layers` layers (None: all)."""
-    linears = ARCHITECTURES[model.config.architecture].linears
-    first = 0 if num_layers is None else max(0, model.config.n_layer - num_layers)
+    linears = ARCHITECTURES[config.architecture].linears
+    first = 0 if num_layers is None else max(0, config.n_layer - num_layers)
     return {
         linears[key].format(layer): (layer, slot)
-        for layer in range(first, model.config.n_layer)
+        for layer in range(first, config.n_layer)
         for slot, key in enumerate(linears)
         if key in targets
     }
@@ -27,14 +27,16 @@ def new_pair(shape, rank, scale, rng):
     return LoraPair(a.astype(np.float32), np.zeros((n_out, rank), np.float32), scale)
 
 
-def starting_pairs(model, targets, rank, alpha, seed, num_layers=None, init=None):
+def starting_pairs(model, targets, rank_and_scale, seed, num_layers=None, init=None):
     """Return {base tensor name: LoraPair} to train from: `init`'s pairs where it has them, fresh ones elsewhere.
+
+    rank_and_scale: target -> (rank, scale) of a fresh pair.
 
     LlamacyError when `init` is another model's, or adapts what cannot be trained here.
     """
-    where, shapes = places(model, targets, num_layers), list(linear_shapes(model.config).values())
-    rng = np.random.Generator(np.random.PCG64(seed))
-    pairs = {name: new_pair(shapes[slot], rank, alpha / rank, rng) for name, (_, slot) in where.items()}
+    where, shapes = places(model.config, targets, num_layers), list(linear_shapes(model.config).values())
+    rng, keys = np.random.Generator(np.random.PCG64(seed)), list(linear_shapes(model.config))
+    pairs = {name: new_pair(shapes[slot], *rank_and_scale(keys[slot]), rng) for name, (_, slot) in where.items()}
     if init is None:
         return pairs
     init = init.bound(model.metadata)

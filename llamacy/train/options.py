@@ -18,6 +18,7 @@ TARGETS = {
 }
 ALL_LINEAR = ("all-linear", "all_linear", "all")
 DEFAULT_CTX = 512
+MAX_RANK = 4096
 
 
 def target_modules(text):
@@ -48,6 +49,10 @@ def _at_least(low):
 POSITIVE = {"test": lambda value: 0 < value < math.inf, "wanted": "a number above 0"}
 NOT_NEGATIVE = {"test": lambda value: 0 <= value < math.inf, "wanted": "0 or more"}
 BELOW_ONE = {"test": lambda value: 0 <= value < 1, "wanted": "0 or more and below 1"}
+SOME_RANKS = {
+    "test": lambda value: all(name in TARGETS and 1 <= rank <= MAX_RANK for name, rank in value),
+    "wanted": f"ranks from 1 to {MAX_RANK}",
+}
 SOME_TARGETS = {"test": lambda value: value and TARGETS.keys() >= set(value), "wanted": "some of " + ", ".join(TARGETS)}
 
 
@@ -79,11 +84,16 @@ class TrainOptions:
     max_grad_norm: float = _option(1.0, "--max-grad-norm", **NOT_NEGATIVE)
 
     # the adapter
-    rank: int = _option(8, "--rank", lambda value: 1 <= value <= 4096, "from 1 to 4096")
+    rank: int = _option(8, "--rank", lambda value: 1 <= value <= MAX_RANK, f"from 1 to {MAX_RANK}")
     alpha: float = _option(16.0, "--lora-alpha", **POSITIVE)
     rslora: bool = _option(False, "--rslora")
+    lora_dropout: float = _option(0.0, "--lora-dropout", **BELOW_ONE)
+    ranks: tuple = _option((), "--rank-wq and so on", **SOME_RANKS)
     targets: tuple = _option(tuple(TARGETS), "--target-modules", **SOME_TARGETS)
     num_layers: int | None = _option(None, "--num-layers", **_at_least(1))
+
+    # memory: None lets the memory there is decide
+    checkpointing: bool | None = _option(None, "--use-checkpointing")
 
     # measuring and keeping
     save_every: int = _option(1, "--save-every", **_at_least(0))

@@ -1,5 +1,6 @@
 """The trainer: batches of samples in, loss and gradients through the compiled pass, AdamW on the pairs."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,21 +34,33 @@ class Trainer:
 
     def init_lora(self, rank, alpha, targets, seed, init_from=None, num_layers=None):
         """Set up the pairs: fresh ones, or those of the Adapter `init_from`."""
-        pairs = starting_pairs(self.model, targets, rank, alpha, seed, num_layers, init_from)
-        where = places(self.model, targets, num_layers)
+        pairs = starting_pairs(self.model, targets, self._rank_and_scale(rank, alpha), seed, num_layers, init_from)
+        where = places(self.model.config, targets, num_layers)
         # 16 bits and not the 8 of generation: 8-bit activations alone move gradient norms by several percent.
         activations = "f32" if self.model.activations == "f32" else "int16"
-        self.alpha = alpha
+        self.alpha, self.seed = alpha, seed
         self.names = {place: name for name, place in where.items()}
         self.scales = {name: pair.scale for name, pair in pairs.items()}
         ranks = {where[name]: (pair.rank, pair.scale) for name, pair in pairs.items()}
         self.max_tokens = max(self.options.n_ctx, PACK_TOKENS)
         self._pass = kernels.trainstep.TrainStep(
-            self.model.weights, ranks, self.max_tokens, self.model.threads, activations
-        )
+            self.model.weights, ranks, self.max_tokens, self.model.threads, activations,
+            bool(self.options.checkpointing), self.options.lora_dropout,
+        )  # fmt: skip
         for name, a, b in self._views(self._pass.params):
             a[:], b[:] = pairs[name].a, pairs[name].b.T
         self._m, self._v = np.zeros_like(self._pass.params), np.zeros_like(self._pass.params)
+
+    def _rank_and_scale(self, rank, alpha):
+        """Return a function: matrix -> (its rank, its scale), where --rank-wq and the like have the last word."""
+        own, rslora = dict(self.options.ranks), self.options.rslora
+
+        def of(target):
+            r = own.get(target, rank)
+            # with rsLoRA alpha is the one that fits `rank`, so that alpha / rank is the scale
+            return r, alpha / (math.sqrt(rank * r) if rslora else r)
+
+        return of
 
     def _views(self, flat):
         """Yield (base tensor name, A (r, n_in), B^T (r, n_out)) as views into a flat array of the pass."""
@@ -68,7 +81,10 @@ class Trainer:
         if n_trained == 0:
             raise LlamacyError("a batch has no trained token; check the data with --show-sample 1")
         self._pass.grads.fill(0)
-        total = sum(self._pass.run(*packed, 1 / n_trained) for packed in pack(samples, self.max_tokens))
+        total = sum(
+            self._pass.run(*packed, 1 / n_trained, dropout_key=self._dropout_key(i))
+            for i, packed in enumerate(pack(samples, self.max_tokens))
+        )
         norm = kernels.adamw.norm(self._pass.grads)
         # as torch.nn.utils.clip_grad_norm_
         clip = min(1.0, options.max_grad_norm / (norm + 1e-6)) if options.max_grad_norm else 1.0
@@ -78,6 +94,12 @@ class Trainer:
             options.adam_eps, options.weight_decay, clip, self.model.threads,
         )  # fmt: skip
         return StepResult(total / n_trained, norm, sum(len(sample.ids) for sample in samples), n_trained)
+
+    def _dropout_key(self, i):
+        """Random bits for pass i of the next step: a function of the seed and the step, so that a run can go on."""
+        if not self.options.lora_dropout:
+            return None
+        return int(np.random.SeedSequence((self.seed, self.n_steps, i)).generate_state(1, np.uint64)[0])
 
     def evaluate(self, batches):
         """Return (mean loss over all trained tokens, their number) without training."""

@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from llamacy.cli import finetune as command
 from llamacy.cli import training
 from llamacy.cli.run import run
 from llamacy.formats.adapter import load_adapter, save_adapter
+from llamacy.formats.lora import LoraPair
 from llamacy.train.options import TARGETS, TrainOptions
 from tests.train.fakes import FakeTrainer
 
@@ -106,6 +108,11 @@ FLAGS = [
      {"learning_rate": 2e-4, "weight_decay": 0.1, "beta1": 0.8, "beta2": 0.9, "adam_eps": 1e-6, "max_grad_norm": 0.0}),
     ("--lora-r 4 --lora-alpha 32 --rslora --target-modules q_proj,v_proj",
      {"rank": 4, "alpha": 32.0, "rslora": True, "targets": ("attn_q", "attn_v")}),
+    ("--lora-dropout 0.1 --rank-wq 4 --rank-w2 1", {"lora_dropout": 0.1, "ranks": (("attn_q", 4), ("ffn_down", 1))}),
+    ("--rank_wk 2 --rank-wv 3 --rank-wo 5 --rank-w1 6 --rank-w3 7",
+     {"ranks": (("attn_k", 2), ("attn_v", 3), ("attn_output", 5), ("ffn_gate", 6), ("ffn_up", 7))}),
+    ("--use-checkpointing", {"checkpointing": True}),
+    ("--no-checkpointing", {"checkpointing": False}),
     ("--train-on-prompt --shuffle off -s 7", {"mask_prompt": False, "shuffle": False, "seed": 7}),
     ("--train-on-prompt --mask-prompt", {"mask_prompt": True}),
     ("-c 100 --num-layers 1", {"n_ctx": 100, "num_layers": 1}),
@@ -138,6 +145,8 @@ def test_flags_become_options(finetune, line, changed):
         ("--plot loss.pdf", "--plot: wanted a name ending in .svg or .png"),
         ("--early-stop 2", "--early-stop and --eval-every need --val-data or --val-split"),
         ("--val-split 0.1 --val-data finetune-data.txt", "--val-data and --val-split are both given"),
+        ("--lora-dropout 1", "--lora-dropout: wanted 0 or more and below 1, got 1.0"),
+        ("--rank-wq 0", "--rank-wq: wanted a whole number from 1 to 4096, got '0'"),
         ("--show-sample 0", "--show-sample: wanted 1 or more, got 0"),
         ("-c 1", "--ctx-size: wanted 2 or more, got 1"),
         ("--epoch 3", "unrecognized arguments: --epoch 3"),
@@ -228,6 +237,16 @@ def test_an_adapter_to_start_from_sets_rank_scale_and_matrices(finetune):
     assert code == 0, err
     rank, alpha, targets, _, start = Recorded.last.setup
     assert (rank, alpha, targets) == (1, 3.0, ("attn_q",)) and list(start.pairs) == ["blk.0.attn_q.weight"]
+    pair = adapter.pairs["blk.0.attn_q.weight"]
+    wide = LoraPair(np.ones((3, pair.a.shape[1]), np.float32), np.ones((pair.b.shape[0], 3), np.float32), 1.0)
+    adapter.pairs |= {"blk.0.attn_k.weight": pair, "blk.1.attn_k.weight": pair, "blk.0.attn_v.weight": wide}
+    save_adapter("mixed.gguf", adapter)
+    assert finetune("--train-data", "finetune-data.txt", "--init-lora", "mixed.gguf")[0] == 0
+    assert (Recorded.last.options.rank, Recorded.last.options.ranks) == (1, (("attn_v", 3),))
+    adapter.pairs["blk.1.attn_v.weight"] = pair
+    save_adapter("mixed.gguf", adapter)
+    code, _, err = finetune("--train-data", "finetune-data.txt", "--init-lora", "mixed.gguf")
+    assert code == 1 and "wanted one rank for every attn_v, got ranks [1, 3]" in err
     code, _, err = finetune("--train-data", "finetune-data.txt", "--init-lora", "start.gguf", "--rank", 4)
     assert code == 2 and "start.gguf has rank 1" in err
 

@@ -26,6 +26,8 @@ BAD = {
     "rank": (0, 4097),
     "alpha": (0, -1, math.nan),
     "targets": ((), ("attn_x",)),
+    "lora_dropout": (1.0, -0.1, math.nan),
+    "ranks": ((("attn_q", 0),), (("attn_x", 4),)),
     "num_layers": (0, -1),
     "save_every": (-1,),
     "save_every_steps": (-1,),
