@@ -1,6 +1,7 @@
 # make             everything the commands need: .venv, compiled kernels, the default model
 # make test        the tests          make test-peers  those that need torch, PEFT or llama.cpp (own environment)
 # make bench       compare with them  make demo        fine-tune, generate, serve one request
+# make report      the newest results of make bench into docs/performance.md
 # make lint        ruff, cython-lint  make fuzz        100,000 damaged files against the readers
 # make docs        write docs/commands.md from --help      make clean       remove what make made, but not models/
 
@@ -67,7 +68,10 @@ test-peers: all bench/.venv/.installed $(LLAMA_CPP_SOURCE)
 	@PYTHONPATH=. LLAMACY_LLAMA_CPP_SOURCE=$(LLAMA_CPP_SOURCE) $(BENCH_PYTHON) -m pytest tests/peers
 
 bench: all bench/.venv/.installed
-	@$(PY) bench/run.py --peer-python $(BENCH_PYTHON)
+	@$(PY) bench/run.py --peer-python $(BENCH_PYTHON) $(BENCH)
+
+report: all
+	@$(PY) bench/report.py
 
 demo: all
 	@$(PY) tools/demo.py
@@ -88,5 +92,5 @@ clean:
 	rm -f llamacy/kernels/*/*.so
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
-.PHONY: all test test-peers bench demo lint fuzz docs clean
+.PHONY: all test test-peers bench report demo lint fuzz docs clean
 .DELETE_ON_ERROR:

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from bench.cases import CASES
-from bench.make_model import SHAPES, metadata_of, tensors_of
+from bench.bandwidth import read_bandwidth
+from bench.cases import CASES, EXTRA
+from bench.make_model import N_VOCAB, SHAPES, metadata_of, tensors_of
+from bench.run import weight_bytes
 from llamacy.cli import bench
 from llamacy.cli.run import run
 from llamacy.formats.gguf_writer import write_gguf
@@ -52,12 +54,22 @@ def test_nothing_to_measure_is_wrong_usage(tiny, capsys):
 
 
 def test_the_cases_name_models_that_can_be_made():
-    kinds = {case.model.rsplit(" ", 1)[0] for case in CASES}
+    kinds = {case.model.rsplit(" ", 1)[0] for case in CASES + EXTRA}
     assert kinds <= {"SmolLM2", *(f"{name} shape" for name in SHAPES)}
     assert len({case.name for case in CASES}) == len(CASES)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.ours[0] == "bin/bench"], ids=lambda case: case.name)
 def test_our_side_of_each_case_parses(case):
-    arguments = [str(part).format(model="m.gguf", threads=2) for part in case.ours[1:]]
+    arguments = [str(part).format(model="m.gguf", threads=2, repetitions=2) for part in case.ours[1:]]
     assert bench.build_parser().parse_args(arguments).output == "json"
+
+
+def test_a_token_reads_all_weights_but_the_table_of_embeddings(tiny):
+    n_embd, n_ff, n_layer, n_head, n_head_kv, _ = SHAPES["tiny"]
+    matrices = n_layer * (2 * n_embd**2 + 2 * n_embd**2 * n_head_kv // n_head + 3 * n_embd * n_ff) + n_embd * N_VOCAB
+    assert weight_bytes(tiny) == matrices * 18 // 32 + 4 * n_embd * (2 * n_layer + 1)
+
+
+def test_the_read_bandwidth_is_that_of_this_world():
+    assert 1e8 < read_bandwidth(2, megabytes=16, rounds=2) < 1e13

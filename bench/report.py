@@ -1,0 +1,103 @@
+"""Results of `make bench` as a table and a picture: `python bench/report.py [RESULTS.json]` puts them into the docs.
+
+Without a name the newest file of bench/results is taken. Writes the part of docs/performance.md between its two
+marks, and docs/performance.svg.
+"""
+
+import json
+import sys
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, PAGE, PICTURE = ROOT / "bench" / "results", ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.svg"
+BEGIN, END = "<!-- results: written by `make report` -->\n", "<!-- end of results -->\n"
+
+# The picture: a bar per measure, its length the ratio to the peer, a mark where the aim is.
+WIDTH, ROW, LEFT, RIGHT, TOP = 820, 26, 330, 70, 46
+OURS, AIM, INK = "#1f5fbf", "#d1495b", "#222"
+
+
+def line_of(result, bandwidth):
+    """Return a result's row of the table; bandwidth in bytes per second."""
+    ours, peer, unit = result["medians"]["llamacy"], result["peer"], result["unit"]
+    theirs = f"{result['medians'][peer]:.2f} {unit}, {peer}" if peer else "-"
+    ratio = f"{result['ratio']:.2f}x" if peer else "-"
+    peaks = [f"{peak / 1e6:.0f} MB" for peak in result["peak_rss_bytes"].values()]
+    share = ours * result["bytes_per_token"] / bandwidth if result["bytes_per_token"] else None
+    return (
+        result["name"],
+        f"{ours:.2f} {unit}",
+        theirs,
+        ratio,
+        f"{result['aim']:g}x" if peer else "-",
+        " / ".join(peaks) or "-",
+        f"{share:.0%}" if share else "-",
+    )
+
+
+def table(results, bandwidth):
+    """Return the results as a Markdown table."""
+    head = ("measure", "llamacy", "peer", "ratio", "aim", "peak memory", "of read bandwidth")
+    lines = [head, tuple("-" * len(name) for name in head), *(line_of(result, bandwidth) for result in results)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
+
+
+def section(content):
+    """Return what stands between the marks: where and with what it was measured, the table, the picture."""
+    machine, versions = content["machine"], content["versions"]
+    bandwidth = machine["read_bytes_per_second"]
+    names = ", ".join(f"{name} {version}" for name, version in versions.items() if name not in ("commit", "python"))
+    return (
+        f"{machine['cpu']}, {machine['threads']} threads ({machine['isa']}), reading {bandwidth / 1e9:.1f} GB/s in the "
+        f"same run; {names}; {content['time'][:10]}. Medians; peak memory of the process, ours / theirs.\n\n"
+        f"{table(content['results'], bandwidth)}\n\n![ratios to the peers](performance.svg)\n"
+    )
+
+
+def picture(content):
+    """Return the ratios as SVG: bars from zero, the peer's speed a line at 1."""
+    rows = [result for result in content["results"] if result["peer"]]
+    most = max([4.0, *(max(row["ratio"], row["aim"]) for row in rows)]) * 1.05
+    height = TOP + ROW * len(rows) + 20
+
+    def x(ratio):
+        return LEFT + (WIDTH - LEFT - RIGHT) * ratio / most
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}"',
+        ' font-family="sans-serif" font-size="13">',
+        f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
+        f'<text x="{LEFT}" y="20" fill="{INK}">times the peer (line at 1); the red mark is the aim</text>',
+    ]
+    for i, row in enumerate(rows):
+        y, end = TOP + ROW * i, max(x(row["ratio"]), x(row["aim"])) + 6
+        parts += [
+            f'<text x="{LEFT - 8}" y="{y + 13}" text-anchor="end" fill="{INK}">{escape(row["name"])}</text>',
+            f'<rect x="{LEFT}" y="{y}" width="{x(row["ratio"]) - LEFT:.1f}" height="{ROW - 8}" fill="{OURS}"/>',
+            f'<rect x="{x(row["aim"]) - 1.5:.1f}" y="{y - 2}" width="3" height="{ROW - 4}" fill="{AIM}"/>',
+            f'<text x="{end:.1f}" y="{y + 13}" fill="{INK}">{row["ratio"]:.2f}x</text>',
+        ]
+    line = f'x1="{x(1):.1f}" x2="{x(1):.1f}" y1="{TOP - 8}" y2="{height - 14}"'
+    return "\n".join([*parts, f'<line {line} stroke="{INK}" stroke-dasharray="3 3"/>', "</svg>", ""])
+
+
+def newest():
+    """Return the content of the newest file of results, None without any."""
+    paths = sorted(RESULTS.glob("*.json"))
+    return json.loads(paths[-1].read_text()) if paths else None
+
+
+def filled(page, content):
+    """Return the page's text with the section of `content` between its marks."""
+    before, _, rest = page.partition(BEGIN)
+    return before + BEGIN + "\n" + section(content) + "\n" + END + rest.partition(END)[2]
+
+
+if __name__ == "__main__":
+    found = json.loads(Path(sys.argv[1]).read_text()) if len(sys.argv) > 1 else newest()
+    if found is None:
+        sys.exit(f"report: no results in {RESULTS}: run `make bench` first")
+    PAGE.write_text(filled(PAGE.read_text("utf-8"), found), "utf-8")
+    PICTURE.write_text(picture(found), "utf-8")

@@ -1,0 +1,60 @@
+"""Results of `make bench` in the docs: the table, the picture, and the page as the newest results say."""
+
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from bench import report
+
+RESULT = {
+    "name": "generation of 64, a <model>",
+    "unit": "tokens/s",
+    "peer": "llama.cpp",
+    "medians": {"llamacy": 90.0, "llama.cpp": 45.0},
+    "ratio": 2.0,
+    "aim": 1.7,
+    "bytes_per_token": 200_000_000,
+    "peak_rss_bytes": {"llamacy": 210_400_000, "llama.cpp": 400_000_000},
+    "samples": {"llamacy": [90.0], "llama.cpp": [45.0]},
+}
+ALONE = RESULT | {"name": "without a peer", "peer": None, "medians": {"llamacy": 7.0}, "ratio": None}
+CONTENT = {
+    "time": "2030-01-02T03:04:05Z",
+    "machine": {"cpu": "A CPU", "threads": 2, "isa": "avx2", "read_bytes_per_second": 20e9},
+    "versions": {"llamacy": "1", "commit": "abc", "python": "3.11", "torch": "2"},
+    "results": [RESULT, ALONE | {"bytes_per_token": None, "peak_rss_bytes": {}}],
+}
+
+
+def test_the_table():
+    head, rule, row, alone = report.table(CONTENT["results"], 20e9).splitlines()
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells[1:] == ["90.00 tokens/s", "45.00 tokens/s, llama.cpp", "2.00x", "1.7x", "210 MB / 400 MB", "90%"]
+    assert [cell.strip() for cell in alone.split("|")[2:-1]] == ["7.00 tokens/s", "-", "-", "-", "-", "-"]
+    assert len({len(line) for line in (head, rule, row, alone)}) == 1
+
+
+def test_the_page_is_filled_again_and_again():
+    page = f"# Title\n\n{report.BEGIN}{report.END}\nThe rest.\n"
+    once = report.filled(page, CONTENT)
+    assert "A CPU, 2 threads (avx2), reading 20.0 GB/s" in once and once.endswith("\nThe rest.\n")
+    assert report.filled(once, CONTENT) == once
+
+
+def test_the_picture_has_a_bar_as_long_as_the_ratio():
+    root = ElementTree.fromstring(report.picture(CONTENT))
+    spaces = "{http://www.w3.org/2000/svg}"
+    _, bar, _ = root.findall(f"{spaces}rect")
+    line = root.find(f"{spaces}line")
+    one = float(line.get("x1")) - report.LEFT
+    assert float(bar.get("width")) == pytest.approx(2 * one, abs=0.2)
+    assert "generation of 64, a <model>" in [text.text for text in root.findall(f"{spaces}text")]
+
+
+def test_the_docs_show_the_newest_results():
+    content = report.newest()
+    page = report.PAGE.read_text("utf-8")
+    assert report.BEGIN in page and report.END in page
+    if content:
+        assert page == report.filled(page, content), "run `make report`"
+        assert report.PICTURE.read_text("utf-8") == report.picture(content), "run `make report`"
