@@ -153,7 +153,7 @@ def _summary(found):
         if value is not None:
             rows.append((label, _value(value, False)))
     tokens = metadata.get("tokenizer.ggml.tokens")
-    return rows if tokens is None else rows + [("vocabulary", f"{len(tokens):,}")]
+    return rows if not hasattr(tokens, "__len__") else rows + [("vocabulary", f"{len(tokens):,}")]
 
 
 def _pairs(found):

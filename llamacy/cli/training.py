@@ -170,6 +170,12 @@ def starting_adapter(args, prepared):
     if args.init_lora is None:
         return None
     adapter = load_adapter(args.init_lora, prepared.metadata)
+    family = prepared.metadata.get("general.architecture")
+    if adapter.architecture not in ("", family):
+        raise LlamacyError(
+            f"{args.init_lora}: an adapter for {adapter.architecture!r}, the model is {family!r}; "
+            "use the model it was trained on"
+        )
     kinds = {}
     for name, pair in adapter.pairs.items():
         kinds.setdefault(name.removesuffix(".weight").rpartition(".")[2], set()).add(pair.rank)

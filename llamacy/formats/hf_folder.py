@@ -48,12 +48,11 @@ class HfFolder:
                 f"{self.path}: has no {SINGLE}; a pickled pytorch_model.bin could run anything: save it as safetensors"
             )
         self._index = self.json(INDEX).get("weight_map")
-        names = list(dict.fromkeys(self._index.values())) if isinstance(self._index, dict) else [None]
-        for name in names:
+        for name in self._index.values() if isinstance(self._index, dict) else [None]:
             # A name with a folder in it could lead anywhere.
             if not isinstance(name, str) or os.path.basename(name) != name or not name.endswith(".safetensors"):
                 raise LlamacyError(f"{self.path}: {INDEX} names the file {shown(name)}, wanted *.safetensors beside it")
-        return names
+        return list(dict.fromkeys(self._index.values()))
 
     def _check_index(self):
         for name, shard in self._index.items():

@@ -68,7 +68,10 @@ def _means(file, name):
             "the file is damaged",
         )
     seen = counts > 0
-    return np.where(seen[:, None], sums / np.where(seen, counts, 1)[:, None], 1).astype(np.float32)
+    means = np.where(seen[:, None], sums / np.where(seen, counts, 1)[:, None], 1)
+    if not (means <= np.finfo(np.float32).max).all():
+        raise file.error(f"{shown(name)} has a mean of {means.max():g}, which f32 cannot hold", "the file is damaged")
+    return means.astype(np.float32)
 
 
 def _numbers(file, name):

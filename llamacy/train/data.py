@@ -231,13 +231,23 @@ class Windows:
             for text in reader.blocks(file):
                 ids = np.array(self._ids(encoder.tokenizer, text), np.int32)
                 self.n_tokens += len(ids)
-                self.spool.write(ids.tobytes())
+                self._keep(ids.tobytes())
                 self.checksum = zlib.crc32(ids.tobytes(), self.checksum)
         # A last window needs two tokens: the first of a sequence is never predicted.
         n_whole, rest = divmod(self.n_tokens, self.size)
         self.n_windows = n_whole + (rest + len(self.first) >= 2)
         if not self.n_windows:
             self.n_skipped, self.first_skipped = 1, self.path
+
+    def _keep(self, content):
+        try:
+            self.spool.write(content)
+            self.spool.flush()
+        except OSError as error:
+            raise LlamacyError(
+                f"{self.path}: no room for its tokens in {tempfile.gettempdir()}: {error.strerror}; "
+                "free some space, or name another folder in TMPDIR"
+            ) from error
 
     def _ids(self, tokenizer, text):
         """Tokenise the next block: without a BOS of its own, or the space that some tokenizers put before a text."""

@@ -1,7 +1,8 @@
 """Damaged files against every reader: `python -m tests.formats.fuzz 100000 [SEED]`.
 
 Each round takes a good file, damages it (bytes, numbers, lengths, cuts, repeats) and opens it as everything that it
-could be. Whatever is not a result or a LlamacyError of one line is a failure: the file is kept and the round printed,
+could be: a model (also run for one token), an adapter, a Hugging Face folder to convert, a vocabulary, a file for
+bin/info. Whatever is not a result or a LlamacyError of one line is a failure: the file is kept and the round printed,
 so that `python -m tests.formats.fuzz 1 SEED:ROUND` repeats it. The process may take 100 MB more than it has at the
 start: an allocation of another order than the file's few kilobytes is a MemoryError; no round may take ten seconds.
 """
@@ -24,8 +25,19 @@ import numpy as np
 from llamacy.cli.info import describe, report_lines
 from llamacy.errors import LlamacyError
 from llamacy.formats.adapter import Adapter, LoraPair, load_adapter, save_adapter
+from llamacy.formats.gguf_writer import write_gguf
+from llamacy.formats.hf_folder import HfFolder, is_model_folder
+from llamacy.formats.imatrix import read_imatrix
 from llamacy.formats.model_file import open_model
+from llamacy.formats.types import by_name
+from llamacy.kernels.reference import model as twin
+from llamacy.model import load_model
+from llamacy.model.from_hf import model_from_hf
+from llamacy.text.tokenizer import Tokenizer
 from tests.formats.build import Gguf, every_value, legacy
+from tests.model import hf
+from tests.model.tiny import write_llama
+from tests.text import hf_files
 
 SECONDS = 10
 ADDRESSES = 100 << 20
@@ -55,6 +67,52 @@ def adapter_sample(folder, format):
     return {p.name: p.read_bytes() for p in (path.iterdir() if path.is_dir() else [path])}
 
 
+TINY = twin.Config(n_vocab=97, n_embd=16, n_head=2, n_head_kv=1, n_ff=32, n_layer=1)
+
+
+def hf_samples(folder):
+    """Two small Hugging Face folders: a byte-level tokenizer.json and two shards; a tokenizer.model."""
+    weights = twin.random_weights(TINY, 1)
+    rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    hf.write_folder(folder / "hf1", TINY, weights, "BF16", shards=2, rope_scaling=rope, eos_token_id=[2, 3])
+    parsed = hf.tokenizer_json(90) | {"added_tokens": [{"id": 95, "content": "<end>", "special": True}]}
+    parsed["model"] |= {"merges": [["\u0100", "\u0101"]], "ignore_merges": True}
+    parsed["pre_tokenizer"] = hf_files.PRE_TOKENIZERS["llama-bpe"]
+    settings = {"eos_token": {"content": "<end>"}, "chat_template": [{"name": "default", "template": "x"}]}
+    settings["added_tokens_decoder"] = {"95": {"content": "<end>", "special": True}}
+    (folder / "hf1" / "tokenizer.json").write_text(json.dumps(parsed))
+    (folder / "hf1" / "tokenizer_config.json").write_text(json.dumps(settings))
+    hf.write_folder(folder / "hf2", TINY, weights)
+    (folder / "hf2" / "tokenizer.json").unlink()
+    words = {"tokens": ["<unk>", "<s>", "</s>", "<0x41>", "\u2581", "a", "b", "ab"], "scores": [-i for i in range(8)]}
+    words = {f"tokenizer.ggml.{key}": value for key, value in words.items()}
+    words["tokenizer.ggml.token_type"] = [2, 3, 3, 6, 1, 1, 1, 1]
+    (folder / "hf2" / "tokenizer.model").write_bytes(hf_files.sentencepiece(words))
+    return [{p.name: p.read_bytes() for p in (folder / name).iterdir()} for name in ("hf1", "hf2")]
+
+
+def model_samples(folder):
+    """A small llama that runs, a split one, a vocabulary with merges, and an importance matrix."""
+    path = folder / "llama.gguf"
+    write_llama(path, TINY, twin.random_weights(TINY, 1), lambda name: "Q8_0" if "ffn_down" in name else "F16")
+    with open_model(path) as model:
+        tensors = [(t.name, t.type, t.shape, model.data(t.name)) for t in model.tensors.values()]
+        types = model.value_types | {"split.no": "u16", "split.count": "u16"}
+        about = {"split.count": 2, "split.tensors.count": len(tensors)}
+        split = [f"m-0000{i + 1}-of-00002.gguf" for i in range(2)]
+        for i, name in enumerate(split):
+            metadata = (model.metadata if i == 0 else {}) | about | {"split.no": i}
+            write_gguf(folder / name, metadata, tensors[i::2], types)
+    merged = {"model": "gpt2", "pre": "llama-bpe", "merges": ["a b", "ab c"], "token_type": [1, 1, 1, 1, 1, 3]}
+    merged |= {"tokens": ["a", "b", "ab", "c", "abc", "<end>"]}
+    write_gguf(folder / "v.gguf", {f"tokenizer.ggml.{key}": value for key, value in merged.items()}, [])
+    sums, counts = np.arange(12, dtype=np.float32).reshape(2, 6), np.array([[3], [0]], np.float32)
+    entries = [(f"a.weight.{end}", by_name("F32"), x.shape, x) for end, x in (("in_sum2", sums), ("counts", counts))]
+    write_gguf(folder / "i.gguf", {"general.type": "imatrix", "imatrix.chunk_count": 1}, entries)
+    found = [{name: (folder / name).read_bytes()} for name in ("llama.gguf", "v.gguf", "i.gguf")]
+    return [*found, {name: (folder / name).read_bytes() for name in split}]
+
+
 def samples(folder):
     """Return a list of dicts file name -> bytes: one good file (or folder) of each kind."""
     found = [{"m.gguf": gguf_sample(version)} for version in (1, 2, 3)]
@@ -63,7 +121,13 @@ def samples(folder):
     zeros = lambda size: lambda values: bytes(values.size // 32 * size)  # noqa: E731
     found += [{"m.bin": legacy("ggjt", 1, 3, zeros(24))[0]}, {"m.bin": legacy("ggjt", 2, 8, zeros(36))[0]}]
     found += [adapter_sample(folder, format) for format in ("gguf", "ggla", "peft", "mlx")]
-    return found
+    return found + model_samples(folder) + hf_samples(folder)
+
+
+def target_of(place, files):
+    """Return the path to open of `files` in the folder `place`: a part of a split model stands for all."""
+    names = sorted(files)
+    return place / names[0] if len(names) == 1 or names[0].startswith("m-") else place
 
 
 def damage(rng, content):
@@ -100,16 +164,21 @@ def damage(rng, content):
 def damage_json(rng, content):
     """Return JSON text with one value exchanged for another kind of value."""
     found = json.loads(content)
-    holders = [found] + [value for value in found.values() if isinstance(value, dict)]
-    holder = rng.choice([holder for holder in holders if holder])
+    holders, waiting = [], [found]
+    while waiting:
+        one = waiting.pop()
+        inner = one.values() if isinstance(one, dict) else one
+        holders += [one] if one else []
+        waiting += [value for value in inner if isinstance(value, (dict, list))]
+    holder = rng.choice(holders)
     strange = [None, True, -1, 0, 1e308, 2**70, "x", "", [], {}, [[]], "\0", {"a": {}}, ["a", 1], float("nan"), 3]
-    holder[rng.choice(list(holder))] = rng.choice(strange)
+    holder[rng.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))] = rng.choice(strange)
     return json.dumps(found).encode()
 
 
 def read_everything(path):
-    """Open `path` as a model, an adapter and for bin/info, and touch all of what is found."""
-    results = [_outcome(task, path) for task in (_as_model, _as_adapter, _as_info)]
+    """Open `path` as all that it could be and use what is found; "ok" where anything could."""
+    results = [_outcome(task, path) for task in ((_as_folder,) if is_model_folder(path) else TASKS)]
     return "ok" if "ok" in results else "refused"
 
 
@@ -153,9 +222,52 @@ def _as_adapter(path):
         assert isinstance(pair.scale, float)
 
 
+def _as_running(path):
+    """Load the model and run it for one token, on one thread."""
+    with open_model(path) as model:
+        if "general.architecture" not in model.metadata or model.format != "gguf":
+            return
+    model = load_model(path, threads=1)
+    logits = model.new_session(1, 16).step([0], [0], [0], [0])
+    assert logits.shape == (1, model.config.n_vocab)
+
+
+def _as_words(path):
+    with open_model(path) as model, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # pre-tokenizers that are not known
+        _use(Tokenizer.from_metadata(model.metadata))
+
+
+def _use(tokenizer):
+    ids = tokenizer.encode("abc \u2581ab<end>\n123 \U0001f642")
+    assert all(0 <= token < tokenizer.n_vocab for token in ids)
+    tokenizer.decode(ids)
+
+
+def _as_folder(path):
+    with HfFolder(path) as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        metadata, tensors, _ = model_from_hf(folder)
+        for name, quant_type, shape, data in tensors:
+            content = data() if callable(data) else data
+            assert content.nbytes == quant_type.row_bytes(int(np.prod(shape))), name
+        for key, value in metadata.items():
+            assert isinstance(key, str)
+            _touch(value)
+        _use(Tokenizer.from_metadata(metadata))
+
+
+def _as_imatrix(path):
+    for values in read_imatrix(path).columns.values():
+        assert values.dtype == np.float32 and values.ndim == 2 and (values >= 0).all()
+
+
 def _as_info(path):
     for line in report_lines(describe(os.fspath(path))):
         assert line.isprintable(), repr(line)
+
+
+TASKS = (_as_model, _as_running, _as_words, _as_imatrix, _as_adapter, _as_info)
 
 
 def run(rounds, seed, only=None):
@@ -174,7 +286,7 @@ def run(rounds, seed, only=None):
             place.mkdir(exist_ok=True)
             for name, content in files.items():
                 (place / name).write_bytes(content)
-            target = place if len(files) > 1 else place / victim
+            target = target_of(place, files)
             signal.alarm(SECONDS)
             try:
                 readable += read_everything(target) == "ok"

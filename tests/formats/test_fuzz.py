@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.formats.fuzz import damage, read_everything, samples
+from tests.formats.fuzz import damage, read_everything, samples, target_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,7 +27,7 @@ def test_the_samples_are_good_and_damage_is_found(tmp_path):
         place.mkdir()
         for name, content in files.items():
             (place / name).write_bytes(content)
-        target = place if len(files) > 1 else next(place.iterdir())
+        target = target_of(place, files)
         assert read_everything(target) == "ok"
         victim = max(place.iterdir(), key=lambda path: path.stat().st_size)
         whole = victim.read_bytes()

@@ -157,3 +157,10 @@ def test_formats_that_make_no_sense(tmp_path, data):
         converted(data / "tiny-adapter-ggla.bin", tmp_path / "a.txt")
     converted(data / "tiny-adapter-ggla.bin", tmp_path / "a.txt", "--to", "gguf")
     assert adapter_format(tmp_path / "a.txt") == "gguf"
+
+
+def test_a_vocabulary_that_is_a_number(tmp_path, capsys):
+    """Found by make fuzz."""
+    write_gguf(tmp_path / "m.gguf", {"general.architecture": "llama", "tokenizer.ggml.tokens": 3}, [])
+    assert info.main([str(tmp_path / "m.gguf")]) == 0
+    assert "\n  vocabulary" not in capsys.readouterr().out

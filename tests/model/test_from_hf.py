@@ -221,6 +221,7 @@ def test_folders_that_are_damaged(tmp_path):
     bad = {
         "names the file '../x.safetensors'": {"weight_map": {"a": "../x.safetensors"}},
         "names the file 'None'": {"weight_map": 3},
+        r"names the file '\[\]'": {"weight_map": {"a": []}},
         "names the file 'x'": {"weight_map": index["weight_map"] | {"ghost": "x"}},
     }
     for words, content in bad.items():
