@@ -20,6 +20,7 @@ import numpy as np
 cdef enum:
     STEP = 64           # positions of values brought to f32 at a time
     FEW = 8             # query rows up to which the cache is read as it lies; more share a copy in f32
+    AHEAD = 2           # tiles between what is asked of memory and what is read
     BLOCK = 32          # query rows of a backward block
 
 cdef float F16_MAX = 65504
@@ -30,6 +31,12 @@ KV_TYPES = {"f32": KV_F32, "f16": KV_F16, "q8_0": KV_Q8_0}
 
 # ======== the cache ========
 
+cdef inline size_t element_bytes(int kind) noexcept nogil:
+    if kind == KV_F32:
+        return 4
+    return 2 if kind == KV_F16 else 1
+
+
 cdef inline size_t scales_bytes(int head_dim, int kind) noexcept nogil:
     """Bytes of a tile's scales: an f16 per position and 32 elements."""
     return 32 * (padded(head_dim, 32) // 32) if kind == KV_Q8_0 else 0
@@ -37,10 +44,7 @@ cdef inline size_t scales_bytes(int head_dim, int kind) noexcept nogil:
 
 cdef size_t tile_part_bytes(int head_dim, int kind) noexcept nogil:
     """Bytes of 16 positions' keys or values."""
-    cdef size_t each = 4
-    if kind != KV_F32:
-        each = 2 if kind == KV_F16 else 1
-    return scales_bytes(head_dim, kind) + 16 * padded(head_dim, 16) * each
+    return scales_bytes(head_dim, kind) + 16 * padded(head_dim, 16) * element_bytes(kind)
 
 
 cdef inline uint8_t* tile_at(const Head* head, int position, int head_dim) noexcept nogil:
@@ -135,19 +139,24 @@ cdef inline void few_scores(const uint8_t* part, int head_dim, int kind, const f
     """s[rows][16] = q . the keys of a tile; rows (1 to 4) and kind are constants. Sums as panel_add's."""
     cdef const uint8_t* data = part + scales_bytes(head_dim, kind)
     cdef vf a0 = vf_set1(0), a1 = vf_set1(0), a2 = vf_set1(0), a3 = vf_set1(0), scale = vf_set1(1), v
-    cdef int b, i
+    cdef const float* q1 = q + ldq
+    cdef const float* q2 = q1 + ldq
+    cdef const float* q3 = q2 + ldq
+    cdef Py_ssize_t i
+    cdef int b
     for b in range(0, head_dim, 32):
         if kind == KV_Q8_0:
             scale = vf_load_f16(<const uint16_t*>part + b // 2)
         for i in range(b, min(b + 32, head_dim)):
-            v = load16(data, 16 * i, scale, kind)
+            v = load16(data, 0, scale, kind)
+            data += 16 * element_bytes(kind)
             a0 = vf_fma1(v, q[i], a0)
             if rows > 1:
-                a1 = vf_fma1(v, q[ldq + i], a1)
+                a1 = vf_fma1(v, q1[i], a1)
             if rows > 2:
-                a2 = vf_fma1(v, q[2 * ldq + i], a2)
+                a2 = vf_fma1(v, q2[i], a2)
             if rows > 3:
-                a3 = vf_fma1(v, q[3 * ldq + i], a3)
+                a3 = vf_fma1(v, q3[i], a3)
     vf_store(s, a0)
     if rows > 1:
         vf_store(s + lds, a1)
@@ -302,7 +311,8 @@ cdef void attend_chunk(const float* q, int rows, int group, int head_dim, int po
     for j in range(n_tiles):
         first = max(lo, (start + 16 * j - position) * group)
         if few:
-            fetch(base + j * tile + k_bytes, tile - k_bytes)
+            if j + AHEAD < n_tiles:
+                fetch(base + (j + AHEAD) * tile, tile)
             tile_scores(base + j * tile, head_dim, head.k_type, q + first * hdp, hdp, rows - first, s + first * CHUNK + 16 * j, CHUNK)
         else:
             widen_keys(base + j * tile, head_dim, head.k_type, wide)
