@@ -178,7 +178,9 @@ cdef void dequantize_row_f16(const uint8_t* row, int n, float* out) noexcept nog
 
 cdef void quantize_row_f16(const float* x, int n, uint8_t* row) noexcept nogil:
     cdef int i
-    for i in range(n):
+    for i in range(0, n - 15, 16):
+        vf_store_f16(row + 2 * i, vf_load(x + i))
+    for i in range(n // 16 * 16, n):
         (<uint16_t*>row)[i] = to_f16(x[i])
 
 

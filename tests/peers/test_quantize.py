@@ -1,0 +1,125 @@
+"""bin/quantize beside llama.cpp's own quantiser: the same types, smaller errors, no higher perplexity, files for both.
+
+A random model whose rows divide into 256 has every K type in it; the default model, where it is there, tells what the
+errors do to a text.
+"""
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llamacy import kernels
+from llamacy.cli import convert, perplexity, quantize
+from llamacy.cli.run import run
+from llamacy.formats.model_file import open_model
+from llamacy.kernels.reference import model as twin
+from llamacy.model import load_model
+from llamacy.model.mixes import MIXES
+from tests.model import golden, test_legacy_kquants
+from tests.model.tiny import logits_of, tokens_of, write_llama
+
+llama_cpp = pytest.importorskip("llama_cpp")
+
+CONFIG = twin.Config(n_vocab=97, n_embd=256, n_head=4, n_head_kv=2, n_ff=512, n_layer=9)
+ROUNDED = ["BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4"]
+SEARCHED = ["Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "IQ4_NL", "IQ4_XS"]
+# The first windows of the text: all of it gives the figures of docs/quantisation.md
+N_WINDOWS = 6
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory):
+    """A function "random" or "default" -> path of that model in F16; skips where the default model is missing."""
+    folder = tmp_path_factory.mktemp("f16")
+
+    @cache
+    def path_of(which):
+        out = folder / f"{which}.gguf"
+        if which == "random":
+            write_llama(out, CONFIG, twin.random_weights(CONFIG, 5, tied=False), "F16")
+        elif golden.MODEL.exists():
+            assert run(quantize.main, [str(golden.MODEL), str(out), "F16", "--allow-requantize"]) == 0
+        else:
+            pytest.skip(f"{golden.MODEL} is not there: run make")
+        return out
+
+    return path_of
+
+
+@pytest.fixture(scope="session")
+def pair_of(sources, tmp_path_factory):
+    """A function (which model, mix) -> (our file, llama.cpp's)."""
+    folder = tmp_path_factory.mktemp("quantised")
+
+    @cache
+    def paths_of(which, mix):
+        source = sources(which)
+        ours, theirs = folder / f"{which}-{mix}-ours.gguf", folder / f"{which}-{mix}-theirs.gguf"
+        # of its MXFP4 files llama.cpp says that experts only are of that type, unless all matrices shall be
+        pure = mix == "MXFP4"
+        assert run(quantize.main, [str(source), str(ours), mix, *(["--pure"] if pure else [])]) == 0
+        how = llama_cpp.llama_model_quantize_default_params()
+        how.ftype, how.nthread, how.pure = MIXES[mix].file_type, 2, pure
+        assert llama_cpp.llama_model_quantize(str(source).encode(), str(theirs).encode(), ctypes.byref(how)) == 0
+        return ours, theirs
+
+    return paths_of
+
+
+def values_of(model, name):
+    rows = np.ascontiguousarray(model.data(name)).view(np.uint8)
+    return kernels.quants.dequantize(rows, model.tensors[name].type.number).astype(np.float64)
+
+
+@pytest.mark.parametrize("which", ["random", "default"])
+@pytest.mark.parametrize("mix", ROUNDED + SEARCHED)
+def test_same_types_and_no_larger_errors(sources, pair_of, which, mix):
+    ours, theirs = pair_of(which, mix)
+    with open_model(sources(which)) as source, open_model(ours) as found, open_model(theirs) as expected:
+        kinds = [{name: info.type.name for name, info in file.tensors.items()} for file in (found, expected)]
+        assert kinds[0] == kinds[1]
+        for key in ("general.file_type", "general.quantization_version"):
+            assert found.metadata[key] == expected.metadata[key]
+        for name, info in found.tensors.items():
+            if not np.array_equal(found.data(name), expected.data(name)):
+                exact = values_of(source, name)
+                errors = [np.square(values_of(file, name) - exact).sum() for file in (found, expected)]
+                # Q4_0 and Q5_0 round ties as the gguf package does, which moves a few codes either way
+                assert errors[0] <= errors[1] * 1.0005, (name, info.type.name)
+
+
+@pytest.mark.parametrize("mix", ["Q4_0", "Q4_K_M", "Q2_K", "Q3_K_M", "Q5_K_M", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"])
+def test_each_runs_the_other_s_file(pair_of, mix):
+    tokens = tokens_of(CONFIG, 32)
+    for path in pair_of("random", mix):
+        ours = logits_of(load_model(path, activations="f32"), tokens)
+        np.testing.assert_allclose(llama_cpp_logits(path, tokens), ours, rtol=0, atol=0.05 * np.abs(ours).max())
+
+
+def llama_cpp_logits(path, tokens):
+    llama = llama_cpp.Llama(model_path=str(path), n_ctx=64, logits_all=True, verbose=False)
+    llama.eval([int(token) for token in tokens])
+    return np.array(llama.scores[: len(tokens)])
+
+
+@pytest.mark.parametrize("mix", SEARCHED)
+def test_perplexity_is_no_higher(pair_of, mix):
+    found = []
+    for path in pair_of("default", mix):
+        model = load_model(path, threads=2)
+        ids = perplexity.read_tokens(model, str(golden.GOLDEN / "gpl3.txt"), 512, N_WINDOWS)
+        found.append(perplexity.measure(model, ids, 512).perplexity)
+    assert found[0] <= found[1] * 1.003
+
+
+@pytest.mark.parametrize("kind", test_legacy_kquants.FTYPES)
+def test_llama_cpp_runs_what_was_a_legacy_file(tmp_path, monkeypatch, kind):
+    old, new = tmp_path / "old.bin", Path(tmp_path, "new.gguf")
+    test_legacy_kquants.write(old, monkeypatch, kind)
+    assert run(convert.main, [str(old), str(new)]) == 0
+    tokens = np.random.default_rng(1).integers(3, 260, 24)
+    ours = logits_of(load_model(old, activations="f32"), tokens)
+    np.testing.assert_allclose(llama_cpp_logits(new, tokens), ours, rtol=0, atol=0.05 * np.abs(ours).max())
