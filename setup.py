@@ -44,7 +44,8 @@ KERNELS = [
 COMMON = ["scan", "bpe", "sampling"]
 
 # -O3 without -ffast-math: masks need infinities, and importing a module must not switch the thread to flush-to-zero.
-# The inner loops stay as written: with adds reordered or values carried over, they no longer fit the registers.
+# The inner loops stay as written: with adds reordered or sunk, or values carried over, they no longer fit
+# the registers.
 FLAGS = [
     "-O3",
     "-fno-math-errno",
@@ -52,6 +53,7 @@ FLAGS = [
     "-ffp-contract=fast",
     "-fno-tree-reassoc",
     "-fno-tree-pre",
+    "-fno-tree-ter",
     "-fno-strict-aliasing",
     "-fopenmp",
     "-g0",

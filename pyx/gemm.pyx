@@ -18,10 +18,10 @@ cdef enum:
     S16_BLOCKS = 20
     F32_BLOCKS = 10
 
-# Steps of a panel's inner loop. Variables on purpose: with a constant count gcc 12 gives sums and products registers of
-# their own and copies between them at each step (33 instructions instead of 25); so does -ftree-pre, see setup.py.
-cdef int block_pairs = TILE_COLS // 2
-cdef int back_pairs = BACK_ROWS // 2
+# How often a panel's 16 steps are done before its int32 sums are scaled. Variables on purpose: with constant counts gcc
+# unrolls further, and runs out of registers.
+cdef int block_turns = 1
+cdef int back_turns = BACK_ROWS // 32
 
 
 cdef int precision_of(const Packed* w, int wish) noexcept nogil:
@@ -33,95 +33,141 @@ cdef int precision_of(const Packed* w, int wish) noexcept nogil:
 
 # ======== matrix x matrix: tiles of 16 rows x 4 tokens ========
 
-cdef struct Columns:        # four tokens of a panel product; past the last one they repeat it and write to a spare
-    const void* a[4]
-    const float* scale[4]
-    const float* total[4]
-    float* y[4]
+cdef struct Rows:           # four tokens of a panel product; with fewer than four left they begin `skip` tokens earlier
+    size_t first            # the first one's index
+    size_t stride           # 1; 0 where there are fewer than four in all, and the four are one
+    int skip
 
 
-cdef inline void columns_at(Columns* c, const uint8_t* a, size_t row_bytes, const float* scale, const float* total,
-                            size_t nb, float* y, size_t ldy, int t, int t_end, float* spare) noexcept nogil:
-    cdef int i, at
+cdef inline int rows_at(Rows* r, int t, int n) noexcept nogil:
+    """Tokens t .. of n; returns how many of them are new: 4 - skip."""
+    r.stride = 1 if n >= 4 else 0
+    r.skip = max(t + 4 - n, 0) if n >= 4 else 3
+    r.first = t - r.skip if n >= 4 else t
+    return 4 - r.skip
+
+
+cdef inline void tile_load(float* sums, const float* y, size_t ldy, const Rows* r, bint fresh) noexcept nogil:
+    """sums [4][16] = the new tokens' results so far, y being the first of these"""
+    cdef int i
     for i in range(4):
-        at = t + i if t + i < t_end else t_end - 1
-        c.a[i] = a + at * row_bytes
-        c.scale[i] = scale + at * nb
-        c.total[i] = total + at * nb
-        c.y[i] = y + at * ldy if t + i < t_end else spare
+        vf_store(sums + 16 * i, vf_set1(0) if fresh or i < r.skip else vf_load(y + (i - r.skip) * ldy))
 
 
-cdef inline vf close_block(vf d, vf m, float scale, float total, vi s, vf acc, bint has_min) noexcept nogil:
-    """acc + d * scale * s + m * total, as matvec does it"""
-    acc = vf_fma(vf_mul(d, vf_set1(scale)), vi_to_f(s), acc)
-    return vf_fma1(m, total, acc) if has_min else acc
+cdef inline void tile_store(const float* sums, float* y, size_t ldy, const Rows* r) noexcept nogil:
+    cdef int i
+    for i in range(r.skip, 4):
+        vf_store(y + (i - r.skip) * ldy, vf_load(sums + 16 * i))
 
 
-cdef void panel_u8(const uint8_t* q, const float* d, const float* m, int nb, int depth, const Columns* c) noexcept nogil:
-    """y[4 tokens][16] += the panel's nb blocks; int16 sums are widened every `depth` steps.
+cdef inline void close_block(float* sums, vf d, vf m, float scale, float total, vi s, bint has_min) noexcept nogil:
+    """sums[16] += d * scale * s + m * total, as matvec does it"""
+    cdef vf y = vf_fma(vf_mul(d, vf_set1(scale)), vi_to_f(s), vf_load(sums))
+    vf_store(sums, vf_fma1(m, total, y) if has_min else y)
 
-    depth is deliberately not a constant: unrolled, gcc sinks the adds below the multiplies and spills the sums.
-    """
-    cdef const int8_t* a0 = <const int8_t*>c.a[0]
-    cdef const int8_t* a1 = <const int8_t*>c.a[1]
-    cdef const int8_t* a2 = <const int8_t*>c.a[2]
-    cdef const int8_t* a3 = <const int8_t*>c.a[3]
-    cdef int b, _g, _part
-    cdef vb w
-    cdef vh h0, h1, h2, h3
+
+# A block's steps are written out: a loop over them would end in a mispredicted branch, once a block.
+
+cdef inline void step_u8(const uint8_t* q, const int8_t* a0, const int8_t* a1, const int8_t* a2, const int8_t* a3,
+                         vh* h0, vh* h1, vh* h2, vh* h3) noexcept nogil:
+    cdef vb w = vb_load(q)
+    h0[0] = vh_dot(h0[0], w, a0)
+    h1[0] = vh_dot(h1[0], w, a1)
+    h2[0] = vh_dot(h2[0], w, a2)
+    h3[0] = vh_dot(h3[0], w, a3)
+
+
+cdef inline void part_u8(const uint8_t* q, const int8_t* a0, const int8_t* a1, const int8_t* a2, const int8_t* a3, int depth,
+                         vi* s0, vi* s1, vi* s2, vi* s3) noexcept nogil:
+    """s += the next depth steps of 4 columns, summed in int16"""
+    cdef vh h0 = vh_zero()
+    cdef vh h1 = h0, h2 = h0, h3 = h0
+    step_u8(q, a0, a1, a2, a3, &h0, &h1, &h2, &h3)
+    step_u8(q + 64, a0 + 4, a1 + 4, a2 + 4, a3 + 4, &h0, &h1, &h2, &h3)
+    if depth >= 4:
+        step_u8(q + 128, a0 + 8, a1 + 8, a2 + 8, a3 + 8, &h0, &h1, &h2, &h3)
+        step_u8(q + 192, a0 + 12, a1 + 12, a2 + 12, a3 + 12, &h0, &h1, &h2, &h3)
+    if depth >= 8:
+        step_u8(q + 256, a0 + 16, a1 + 16, a2 + 16, a3 + 16, &h0, &h1, &h2, &h3)
+        step_u8(q + 320, a0 + 20, a1 + 20, a2 + 20, a3 + 20, &h0, &h1, &h2, &h3)
+        step_u8(q + 384, a0 + 24, a1 + 24, a2 + 24, a3 + 24, &h0, &h1, &h2, &h3)
+        step_u8(q + 448, a0 + 28, a1 + 28, a2 + 28, a3 + 28, &h0, &h1, &h2, &h3)
+    s0[0], s1[0] = vi_add(s0[0], vh_sum(h0)), vi_add(s1[0], vh_sum(h1))
+    s2[0], s3[0] = vi_add(s2[0], vh_sum(h2)), vi_add(s3[0], vh_sum(h3))
+
+
+cdef inline void panel_u8(const uint8_t* q, const float* d, const float* m, int nb, const int8_t* a0, size_t lda,
+                          const float* scale, const float* total, size_t lds, int depth, float* sums) noexcept nogil:
+    """sums [4 tokens][16] += the panel's nb blocks; int16 sums are widened every `depth` steps."""
+    cdef const int8_t* a1 = a0 + lda
+    cdef const int8_t* a2 = a1 + lda
+    cdef const int8_t* a3 = a2 + lda
+    cdef int _b
     cdef vi s0, s1, s2, s3
     cdef vf vd, vm
-    for b in range(nb):
+    for _b in range(nb):
         s0 = vi_zero()
         s1, s2, s3 = s0, s0, s0
-        for _part in range(8 // depth):
-            h0 = vh_zero()
-            h1, h2, h3 = h0, h0, h0
-            for _g in range(depth):
-                w = vb_load(q)
-                h0 = vh_dot(h0, w, a0)
-                h1 = vh_dot(h1, w, a1)
-                h2 = vh_dot(h2, w, a2)
-                h3 = vh_dot(h3, w, a3)
-                q += 64
-                a0, a1, a2, a3 = a0 + 4, a1 + 4, a2 + 4, a3 + 4
-            s0, s1 = vi_add(s0, vh_sum(h0)), vi_add(s1, vh_sum(h1))
-            s2, s3 = vi_add(s2, vh_sum(h2)), vi_add(s3, vh_sum(h3))
-        vd, vm = vf_load(d + 16 * b), vf_load(m + 16 * b)
-        vf_store(c.y[0], close_block(vd, vm, c.scale[0][b], c.total[0][b], s0, vf_load(c.y[0]), True))
-        vf_store(c.y[1], close_block(vd, vm, c.scale[1][b], c.total[1][b], s1, vf_load(c.y[1]), True))
-        vf_store(c.y[2], close_block(vd, vm, c.scale[2][b], c.total[2][b], s2, vf_load(c.y[2]), True))
-        vf_store(c.y[3], close_block(vd, vm, c.scale[3][b], c.total[3][b], s3, vf_load(c.y[3]), True))
+        part_u8(q, a0, a1, a2, a3, depth, &s0, &s1, &s2, &s3)
+        if depth <= 4:
+            part_u8(q + 64 * depth, a0 + 4 * depth, a1 + 4 * depth, a2 + 4 * depth, a3 + 4 * depth, depth, &s0, &s1, &s2, &s3)
+        if depth <= 2:
+            part_u8(q + 256, a0 + 16, a1 + 16, a2 + 16, a3 + 16, depth, &s0, &s1, &s2, &s3)
+            part_u8(q + 384, a0 + 24, a1 + 24, a2 + 24, a3 + 24, depth, &s0, &s1, &s2, &s3)
+        vd, vm = vf_load(d), vf_load(m)
+        close_block(sums, vd, vm, scale[0], total[0], s0, True)
+        close_block(sums + 16, vd, vm, scale[lds], total[lds], s1, True)
+        close_block(sums + 32, vd, vm, scale[2 * lds], total[2 * lds], s2, True)
+        close_block(sums + 48, vd, vm, scale[3 * lds], total[3 * lds], s3, True)
+        q, d, m, scale, total = q + TILE, d + 16, m + 16, scale + 1, total + 1
+        a0, a1, a2, a3 = a0 + 32, a1 + 32, a2 + 32, a3 + 32
 
 
-cdef inline void panel_s16(const int16_t* q, const float* d, const float* m, int nb, int pairs, const Columns* c,
-                           bint has_min) noexcept nogil:
-    cdef const int16_t* a0 = <const int16_t*>c.a[0]
-    cdef const int16_t* a1 = <const int16_t*>c.a[1]
-    cdef const int16_t* a2 = <const int16_t*>c.a[2]
-    cdef const int16_t* a3 = <const int16_t*>c.a[3]
-    cdef int b, _p
-    cdef vw w
+cdef inline void step_s16(const int16_t* q, const int16_t* a0, const int16_t* a1, const int16_t* a2, const int16_t* a3,
+                          vi* s0, vi* s1, vi* s2, vi* s3) noexcept nogil:
+    cdef vw w = vw_load(q)
+    s0[0] = vi_dot(s0[0], w, a0)
+    s1[0] = vi_dot(s1[0], w, a1)
+    s2[0] = vi_dot(s2[0], w, a2)
+    s3[0] = vi_dot(s3[0], w, a3)
+
+
+cdef inline void steps_s16(const int16_t* q, const int16_t* a0, const int16_t* a1, const int16_t* a2, const int16_t* a3,
+                           vi* s0, vi* s1, vi* s2, vi* s3) noexcept nogil:
+    """s += the next 4 steps of 2 columns"""
+    step_s16(q, a0, a1, a2, a3, s0, s1, s2, s3)
+    step_s16(q + 32, a0 + 2, a1 + 2, a2 + 2, a3 + 2, s0, s1, s2, s3)
+    step_s16(q + 64, a0 + 4, a1 + 4, a2 + 4, a3 + 4, s0, s1, s2, s3)
+    step_s16(q + 96, a0 + 6, a1 + 6, a2 + 6, a3 + 6, s0, s1, s2, s3)
+
+
+cdef inline void panel_s16(const int16_t* q, const float* d, const float* m, int nb, int turns, const int16_t* a0, size_t lda,
+                           const float* scale, const float* total, size_t lds, bint has_min, float* sums) noexcept nogil:
+    """sums [4 tokens][16] += the panel's nb blocks of `turns` times 32 columns that share a scale"""
+    cdef const int16_t* a1 = a0 + lda
+    cdef const int16_t* a2 = a1 + lda
+    cdef const int16_t* a3 = a2 + lda
+    cdef int _b, _turn
     cdef vi s0, s1, s2, s3
     cdef vf vd, vm = vf_set1(0)
-    for b in range(nb):
+    for _b in range(nb):
         s0 = vi_zero()
         s1, s2, s3 = s0, s0, s0
-        for _p in range(pairs):
-            w = vw_load(q)
-            s0 = vi_dot(s0, w, a0)
-            s1 = vi_dot(s1, w, a1)
-            s2 = vi_dot(s2, w, a2)
-            s3 = vi_dot(s3, w, a3)
-            q += 32
-            a0, a1, a2, a3 = a0 + 2, a1 + 2, a2 + 2, a3 + 2
-        vd = vf_load(d + 16 * b)
+        for _turn in range(turns):
+            steps_s16(q, a0, a1, a2, a3, &s0, &s1, &s2, &s3)
+            steps_s16(q + 128, a0 + 8, a1 + 8, a2 + 8, a3 + 8, &s0, &s1, &s2, &s3)
+            steps_s16(q + 256, a0 + 16, a1 + 16, a2 + 16, a3 + 16, &s0, &s1, &s2, &s3)
+            steps_s16(q + 384, a0 + 24, a1 + 24, a2 + 24, a3 + 24, &s0, &s1, &s2, &s3)
+            q += TILE
+            a0, a1, a2, a3 = a0 + 32, a1 + 32, a2 + 32, a3 + 32
+        vd = vf_load(d)
         if has_min:
-            vm = vf_load(m + 16 * b)
-        vf_store(c.y[0], close_block(vd, vm, c.scale[0][b], c.total[0][b], s0, vf_load(c.y[0]), has_min))
-        vf_store(c.y[1], close_block(vd, vm, c.scale[1][b], c.total[1][b], s1, vf_load(c.y[1]), has_min))
-        vf_store(c.y[2], close_block(vd, vm, c.scale[2][b], c.total[2][b], s2, vf_load(c.y[2]), has_min))
-        vf_store(c.y[3], close_block(vd, vm, c.scale[3][b], c.total[3][b], s3, vf_load(c.y[3]), has_min))
+            vm = vf_load(m)
+        close_block(sums, vd, vm, scale[0], total[0], s0, has_min)
+        close_block(sums + 16, vd, vm, scale[lds], total[lds], s1, has_min)
+        close_block(sums + 32, vd, vm, scale[2 * lds], total[2 * lds], s2, has_min)
+        close_block(sums + 48, vd, vm, scale[3 * lds], total[3 * lds], s3, has_min)
+        d, m, scale, total = d + 16, m + 16, scale + 1, total + 1
 
 
 cdef void panel_add(const float* p, size_t ps, int n, const float* x, size_t xs, int rows, float* y, size_t ys) noexcept nogil:
@@ -184,7 +230,7 @@ cdef void matvec_split(const Packed* w, const Acts* x, size_t t, int tile, float
     cdef vb v
     cdef vh hh, hl
     cdef vi sh, sl
-    cdef vf acc = vf_set1(0)
+    vf_store(y, vf_set1(0))
     for b in range(0, w.n_blocks, 4):
         n = min(4, w.n_blocks - b)
         for i in range(0, n * k.tile_bytes, 64):
@@ -201,9 +247,8 @@ cdef void matvec_split(const Packed* w, const Acts* x, size_t t, int tile, float
                     hl = vh_dot(hl, v, low + 4 * g)
                 sh, sl = vi_add(sh, vh_sum(hh)), vi_add(sl, vh_sum(hl))
                 high, low = high + 4 * k.depth, low + 4 * k.depth
-            acc = close_block(vf_load(d + 16 * i), vf_load(m + 16 * i), scale[b + i], total[b + i],
-                              vi_add(vi_times128(sh), sl), acc, True)
-    vf_store(y, acc)
+            close_block(y, vf_load(d + 16 * i), vf_load(m + 16 * i), scale[b + i], total[b + i],
+                        vi_add(vi_times128(sh), sl), True)
 
 
 cdef inline int even_chunk(int n_blocks, int most) noexcept nogil:
@@ -212,28 +257,57 @@ cdef inline int even_chunk(int n_blocks, int most) noexcept nogil:
     return (n_blocks + chunks - 1) // chunks
 
 
+cdef inline void tokens_u8(const Kernel* k, const uint8_t* q, const float* d, const float* m, int b, int n, const Acts* x, int t0, int t1,
+                           float* y, size_t ldy, int depth) noexcept nogil:
+    """Tokens t0..t1 with an unpacked panel of n blocks from block b on"""
+    cdef float sums[64]
+    cdef Rows r
+    cdef size_t nb = x.n_blocks, at
+    cdef int t = t0, new
+    while t < t1:
+        new = rows_at(&r, t, t1)
+        at = r.first * nb + b
+        tile_load(sums, y + t * ldy, ldy, &r, b == 0)
+        panel_u8(q, d, m, n, x.q8 + 32 * at, 32 * nb * r.stride, x.scale8 + at, x.sum8 + at, nb * r.stride, depth, sums)
+        tile_store(sums, y + t * ldy, ldy, &r)
+        t += new
+
+
+cdef inline void tokens_s16(const int16_t* q, const float* d, const float* m, int b, int n, const Acts* x, int t0, int t1,
+                            float* y, size_t ldy, bint has_min) noexcept nogil:
+    cdef float sums[64]
+    cdef Rows r
+    cdef size_t nb = x.n_blocks, at
+    cdef int t = t0, new
+    while t < t1:
+        new = rows_at(&r, t, t1)
+        at = r.first * nb + b
+        tile_load(sums, y + t * ldy, ldy, &r, b == 0)
+        panel_s16(q, d, m, n, block_turns, x.q16 + 32 * at, 32 * nb * r.stride, x.scale16 + at, x.sum16 + at, nb * r.stride, has_min, sums)
+        tile_store(sums, y + t * ldy, ldy, &r)
+        t += new
+
+
 cdef void gemm_u8(const Packed* w, const Acts* x, float* y, size_t ldy, int lo, int hi) noexcept nogil:
     cdef uint8_t memory[TILE * U8_BLOCKS + 128 * U8_BLOCKS + 64]
     cdef uint8_t* q = aligned(memory)
     cdef float* d = <float*>(q + TILE * U8_BLOCKS)
     cdef float* m = d + 16 * U8_BLOCKS
-    cdef float spare[16]
-    cdef Columns c
     cdef const Kernel* k = w.kernel
-    cdef int t0, t1, t, b, n, tile
-    cdef size_t nb = w.n_blocks
-    memset(spare, 0, sizeof(spare))
+    cdef int t0, t1, b, n, tile
     for t0 in range(0, x.n_rows, 256):
         t1 = min(t0 + T_BLOCK, x.n_rows)
         b = 0
         while b < w.n_blocks:
             n = min(even_chunk(w.n_blocks, U8_BLOCKS), w.n_blocks - b)
             for tile in range(lo, hi):
-                k.unpack_u8(w.tiles + (tile * nb + b) * k.tile_bytes, n, q, d, m)
-                for t in range(t0, t1, 4):
-                    columns_at(&c, <const uint8_t*>x.q8 + 32 * b, 32 * nb, x.scale8 + b, x.sum8 + b, nb,
-                               y + 16 * tile, ldy, t, t1, spare)
-                    panel_u8(q, d, m, n, k.depth, &c)
+                k.unpack_u8(w.tiles + (tile * <size_t>w.n_blocks + b) * k.tile_bytes, n, q, d, m)
+                if k.depth == 8:
+                    tokens_u8(k, q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, 8)
+                elif k.depth == 4:
+                    tokens_u8(k, q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, 4)
+                else:
+                    tokens_u8(k, q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, 2)
             b += n
 
 
@@ -242,26 +316,19 @@ cdef void gemm_s16(const Packed* w, const Acts* x, float* y, size_t ldy, int lo,
     cdef int16_t* q = <int16_t*>aligned(memory)
     cdef float* d = <float*>(q + TILE * S16_BLOCKS)
     cdef float* m = d + 16 * S16_BLOCKS
-    cdef float spare[16]
-    cdef Columns c
     cdef const Kernel* k = w.kernel
-    cdef int t0, t1, t, b, n, tile
-    cdef size_t nb = w.n_blocks
-    memset(spare, 0, sizeof(spare))
+    cdef int t0, t1, b, n, tile
     for t0 in range(0, x.n_rows, 256):
         t1 = min(t0 + T_BLOCK, x.n_rows)
         b = 0
         while b < w.n_blocks:
             n = min(even_chunk(w.n_blocks, S16_BLOCKS), w.n_blocks - b)
             for tile in range(lo, hi):
-                k.unpack_s16(w.tiles + (tile * nb + b) * k.tile_bytes, n, q, d, m)
-                for t in range(t0, t1, 4):
-                    columns_at(&c, <const uint8_t*>(x.q16 + 32 * b), 64 * nb, x.scale16 + b, x.sum16 + b, nb,
-                               y + 16 * tile, ldy, t, t1, spare)
-                    if k.has_min:
-                        panel_s16(q, d, m, n, block_pairs, &c, True)
-                    else:
-                        panel_s16(q, d, m, n, block_pairs, &c, False)
+                k.unpack_s16(w.tiles + (tile * <size_t>w.n_blocks + b) * k.tile_bytes, n, q, d, m)
+                if k.has_min:
+                    tokens_s16(q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, True)
+                else:
+                    tokens_s16(q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, False)
             b += n
 
 
@@ -300,13 +367,13 @@ cdef void matmul_tiles(const Packed* w, const Acts* x, int precision, float* y, 
                 else:
                     k.matvec(w.tiles + <size_t>tile * w.n_blocks * k.tile_bytes, w.n_blocks, w.n_cols, x, t, y + t * ldy + 16 * tile)
         return
-    for t in range(x.n_rows):
-        memset(y + t * ldy + 16 * lo, 0, 64 * <size_t>(hi - lo))
     if precision == INT8:
         gemm_u8(w, x, y, ldy, lo, hi)
     elif precision == INT16:
         gemm_s16(w, x, y, ldy, lo, hi)
     else:
+        for t in range(x.n_rows):
+            memset(y + t * ldy + 16 * lo, 0, 64 * <size_t>(hi - lo))
         gemm_f32(w, x, y, ldy, lo, hi)
 
 
@@ -358,20 +425,27 @@ cdef void backward_s16(const Packed* w, const int16_t* dyq, const float* dys, in
     cdef float* panel = <float*>aligned(memory)
     cdef int16_t* q = <int16_t*>(panel + 32 * BACK_ROWS)
     cdef float* scale = <float*>(q + 32 * BACK_ROWS)
-    cdef float spare[16]
-    cdef Columns c
-    cdef int b, group, rows, t, half, groups = (w.n_rows + BACK_ROWS - 1) // BACK_ROWS
-    memset(spare, 0, sizeof(spare))
+    cdef float sums[64]
+    cdef Rows r
+    cdef float* out
+    cdef int b, group, rows, t, new, half, groups = (w.n_rows + BACK_ROWS - 1) // BACK_ROWS
+    cdef size_t at
     for b in range(lo, hi):
         for group in range(groups):
             rows = unpack_back(w, group, b, panel)
             round_panel(panel, rows, q, scale)
             round_panel(panel + 16, rows, q + 16 * BACK_ROWS, scale + 16)
             for half in range(2 if 32 * b + 16 < w.n_cols else 1):
-                for t in range(0, n_tokens, 4):
-                    columns_at(&c, <const uint8_t*>(dyq + group * BACK_ROWS), 2 * BACK_ROWS * <size_t>groups, dys + group,
-                               dys, groups, dx + 32 * b + 16 * half, ldx, t, n_tokens, spare)
-                    panel_s16(q + 16 * BACK_ROWS * half, scale + 16 * half, NULL, 1, back_pairs, &c, False)
+                t = 0
+                while t < n_tokens:
+                    new = rows_at(&r, t, n_tokens)
+                    at = r.first * groups + group
+                    out = dx + t * ldx + 32 * b + 16 * half
+                    tile_load(sums, out, ldx, &r, False)
+                    panel_s16(q + 16 * BACK_ROWS * half, scale + 16 * half, scale, 1, back_turns, dyq + BACK_ROWS * at,
+                              BACK_ROWS * groups * r.stride, dys + at, dys, groups * r.stride, False, sums)
+                    tile_store(sums, out, ldx, &r)
+                    t += new
 
 
 cdef void matmul_backward_tiles(const Packed* w, const float* dy, size_t ldy, const int16_t* dyq, const float* dys, int n_tokens, float* dx, size_t ldx, int lo, int hi) noexcept nogil:
