@@ -1,5 +1,6 @@
 """`finetune`: train a LoRA adapter on a quantised model. Here are its flags; what they lead to is in training.py."""
 
+import argparse
 import dataclasses
 
 from llamacy.cli.common import add_model_flags, default_model, optional, whole
@@ -42,6 +43,22 @@ VALIDATION_FLAGS = [
     (("--eval-every",), "eval_every", int, "N", "measure every N steps, 0 = after every epoch"),
     (("--early-stop",), "early_stop", int, "N", "stop after N measurements without a better one, 0 = never"),
 ]
+
+
+UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def size(text):
+    """Parse a number of bytes: 900000, 512K, 1.5G; K, M, G and T count by 1024, a B or iB behind them is allowed."""
+    number = text.strip().upper().removesuffix("B").removesuffix("I")
+    unit = UNITS.get(number[-1:], 1)
+    try:
+        value = float(number[:-1] if unit > 1 else number) * unit
+        if not 1 <= value < 1 << 60:
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"wanted a size such as 512M or 2.5G, got {text!r}") from None
+    return int(value)
 
 
 def build_parser():
@@ -92,6 +109,9 @@ def _add_run_flags(group):
              help="compute activations again in the backward pass: less memory, a third slower")  # fmt: skip
     optional(group, "--no-checkpointing", dest="checkpointing", action="store_false",
              help="keep them (default: chosen by the memory there is)")  # fmt: skip
+    optional(group, "--max-ram", dest="max_ram", type=size, metavar="SIZE",
+             help="stay below this (512M, 2.5G), else say what would fit (default: the free memory)")  # fmt: skip
+    group.add_argument("--estimate", action="store_true", help="print peak memory, time and disk space, and stop")
     optional(group, "--checkpoint-in", dest="checkpoint_in", metavar="FILE",
              help="go on from this checkpoint, if it is there")  # fmt: skip
     optional(group, "--checkpoint-out", dest="checkpoint_out", metavar="FILE",

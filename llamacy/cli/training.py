@@ -10,20 +10,35 @@ from functools import cached_property
 from pathlib import Path
 
 import llamacy
-from llamacy.cli.common import default_model, open_model_from
+from llamacy.cli.common import default_model, fit_threads, open_model_from
 from llamacy.cli.main import unescape
 from llamacy.errors import LlamacyError, UsageError
 from llamacy.formats.adapter import load_adapter
 from llamacy.formats.model_file import open_model
+from llamacy.model.config import read_config
+from llamacy.model.weights import linear_shapes
 from llamacy.text import chat
 from llamacy.text.tokenizer import Tokenizer
-from llamacy.train.batches import split
+from llamacy.train.batches import Plan, split
 from llamacy.train.data import Subset, open_data
+from llamacy.train.estimate import (
+    cases,
+    choose,
+    disk_bytes,
+    longest_pass,
+    seconds_of,
+    shown,
+    training_bytes,
+    weights_bytes,
+)
+from llamacy.train.flops import peak_flops
 from llamacy.train.loop import Run
+from llamacy.train.lora import places
+from llamacy.train.memory import available_bytes, peak_rss_bytes, rss_bytes
 from llamacy.train.options import TARGETS
 from llamacy.train.outputs import Outputs, check_writable
 from llamacy.train.plot import check_plot, write_plot
-from llamacy.train.progress import Progress
+from llamacy.train.progress import Progress, clock_time
 from llamacy.train.runlog import RunLog
 from llamacy.train.samples import Encoder
 from llamacy.train.stop import Stop
@@ -121,13 +136,13 @@ def show_samples(args, options):
         sample = data[i]
         print(f"sample {i + 1} of {len(data)}: {len(sample.ids)} tokens, {sample.n_trained} trained (*)")
         for token, trained in zip(sample.ids.tolist(), sample.trained.tolist(), strict=True):
-            print(f"{'*' if trained else ' '} {token:6} {shown(prepared.tokenizer.token_bytes(token))}")
+            print(f"{'*' if trained else ' '} {token:6} {quoted(prepared.tokenizer.token_bytes(token))}")
     for line in data.report():
         say(line)
     return 0
 
 
-def shown(raw):
+def quoted(raw):
     """Return a token's bytes as a quoted text, or as bytes where they are only part of a character."""
     try:
         return repr(raw.decode())
@@ -151,18 +166,101 @@ def finetune(args, options):
         adapter_format=args.lora_format,
         base=prepared.metadata,
     )
-    outputs.check()
+    if not args.estimate:
+        outputs.check()
     start = starting_adapter(args, prepared)
     data = prepared.training_data()
     for line in data.report():
         say(line)
     checkpoint = checkpoint_to_resume(args, outputs)
     train, held = prepared.parts(data)
+    budget = Budget(args, prepared, start, (train, held))
+    packed, embedding = weights_bytes(prepared.file, budget.config)
+    budget.settle(packed + embedding)
     model = open_model_from(args)
-    options = prepared.options
-    trainer = Trainer(model, options)
+    case, peak = budget.settle(embedding)
+    options = prepared.options = dataclasses.replace(prepared.options, checkpointing=case.checkpointing)
+    trainer = Trainer(model, options, case.pack_tokens)
     trainer.init_lora(options.rank, options.file_alpha, options.targets, options.seed, start, options.num_layers)
+    if options.epochs > 1 or held is not None:
+        trainer.keep_prefix(budget.folder(outputs))
+    if args.estimate:
+        return tell_estimate(budget, outputs, trainer, (train, held), peak)
+    if case.checkpointing and not args.checkpointing:
+        say(f"activations are computed again in the backward pass: without, more than {shown(budget.limit)} are needed")
     return train_and_tell(args, prepared, outputs, trainer, (data, train, held), checkpoint)
+
+
+class Budget:
+    """How much memory the run may take, and which way of running stays within it."""
+
+    def __init__(self, args, prepared, start, data):
+        self.args, self.options = args, prepared.options
+        self.config = read_config(prepared.file, args.rms_eps, args.rope_theta)
+        self.threads = fit_threads(args.threads)
+        self.longest = max(part.longest() for part in data if part is not None)
+        self.usual = max(longest_pass(self.options, part) for part in data if part is not None)
+        self.ranks = ranks_of(self.config, prepared.options, start)
+        self.limit = None
+
+    def needs(self, longest, more=0):
+        """Yield (case, bytes at its peak) of each way to run, with samples of up to `longest` tokens.
+
+        more: bytes that are still to be loaded.
+        """
+        for case in cases(self.options, self.usual if longest == self.longest else longest, longest):
+            parts = training_bytes(self.config, self.ranks, case, self.threads, self.args.activations)
+            yield case, max(peak_rss_bytes(), rss_bytes() + more + sum(parts.values()))
+
+    def settle(self, more=0):
+        """Return (case, bytes at its peak) that fits; LlamacyError, with what would, when none does."""
+        free = available_bytes()
+        self.limit = self.args.max_ram or (None if free is None else rss_bytes() + free)
+        chosen = choose(self.needs(self.longest, more), self.limit)
+        if chosen is None:
+            need = min(need for _, need in self.needs(self.longest, more))
+            whose = "--max-ram" if self.args.max_ram else "free memory"
+            raise LlamacyError(
+                f"{whose} {shown(self.limit)}: the run needs {shown(need)} for samples of {self.longest} tokens; "
+                f"wanted --max-ram {shown(need)}{self.advice(more)}"
+            )
+        return chosen
+
+    def advice(self, more):
+        """Return what else would fit."""
+        if self.options.checkpointing is False:
+            return ", or --use-checkpointing"
+        for n_ctx in (self.longest // 2, self.longest // 4, self.longest // 8):
+            if n_ctx >= 16 and choose(self.needs(n_ctx, more), self.limit):
+                return f", or --ctx-size {n_ctx}"
+        return ", or a smaller model"
+
+    def folder(self, outputs):
+        """Where temporary files go: the adapter's folder, when it is there."""
+        folder = os.path.dirname(outputs.adapter) or "."
+        return folder if os.path.isdir(folder) else None
+
+
+def ranks_of(config, options, start):
+    """Return {(layer, slot): rank} of the pairs to train."""
+    where = places(config, options.targets, options.num_layers)
+    own, targets = dict(options.ranks), list(linear_shapes(config))
+    ranks = {place: own.get(targets[place[1]], options.rank) for place in where.values()}
+    return ranks | {where[name]: pair.rank for name, pair in (start.pairs if start else {}).items() if name in where}
+
+
+def tell_estimate(budget, outputs, trainer, data, peak):
+    """Print what the run would need; nothing is kept of the steps that measure it."""
+    train, held = data
+    plan = Plan(len(train), budget.options)
+    seconds, speed = seconds_of(trainer, plan, train, held, budget.options, trainer.prefix is not None)
+    adapter, checkpoint = disk_bytes(budget.config, budget.ranks)
+    kept = f" + {shown(checkpoint)} checkpoint" if outputs.checkpoint else ""
+    note = ", activations computed again" if trainer.options.checkpointing else ""
+    print(f"peak memory: {shown(peak)}{note}")
+    print(f"time: {clock_time(seconds)} ({plan.n_steps} steps, {speed:.0f} tokens/s measured)")
+    print(f"disk: {shown(adapter)} adapter{kept}")
+    return 0
 
 
 def starting_adapter(args, prepared):
@@ -217,7 +315,8 @@ def train_and_tell(args, prepared, outputs, trainer, data, checkpoint):
     log = RunLog(args.log_json, progress.note, go_on=checkpoint is not None) if args.log_json else None
     run = Run(trainer, train, options, outputs, progress, validation=held, log=log,
               data_id=zlib.crc32(f"{whole.fingerprint()} {options.val_split}".encode()),
-              describe=lambda done: description(args, prepared, whole, done))  # fmt: skip
+              describe=lambda done: description(args, prepared, whole, done),
+              peak_flops=peak_flops(fit_threads(args.threads)) if log else 0.0)  # fmt: skip
     if checkpoint:
         run.resume(checkpoint)
         say(f"{checkpoint}: going on from step {run.done.step}")

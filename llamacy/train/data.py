@@ -22,6 +22,8 @@ from llamacy.train.samples import Encoder, Record, Sample, has_answer
 __all__ = ["Data", "Encoder", "Record", "Sample", "Subset", "open_data"]
 
 BOM = b"\xef\xbb\xbf"
+# How many records are tokenised to find the longest: bytes per token differ from text to text, but not by much.
+LONGEST = 64
 
 
 def open_data(paths, encoder, *, render=None, sample_start="", include_sample_start=False):
@@ -72,6 +74,10 @@ class Data:
         """The shapes of prompt that the samples have: "instruct", "chat", or "" for none of ours."""
         return sorted(set().union(*(part.templates for part in self.parts)))
 
+    def longest(self):
+        """Return the longest sample's number of tokens, as told by those of the longest text."""
+        return max(part.longest() for part in self.parts)
+
     def report(self):
         """Return one line per file on what it holds, and one each on what was cut and left out."""
         lines = [f"{part.path}: {_count(len(part))} ({part.kind})" for part in self.parts]
@@ -104,6 +110,10 @@ class Subset:
 
     def __getitem__(self, i):
         return self.data[int(self.indices[i])]
+
+    def longest(self):
+        """Return what no sample's length exceeds, in tokens: that of all the data."""
+        return self.data.longest()
 
 
 def _count(n):
@@ -201,6 +211,11 @@ class Records:
             raise LlamacyError(f"{self.path}: the file became shorter while it was read; leave it alone while training")
         return raw
 
+    def longest(self):
+        """Return the most tokens that one of the LONGEST longest records by bytes has."""
+        order = np.argsort(np.frombuffer(self.lengths, np.uint32), kind="stable")[-LONGEST:]
+        return max(len(self.sample(int(i)).ids) for i in order)
+
     def sample(self, i):
         """Read and tokenise sample i."""
         return self.encoder.encode(self.reader.record(self._read(self.starts[i], self.lengths[i]), 1))[0]
@@ -258,6 +273,10 @@ class Windows:
 
     def __len__(self):
         return self.n_windows
+
+    def longest(self):
+        """Return a window's length."""
+        return min(self.n_tokens, self.size) + len(self.first)
 
     def sample(self, i):
         """Return window i, all of it trained but its first token."""

@@ -54,14 +54,16 @@ class Run:
     progress    shows steps and notes to a person; log, if any, gets a dict per step
     validation  samples to measure the loss on, None without
     describe    progressed -> metadata to put in the adapter
+    peak_flops  what the log's flop_utilisation is a share of; 0 leaves it out
     """
 
     def __init__(
-        self, trainer, data, options, outputs, progress, *, data_id=0, validation=None, log=None, describe=None
-    ):
+        self, trainer, data, options, outputs, progress, *, data_id=0, validation=None, log=None, describe=None,
+        peak_flops=0.0,
+    ):  # fmt: skip
         self.trainer, self.data, self.validation = trainer, data, validation
         self.options, self.outputs = options, outputs
-        self.progress, self.log = progress, log
+        self.progress, self.log, self.peak_flops = progress, log, peak_flops
         self.describe = describe or (lambda progressed: {})
         self.plan = Plan(len(data), options)
         self.n_warmup = warmup_steps(options.warmup_steps, self.plan.n_steps)
@@ -108,7 +110,8 @@ class Run:
         lr = learning_rate(step, schedule=self.options.lr_schedule, peak=self.options.learning_rate,
                            n_warmup=self.n_warmup, n_steps=self.plan.n_steps)  # fmt: skip
         result = self.trainer.step([[self.data[i] for i in batch] for batch in self.plan.step(step)], lr)
-        speed = result.tokens / max(time.monotonic() - began, 1e-9)
+        seconds = max(time.monotonic() - began, 1e-9)
+        speed = result.tokens / seconds
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
             raise LlamacyError(
                 f"step {step + 1}: the loss is {result.loss} and the gradient's norm {result.grad_norm}: training has "
@@ -120,7 +123,10 @@ class Run:
         self.progress.step(step + 1, epoch, result.loss, speed)
         row = {"step": step + 1, "epoch": epoch, "loss": float(result.loss), "lr": lr,
                "grad_norm": float(result.grad_norm), "tokens": int(result.tokens),
-               "trained_tokens": int(result.trained_tokens), "tokens_per_second": speed}  # fmt: skip
+               "trained_tokens": int(result.trained_tokens), "tokens_per_second": speed,
+               "flops_per_second": result.flops / seconds}  # fmt: skip
+        if self.peak_flops:
+            row["flop_utilisation"] = result.flops / seconds / self.peak_flops
         val_loss = self._measure(stop) if self._measuring_is_due(step) else None
         if self.log:
             measured = {} if val_loss is None else {"val_loss": val_loss}

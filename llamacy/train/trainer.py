@@ -8,7 +8,9 @@ import numpy as np
 from llamacy import kernels
 from llamacy.errors import LlamacyError
 from llamacy.formats.lora import LoraPair
+from llamacy.train.flops import Flops
 from llamacy.train.lora import as_adapter, places, starting_pairs
+from llamacy.train.prefix import LIMIT, PrefixCache
 
 # Short samples are packed into passes of about this many tokens, where the matrix products run at full speed.
 PACK_TOKENS = 512
@@ -22,14 +24,18 @@ class StepResult:
     grad_norm: float
     tokens: int
     trained_tokens: int
+    flops: int
 
 
 class Trainer:
     """LoRA on a model: `init_lora` once, then `step` per optimiser step."""
 
-    def __init__(self, model, options):
+    def __init__(self, model, options, pack_tokens=None):
         self.model, self.options = model, options
+        self.pack_tokens = pack_tokens or max(options.n_ctx, PACK_TOKENS)
+        self.max_tokens = max(options.n_ctx, self.pack_tokens)
         self.n_steps = 0
+        self.prefix = None
         self._pass = None
 
     def init_lora(self, rank, alpha, targets, seed, init_from=None, num_layers=None):
@@ -42,7 +48,6 @@ class Trainer:
         self.names = {place: name for name, place in where.items()}
         self.scales = {name: pair.scale for name, pair in pairs.items()}
         ranks = {where[name]: (pair.rank, pair.scale) for name, pair in pairs.items()}
-        self.max_tokens = max(self.options.n_ctx, PACK_TOKENS)
         self._pass = kernels.trainstep.TrainStep(
             self.model.weights, ranks, self.max_tokens, self.model.threads, activations,
             bool(self.options.checkpointing), self.options.lora_dropout,
@@ -50,6 +55,12 @@ class Trainer:
         for name, a, b in self._views(self._pass.params):
             a[:], b[:] = pairs[name].a, pairs[name].b.T
         self._m, self._v = np.zeros_like(self._pass.params), np.zeros_like(self._pass.params)
+        self.flops = Flops(self.model.config, min(layer for layer, _ in ranks))
+
+    def keep_prefix(self, folder, limit=LIMIT):
+        """Keep what the layers below the first trained one make of each sample, in a temporary file in `folder`."""
+        if self.flops.first_layer > 0:
+            self.prefix = PrefixCache(folder, -(-self.model.config.n_embd // 16) * 16, limit)
 
     def _rank_and_scale(self, rank, alpha):
         """Return a function: matrix -> (its rank, its scale), where --rank-wq and the like have the last word."""
@@ -82,8 +93,8 @@ class Trainer:
             raise LlamacyError("a batch has no trained token; check the data with --show-sample 1")
         self._pass.grads.fill(0)
         total = sum(
-            self._pass.run(*packed, 1 / n_trained, dropout_key=self._dropout_key(i))
-            for i, packed in enumerate(pack(samples, self.max_tokens))
+            self._run(packed, 1 / n_trained, dropout_key=self._dropout_key(i))
+            for i, packed in enumerate(pack(samples, self.pack_tokens))
         )
         norm = kernels.adamw.norm(self._pass.grads)
         # as torch.nn.utils.clip_grad_norm_
@@ -93,7 +104,20 @@ class Trainer:
             self._pass.params, self._pass.grads, self._m, self._v, self.n_steps, lr, options.beta1, options.beta2,
             options.adam_eps, options.weight_decay, clip, self.model.threads,
         )  # fmt: skip
-        return StepResult(total / n_trained, norm, sum(len(sample.ids) for sample in samples), n_trained)
+        n_tokens = sum(len(sample.ids) for sample in samples)
+        return StepResult(total / n_trained, norm, n_tokens, n_trained, self.flops(n_tokens, n_trained))
+
+    def _run(self, packed, weight, backward=True, dropout_key=None):
+        """One pass over packed sequences, past the layers below the first trained one where their outputs are kept."""
+        if self.prefix is None:
+            return self._pass.run(*packed, weight, backward, dropout_key=dropout_key)
+        tokens, starts, _ = packed
+        entry = np.empty((len(tokens), self.prefix.width), np.float32)
+        known = self.prefix.lookup(tokens, starts, entry)
+        loss = self._pass.run(*packed, weight, backward, entry, known, dropout_key)
+        if not known:
+            self.prefix.store(tokens, starts, entry)
+        return loss
 
     def _dropout_key(self, i):
         """Random bits for pass i of the next step: a function of the seed and the step, so that a run can go on."""
@@ -106,7 +130,7 @@ class Trainer:
         total, n_trained = 0.0, 0
         for batch in batches:
             n_trained += sum(sample.n_trained for sample in batch)
-            total += sum(self._pass.run(*packed, 1.0, False) for packed in pack(batch, self.max_tokens))
+            total += sum(self._run(packed, 1.0, False) for packed in pack(batch, self.pack_tokens))
         return total / max(n_trained, 1), n_trained
 
     def gradients(self):
@@ -139,26 +163,37 @@ class Trainer:
 
 
 def pack(samples, max_tokens):
-    """Yield (tokens, starts, targets) int32 arrays of whole sequences, at most max_tokens in each (a longer one alone).
+    """Yield (tokens, starts, targets) int32 arrays of whole samples, at most max_tokens each (longer ones alone)."""
+    for group in packs(samples, n_inputs, max_tokens):
+        yield _packed(group)
 
-    A sample's inputs end at its last trained token's predecessor: what follows influences nothing.
-    """
+
+def packs(items, length_of, most):
+    """Yield lists of consecutive items, together at most `most` long (a longer one alone), without those of 0."""
     waiting, size = [], 0
-    for sample in samples:
-        length = int(np.flatnonzero(sample.trained)[-1]) if sample.n_trained else 0
-        if length == 0:
-            continue
-        if waiting and size + length > max_tokens:
-            yield _packed(waiting)
+    for item in items:
+        length = length_of(item)
+        if waiting and size + length > most:
+            yield waiting
             waiting, size = [], 0
-        targets = np.where(sample.trained[1 : length + 1], sample.ids[1 : length + 1], -1)
-        waiting.append((sample.ids[:length], targets))
-        size += length
+        if length:
+            waiting.append(item)
+            size += length
     if waiting:
-        yield _packed(waiting)
+        yield waiting
 
 
-def _packed(sequences):
+def n_inputs(sample):
+    """How many tokens of a sample are read: up to its last trained token's predecessor, as more influences nothing."""
+    return int(np.flatnonzero(sample.trained)[-1]) if sample.n_trained else 0
+
+
+def _packed(samples):
+    sequences = []
+    for sample in samples:
+        length = n_inputs(sample)
+        targets = np.where(sample.trained[1 : length + 1], sample.ids[1 : length + 1], -1)
+        sequences.append((sample.ids[:length], targets))
     starts = np.cumsum([0, *(len(ids) for ids, _ in sequences)])
     tokens = np.concatenate([ids for ids, _ in sequences])
     targets = np.concatenate([targets for _, targets in sequences])

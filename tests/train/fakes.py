@@ -48,6 +48,7 @@ class StepResult(NamedTuple):
     grad_norm: float
     tokens: int
     trained_tokens: int
+    flops: int = 1000
 
 
 class FakeTrainer:

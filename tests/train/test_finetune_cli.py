@@ -31,13 +31,16 @@ class Recorded(FakeTrainer):
     last = None
     interrupt_at = signum = None
 
-    def __init__(self, model, options):
+    def __init__(self, model, options, pack_tokens):
         super().__init__()
         self.model, self.options = model, options
         Recorded.last = self
 
     def init_lora(self, rank, alpha, targets, seed, init_from, num_layers):
         self.setup = (rank, alpha, targets, seed, init_from)
+
+    def keep_prefix(self, folder):
+        self.kept_in = folder
 
     def step(self, micro_batches, lr):
         if self.n_steps + 1 == Recorded.interrupt_at:
@@ -73,7 +76,7 @@ def test_no_data_named_trains_on_the_sample_data(finetune):
     code, out, err = finetune()
     assert (code, out) == (0, "") and "instructions.jsonl: 50 samples (JSON lines)" in err
     assert Recorded.last.setup == (8, 16.0, tuple(TARGETS), 42, None)
-    assert Recorded.last.options == TrainOptions(n_ctx=Recorded.last.options.n_ctx)
+    assert Recorded.last.options == TrainOptions(n_ctx=Recorded.last.options.n_ctx, checkpointing=False)
     assert step_of("adapter/adapter.bin") == 100 and os.path.exists("adapter/checkpoint.gguf")
     assert (
         "adapter: adapter/adapter.bin, of step 100" in err
@@ -111,8 +114,8 @@ FLAGS = [
     ("--lora-dropout 0.1 --rank-wq 4 --rank-w2 1", {"lora_dropout": 0.1, "ranks": (("attn_q", 4), ("ffn_down", 1))}),
     ("--rank_wk 2 --rank-wv 3 --rank-wo 5 --rank-w1 6 --rank-w3 7",
      {"ranks": (("attn_k", 2), ("attn_v", 3), ("attn_output", 5), ("ffn_gate", 6), ("ffn_up", 7))}),
-    ("--use-checkpointing", {"checkpointing": True}),
-    ("--no-checkpointing", {"checkpointing": False}),
+    ("--use-checkpointing --max-ram 4G", {"checkpointing": True}),
+    ("--no-checkpointing", {}),
     ("--train-on-prompt --shuffle off -s 7", {"mask_prompt": False, "shuffle": False, "seed": 7}),
     ("--train-on-prompt --mask-prompt", {"mask_prompt": True}),
     ("-c 100 --num-layers 1", {"n_ctx": 100, "num_layers": 1}),
@@ -127,7 +130,8 @@ def test_flags_become_options(finetune, line, changed):
     assert code == 0, err
     options = Recorded.last.options
     n_ctx = changed.get("n_ctx", options.n_ctx)
-    assert options == TrainOptions(**{**changed, "n_ctx": n_ctx})
+    # by default there is memory enough to keep activations
+    assert options == TrainOptions(**{"checkpointing": False, **changed, "n_ctx": n_ctx})
     assert Recorded.last.setup[1] == options.file_alpha
 
 
@@ -146,6 +150,8 @@ def test_flags_become_options(finetune, line, changed):
         ("--early-stop 2", "--early-stop and --eval-every need --val-data or --val-split"),
         ("--val-split 0.1 --val-data finetune-data.txt", "--val-data and --val-split are both given"),
         ("--lora-dropout 1", "--lora-dropout: wanted 0 or more and below 1, got 1.0"),
+        ("--max-ram 3X", "--max-ram: wanted a size such as 512M or 2.5G, got '3X'"),
+        ("--max-ram -1G", "--max-ram: "),
         ("--rank-wq 0", "--rank-wq: wanted a whole number from 1 to 4096, got '0'"),
         ("--show-sample 0", "--show-sample: wanted 1 or more, got 0"),
         ("-c 1", "--ctx-size: wanted 2 or more, got 1"),
@@ -170,6 +176,7 @@ def test_wrong_usage_is_one_line_and_exit_2(finetune, flags, wanted):
         ("--init-lora finetune-data.txt", "finetune-data.txt"),
         ("--resume", "adapter/checkpoint.gguf: no checkpoint there; leave --resume away"),
         ("-c 16", "no usable sample"),
+        ("--max-ram 1K", "--max-ram 1K: the run needs "),
         ("--val-data missing.txt", "missing.txt: no such file"),
     ],
 )

@@ -21,7 +21,8 @@ from llamacy.train.samples import Sample
 from llamacy.train.stop import Stop
 from tests.train.fakes import FakeTrainer
 
-FIELDS = ["step", "epoch", "loss", "lr", "grad_norm", "tokens", "trained_tokens", "tokens_per_second", "peak_rss_bytes"]
+FIELDS = ["step", "epoch", "loss", "lr", "grad_norm", "tokens", "trained_tokens", "tokens_per_second",
+          "flops_per_second", "peak_rss_bytes"]  # fmt: skip
 
 
 def samples(n, seed=0):

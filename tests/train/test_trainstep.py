@@ -1,5 +1,7 @@
 """The compiled step: what may not change its results (recomputing, entering midway, leaving out rows), and dropout."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -26,12 +28,20 @@ def samples(lengths=(9, 21, 5, 30)):
 def make(tmp_path):
     """A function that sets a Trainer up on a model of 4 layers, with pairs whose B is not zero."""
 
-    def trainer(type_name="Q4_0", activations="int8", threads=2, num_layers=None, targets=tuple(TARGETS), **change):
+    def trainer(
+        type_name="Q4_0",
+        activations="int8",
+        threads=2,
+        num_layers=None,
+        targets=tuple(TARGETS),
+        pack_tokens=None,
+        **change,
+    ):
         path = tmp_path / f"{type_name}.gguf"
         if not path.exists():
             write_llama(path, DEEP, twin.random_weights(DEEP, 5), type_name)
         options = TrainOptions(**({"n_ctx": 64, "max_grad_norm": 0.0} | change))
-        made = Trainer(load_model(path, activations=activations, threads=threads), options)
+        made = Trainer(load_model(path, activations=activations, threads=threads), options, pack_tokens)
         made.init_lora(4, 8.0, targets, 7, None, num_layers)
         rng = np.random.default_rng(3)
         made._pass.params[:] = rng.normal(0, 0.05, len(made._pass.params))
@@ -104,6 +114,50 @@ def test_a_pass_without_targets_has_no_loss_and_no_gradient(make):
     tokens, starts, targets = next(pack(samples(), 512))
     loss, gradients = one_pass(made, (tokens, starts, np.full_like(targets, -1)))
     assert loss == 0 and not gradients.any()
+
+
+def trained(made, epochs=3):
+    """Losses and parameters of some epochs over data whose packs differ from epoch to epoch."""
+    data, found = samples(), []
+    for epoch in range(epochs):
+        found += [made.step([[data[i] for i in pair]], 0.01).loss for pair in ([0, 1], [2, 3]) if epoch != 1]
+        found += [made.step([data], 0.01).loss, made.evaluate([data[1:]])[0]]
+    return found, made.state()["lora.params"]
+
+
+@pytest.mark.parametrize(("activations", "limit"), [("int8", 1 << 20), ("f32", 1 << 20), ("int8", 40 * 4 * WIDTH)])
+def test_kept_outputs_of_frozen_layers_change_no_bit(make, tmp_path, activations, limit):
+    how = {"activations": activations, "num_layers": 1, "lora_dropout": 0.1, "pack_tokens": 64}
+    plain, cached = make(**how), make(**how)
+    cached.keep_prefix(tmp_path, limit)
+    wanted, found = trained(plain), trained(cached)
+    assert wanted[0] == found[0]
+    np.testing.assert_array_equal(wanted[1], found[1])
+    # what fits is kept once, and no more than that
+    assert cached.prefix.used <= limit and len(cached.prefix.places) == (4 if limit > 1 << 19 else 3)
+
+
+def test_kept_outputs_are_used(make, tmp_path):
+    made, (packed,) = make(num_layers=2), pack(samples(), 512)
+    made.keep_prefix(tmp_path)
+    loss = made._run(packed, 1.0, False)
+    rows = np.empty((len(packed[0]), WIDTH), np.float32)
+    assert made.prefix.lookup(packed[0], packed[1], rows)
+    place = made.prefix.places
+    os.pwrite(made.prefix.file.fileno(), bytes(rows.nbytes), 0)
+    assert len(place) == 4 and made._run(packed, 1.0, False) != loss
+    # a file that became shorter is no harm: the layers are computed again
+    os.ftruncate(made.prefix.file.fileno(), 100)
+    assert made._run(packed, 1.0, False) == loss
+
+
+def test_without_a_place_for_the_file_nothing_is_kept(make, tmp_path):
+    made, (packed,) = make(num_layers=2), pack(samples(), 512)
+    made.keep_prefix(tmp_path / "missing")
+    assert made._run(packed, 1.0, False) == make(num_layers=2)._run(packed, 1.0, False) and not made.prefix.places
+    whole = make()
+    whole.keep_prefix(tmp_path)
+    assert whole.prefix is None
 
 
 # --- dropout ---------------------------------------------------------------------------------------------------------

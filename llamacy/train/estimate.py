@@ -1,0 +1,153 @@
+"""What a run will need, before it starts: memory from the layout of the compiled step, time from a few measured steps.
+
+Memory is the process as it stands, plus the packed weights (where they are not loaded yet), plus what the step lays out
+for its longest pass, plus the pairs with their gradients, moments and the copy that saving makes.
+"""
+
+import time
+from dataclasses import dataclass
+
+from llamacy import kernels
+from llamacy.errors import LlamacyError
+from llamacy.model.architectures import ARCHITECTURES
+from llamacy.model.weights import linear_shapes
+from llamacy.train.batches import Plan
+from llamacy.train.trainer import PACK_TOKENS, n_inputs, packs
+
+SIZES = ("n_embd", "n_head", "n_head_kv", "head_dim", "n_ff", "n_layer", "n_vocab", "n_rot")
+# Measured steps end after this many seconds or steps; sample lengths are averaged over so many.
+SECONDS, STEPS, LENGTHS = 4.0, 4, 200
+# Up to this many samples each one's length is looked at.
+COUNTED = 1000
+# A pass forward costs this share of a step.
+FORWARD = 0.4
+
+
+def weights_bytes(file, config):
+    """Return (bytes of the packed weights, bytes of the token embedding that stays mapped) of an open ModelFile."""
+    family, shapes = ARCHITECTURES[config.architecture], linear_shapes(config)
+    output = family.output if family.output in file.tensors else family.embedding
+    wanted = {pattern.format(i): shapes[key] for i in range(config.n_layer) for key, pattern in family.linears.items()}
+    wanted[output] = (config.n_vocab, config.n_embd)
+    missing = next((name for name in wanted if name not in file.tensors), None)
+    if missing or family.embedding not in file.tensors:
+        raise LlamacyError(f"{file.path}: tensor {missing or family.embedding} is missing; the file is incomplete")
+    packed = sum(kernels.matmul.packed_bytes(file.tensors[name].type.number, *wanted[name]) for name in wanted)
+    return packed, file.data(family.embedding).nbytes
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to run: tokens of the longest pass, sequences in it, recomputing or not."""
+
+    tokens: int
+    sequences: int
+    checkpointing: bool
+    pack_tokens: int | None = None
+
+
+def longest_pass(options, data):
+    """Return the most tokens that a pass over `data` has: exactly where it is small, else by its longest sample."""
+    per_step, room = options.batch_size * options.grad_acc, max(options.n_ctx, PACK_TOKENS)
+    if len(data) > COUNTED:
+        # the last token of a sample is only predicted
+        return min(per_step * (data.longest() - 1), room)
+    lengths = [n_inputs(data[i]) for i in range(len(data))]
+    plan = Plan(len(data), options)
+    batches = [[lengths[i] for batch in plan.step(step) for i in batch] for step in range(plan.n_steps)]
+    # validation takes them in order
+    batches += [lengths[i : i + options.batch_size] for i in range(0, len(lengths), options.batch_size)]
+    return max(sum(size for size in part) for batch in batches for part in packs(batch, int, room))
+
+
+def cases(options, usual, longest):
+    """Yield ways to run, from the fastest to the one that needs the least memory.
+
+    usual: tokens of the longest pass; longest: of the longest sample, beyond which the last way packs none together.
+    """
+    flags = (False, True) if options.checkpointing is None else (options.checkpointing,)
+    per_step, longest = options.batch_size * options.grad_acc, max(1, longest - 1)
+    yield from (Case(usual, min(per_step, usual), flag) for flag in flags)
+    if usual > longest:
+        yield Case(longest, min(per_step, longest), flags[-1], longest)
+
+
+def training_bytes(config, ranks, case, threads, activations):
+    """Return {what for: bytes} of a trainer; ranks: {(layer, slot): rank}."""
+    sizes = {name: getattr(config, name) for name in SIZES}
+    pairs = {place: (rank, 1.0) for place, rank in ranks.items()}
+    kind = "f32" if activations == "f32" else "int16"
+    step = kernels.trainstep.memory_needed(
+        sizes, pairs, case.tokens, case.sequences, threads, kind, case.checkpointing
+    )  # fmt: skip
+    shapes = list(linear_shapes(config).values())
+    padded = [(rank, *(-(-n // 16) * 16 for n in shapes[slot])) for (_, slot), rank in ranks.items()]
+    params = 4 * sum(rank * (n_out + n_in) for rank, n_out, n_in in padded)
+    turned = 4 * sum(-(-rank // 16) * 16 * (n_out + n_in) for rank, n_out, n_in in padded)
+    # values, gradients, two moments; a copy while saving (or while the first values are made)
+    return {
+        "activations": step["activations"],
+        "buffers": step["buffers"] + step["work"],
+        "adapter": 5 * params + turned,
+    }
+
+
+def disk_bytes(config, ranks):
+    """Return (bytes of the adapter's file, bytes of a checkpoint), but for some kilobytes of names."""
+    shapes = list(linear_shapes(config).values())
+    adapter = 4 * sum(rank * sum(shapes[slot]) for (_, slot), rank in ranks.items())
+    padded = 4 * sum(rank * sum(-(-n // 16) * 16 for n in shapes[slot]) for (_, slot), rank in ranks.items())
+    return adapter, 3 * padded
+
+
+def choose(needs, limit):
+    """Return the first (case, bytes) of `needs` that stays within `limit` bytes, None when none does."""
+    return next(((case, need) for case, need in needs if limit is None or need <= limit), None)
+
+
+def seconds_of(trainer, plan, data, validation, options, known_prefix):
+    """Return (seconds that the whole plan takes, measured tokens/s), from steps done now; the trainer is used up.
+
+    The first step also pages things in and is left out where more follow. known_prefix: later epochs skip the layers
+    whose outputs are kept, which is measured by repeating the same steps.
+    """
+    stride = max(1, plan.steps_per_epoch // (STEPS + 1))
+    steps = [plan.step(i * stride) for i in range(min(STEPS + 1, plan.steps_per_epoch))]
+    first = _speed(trainer, data, steps[:1], options)
+    speed = _speed(trainer, data, steps[1:], options) if len(steps) > 1 and first[1] < SECONDS else first
+    later = _speed(trainer, data, steps[1 : 1 + speed[2]] or steps, options) if known_prefix else speed
+    mean = _mean_length(data)
+    epochs = plan.n_steps / plan.steps_per_epoch
+    tokens = mean * plan.n_samples
+    seconds = tokens * min(epochs, 1) * speed[1] / speed[0] + tokens * max(epochs - 1, 0) * later[1] / later[0]
+    if validation is not None:
+        every = options.eval_every or plan.steps_per_epoch
+        n_measured = -(-plan.n_steps // every)
+        seconds += n_measured * len(validation) * _mean_length(validation) * FORWARD * speed[1] / speed[0]
+    return seconds, speed[0] / speed[1]
+
+
+def _speed(trainer, data, steps, options):
+    """Return (tokens, seconds, steps) of the first of `steps` that fill SECONDS."""
+    tokens, n, began = 0, 0, time.perf_counter()
+    for step in steps:
+        tokens += trainer.step([[data[i] for i in batch] for batch in step], options.learning_rate).tokens
+        n += 1
+        if time.perf_counter() - began > SECONDS:
+            break
+    return tokens, max(time.perf_counter() - began, 1e-9), n
+
+
+def _mean_length(data):
+    """Return the mean number of tokens of samples spread over the data."""
+    stride = -(-len(data) // LENGTHS)
+    lengths = [len(data[i].ids) for i in range(0, len(data), stride)]
+    return sum(lengths) / len(lengths)
+
+
+def shown(n_bytes):
+    """Return bytes as --max-ram takes them: 1.46G, 512M, 3K, rounded up."""
+    for unit, letter in ((1 << 30, "G"), (1 << 20, "M")):
+        if n_bytes >= unit:
+            return f"{-(-n_bytes * 100 // unit) / 100:.2f}{letter}" if letter == "G" else f"{-(-n_bytes // unit)}M"
+    return f"{-(-n_bytes // 1024)}K"

@@ -1,0 +1,40 @@
+"""How much arithmetic a step is, and how much this machine can do: for the log's flop_utilisation."""
+
+import time
+
+import numpy as np
+
+from llamacy import kernels
+from llamacy.model.weights import linear_shapes
+
+Q4_0, SIZE, TOKENS = 2, 1024, 256
+
+
+class Flops:
+    """flops(tokens, trained tokens) of a step: 2 per multiply-add of the products with the model's weights.
+
+    Forward through every layer, gradients (W^T dy) back through those from `first_layer` on, and the output head both
+    ways for trained tokens. Attention, adapters and whatever is computed again are left out, and nothing is taken off
+    for what a step saves: it is the work that is worth doing, as in PaLM's model FLOPs, without gradients of W.
+    """
+
+    def __init__(self, config, first_layer):
+        layer = sum(n_out * n_in for n_out, n_in in linear_shapes(config).values())
+        self.first_layer = first_layer
+        self.per_token = 2 * layer * (2 * config.n_layer - first_layer)
+        self.per_trained = 4 * config.n_vocab * config.n_embd
+
+    def __call__(self, tokens, trained_tokens):
+        return self.per_token * tokens + self.per_trained * trained_tokens
+
+
+def peak_flops(threads):
+    """Return the operations per second of a product in training's precision, the best of a few: 4 bits, 256 tokens."""
+    rows = np.zeros((SIZE, SIZE // 32 * 18), np.uint8)
+    matrix = kernels.matmul.PackedMatrix(rows, Q4_0, SIZE)
+    x, best = np.ones((TOKENS, SIZE), np.float32), np.inf
+    for _ in range(8):
+        began = time.perf_counter()
+        kernels.matmul.matmul(matrix, x, "int16", threads)
+        best = min(best, time.perf_counter() - began)
+    return 2 * SIZE * SIZE * TOKENS / best

@@ -1,0 +1,126 @@
+"""--estimate, --max-ram and checkpointing in whole processes: what was predicted is measured."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llamacy.cli.finetune import size
+from llamacy.train.estimate import Case, cases, longest_pass, shown
+from llamacy.train.options import TrainOptions
+from llamacy.train.samples import Sample
+from tests.model import golden
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "tests" / "data" / "tiny-q8_0.gguf"
+QUESTIONS = ROOT / "examples" / "finetune-data.txt"
+
+
+def finetune(folder, *argv):
+    """Run bin/finetune in a process of its own in `folder`; return (exit code, stdout, stderr)."""
+    line = [sys.executable, "-I", ROOT / "bin" / "finetune", *argv]
+    done = subprocess.run([str(word) for word in line], capture_output=True, text=True, cwd=folder)
+    return done.returncode, done.stdout, done.stderr
+
+
+def estimated(folder, *argv):
+    """Return the bytes that --estimate prints as peak memory."""
+    code, out, err = finetune(folder, *argv, "--estimate")
+    assert code == 0, err
+    lines = dict(line.split(": ", 1) for line in out.splitlines())
+    assert list(lines) == ["peak memory", "time", "disk"]
+    return size(lines["peak memory"].split(",")[0])
+
+
+def rows(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("flags", [(), ("--use-checkpointing", "-b", 2), ("--num-layers", 1, "--rank", 64)])
+def test_the_tiny_model_s_peak_is_within_15_percent(tmp_path, flags):
+    line = ("-m", TINY, "--train-data", QUESTIONS, "-t", 2, *flags)
+    wanted = estimated(tmp_path, *line)
+    assert not list(tmp_path.iterdir())
+    assert finetune(tmp_path, *line, "--log-json", "log")[0] == 0
+    assert abs(rows(tmp_path / "log")[-1]["peak_rss_bytes"] / wanted - 1) < 0.15
+
+
+@golden.needs_model
+@pytest.mark.parametrize("flags", [(), ("--use-checkpointing",)])
+def test_the_default_model_s_peak_is_within_15_percent(tmp_path, flags):
+    (tmp_path / "text").write_text("You may convey covered works to others for the sole purpose of having them. " * 30)
+    line = ("--train-data", "text", "-c", 256, "--max-steps", 1, "-t", 2, *flags)
+    wanted = estimated(tmp_path, *line)
+    assert finetune(tmp_path, *line, "--log-json", "log")[0] == 0
+    assert abs(rows(tmp_path / "log")[-1]["peak_rss_bytes"] / wanted - 1) < 0.15
+
+
+def test_too_little_memory_is_told_before_starting(tmp_path):
+    line = ("-m", TINY, "--train-data", QUESTIONS)
+    code, out, err = finetune(tmp_path, *line, "--max-ram", "10M")
+    assert (code, out) == (1, "") and err.splitlines()[-1].startswith("finetune: --max-ram 10M: the run needs ")
+    assert "wanted --max-ram " in err and not (tmp_path / "adapter" / "adapter.bin").exists()
+
+
+def long_text(folder):
+    """Data in windows of 512, where the tiny model's activations weigh something: 2 layers of 512 x some 700 values."""
+    (folder / "text").write_text("You may convey covered works to others. " * 600)
+    return "-m", TINY, "--train-data", "text", "-c", 256, "-b", 8, "--max-steps", 2, "-t", 1
+
+
+def test_max_ram_turns_checkpointing_on_and_changes_no_bit(tmp_path):
+    line = long_text(tmp_path)
+    kept, again = estimated(tmp_path, *line), estimated(tmp_path, *line, "--use-checkpointing")
+    assert again < kept
+    code, _, err = finetune(tmp_path, *line, "--max-ram", (kept + again) // 2, "--log-json", "again", "--outdir", "a")
+    assert code == 0 and "activations are computed again" in err
+    assert finetune(tmp_path, *line, "--log-json", "kept", "--outdir", "b")[0] == 0
+    for row, other in zip(rows(tmp_path / "again"), rows(tmp_path / "kept"), strict=True):
+        assert (row["loss"], row["grad_norm"]) == (other["loss"], other["grad_norm"])
+
+
+def test_the_log_says_how_well_the_machine_is_used(tmp_path):
+    assert finetune(tmp_path, "-m", TINY, "--train-data", QUESTIONS, "--log-json", "log", "--max-steps", 1)[0] == 0
+    (row,) = rows(tmp_path / "log")
+    assert row["flops_per_second"] > 0 and 0 < row["flop_utilisation"] < 1.5
+
+
+# --- the parts -------------------------------------------------------------------------------------------------------
+
+
+def sample(n):
+    return Sample(np.arange(n, dtype=np.int32), np.arange(n) > 0)
+
+
+def test_the_longest_pass_is_what_the_plan_packs():
+    data = [sample(n) for n in (101, 201, 301, 11)]
+    # one alone: the longest one; all four: 100 + 200 fit in 512 with nothing but the last
+    assert longest_pass(TrainOptions(n_ctx=512, batch_size=1), data) == 300
+    assert longest_pass(TrainOptions(n_ctx=512, batch_size=4, shuffle=False), data) == 310
+    assert longest_pass(TrainOptions(n_ctx=1024, grad_acc=4, shuffle=False), data) == 610
+
+
+def test_ways_to_run_come_from_the_fastest_to_the_smallest():
+    assert list(cases(TrainOptions(), 99, 100)) == [Case(99, 1, False), Case(99, 1, True)]
+    assert list(cases(TrainOptions(batch_size=4), 300, 100)) == [
+        Case(300, 4, False),
+        Case(300, 4, True),
+        Case(99, 4, True, 99),
+    ]
+    assert list(cases(TrainOptions(checkpointing=False), 99, 100)) == [Case(99, 1, False)]
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "text"),
+    [(1, "1K"), (1 << 20, "1M"), ((1 << 20) + 1, "2M"), (3 << 29, "1.50G"), ((3 << 29) + 1, "1.51G")],
+)
+def test_sizes_are_shown_as_they_are_given_and_never_too_small(n_bytes, text):
+    assert shown(n_bytes) == text and size(text) >= n_bytes
+
+
+@pytest.mark.parametrize(("text", "wanted"), [("1024", 1024), ("2k", 2048), ("1.5G", 3 << 29), ("512MiB", 512 << 20)])
+def test_sizes_may_have_units(text, wanted):
+    assert size(text) == wanted
