@@ -17,7 +17,9 @@ from llamacy.formats.model_file import open_model
 from llamacy.text import chat
 from llamacy.text.chat_formats import FORMATS
 from llamacy.text.pretokenizers import ROWS, splitter
+from llamacy.text.sentencepiece import read_sentencepiece
 from llamacy.text.tokenizer import Tokenizer
+from tests.text import hf_files
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED = ROOT / "tests" / "data" / "tokenizers"
@@ -62,6 +64,21 @@ def test_llama_cpps_test_strings(name, source):
     assert len(strings) == len(lines) > 40
     for text, line in zip(strings, lines, strict=True):
         assert tokenizer.encode(text, add_special=False) == [int(token) for token in line.split()], text
+
+
+def test_a_tokenizer_model_beside_sentencepiece(vocabulary, source):
+    """Its own reader takes the file that the tests write, and gives our ids of llama.cpp's strings."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    metadata = open_model(vocabulary("llama-spm")).metadata
+    content = hf_files.sentencepiece(metadata)
+    theirs, ours = sentencepiece.SentencePieceProcessor(model_proto=content), read_sentencepiece(content, "x")
+    assert [piece.decode() for piece in ours.pieces] == [theirs.id_to_piece(i) for i in range(theirs.vocab_size())]
+    assert ours.scores == [theirs.get_score(i) for i in range(theirs.vocab_size())]
+    assert [kind == 6 for kind in ours.types] == [theirs.is_byte(i) for i in range(theirs.vocab_size())]
+    assert ours.ids == {"unk": theirs.unk_id(), "bos": theirs.bos_id(), "eos": theirs.eos_id(), "pad": theirs.pad_id()}
+    tokenizer = Tokenizer.from_metadata(metadata)
+    for text in (source / "ggml-vocab-llama-spm.gguf.inp").read_bytes().decode().split(SEPARATOR)[:-1]:
+        assert tokenizer.encode(text, add_special=False) == theirs.encode(text), text
 
 
 PARTS = [

@@ -135,5 +135,7 @@ def sentencepiece(metadata, *, model_type=2, prefix=True):
         field(1, field(1, text.encode()) + field(2, float(score)) + (field(3, int(kind)) if kind != NORMAL else b""))
         for text, score, kind in rows
     ]
-    trainer = field(1, b"data.txt") + field(3, model_type) + field(40, 0) + field(41, 1) + field(42, 2) + field(43, -1)
-    return b"".join(pieces) + field(2, trainer) + field(3, field(1, b"identity") + field(3, int(prefix)))
+    trainer = field(1, b"data.txt") + field(3, model_type) + field(35, 1)  # byte_fallback
+    trainer += field(40, 0) + field(41, 1) + field(42, 2) + field(43, -1)
+    normalizer = field(1, b"identity") + field(3, int(prefix)) + field(4, 0)  # no white space removed
+    return b"".join(pieces) + field(2, trainer) + field(3, normalizer)
