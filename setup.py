@@ -5,7 +5,6 @@ names with commas), `LLAMACY_ONLY` builds a few modules by name while developing
 """
 
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from setuptools import Extension, find_packages, setup
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from llamacy.kernels.isas import ISAS, lacking, of_this_machine
+from llamacy.kernels.layout import digests
 
 ROOT = Path(__file__).resolve().parent
 PYX = ROOT / "pyx"
@@ -77,11 +77,12 @@ def chosen_isas():
     return wish.split(",")
 
 
-def stage(source, target):
-    """Copy `source` to `target` when it changed, so that unchanged modules are not compiled again."""
+def stage(source, target, more=""):
+    """Copy `source` to `target`, `more` behind it, when it changed: unchanged modules are not compiled again."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    if not target.exists() or target.read_bytes() != source.read_bytes():
-        shutil.copyfile(source, target)
+    data = source.read_bytes() + more.encode()
+    if not target.exists() or target.read_bytes() != data:
+        target.write_bytes(data)
 
 
 def extensions():
@@ -102,7 +103,7 @@ def extensions():
             source = PYX / f"{module}.pyx"
             if not source.exists() or (only and module not in only):
                 continue
-            stage(source, folder / source.name)
+            stage(source, folder / source.name, f"\n\nbuilt_with = {digests(module, package, PYX)!r}\n")
             found.append(
                 Extension(
                     f"llamacy.kernels.{package}.{module}",

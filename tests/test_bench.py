@@ -1,12 +1,14 @@
 """`bench` over a small model: the rows and their figures; and that `make bench` knows the models it measures."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from bench.bandwidth import read_bandwidth
-from bench.cases import CASES, EXTRA
+from bench.cases import CASES, EXTRA, ROOT
 from bench.make_model import N_VOCAB, SHAPES, metadata_of, tensors_of
 from bench.run import weight_bytes
 from llamacy.cli import bench
@@ -73,3 +75,13 @@ def test_a_token_reads_all_weights_but_the_table_of_embeddings(tiny):
 
 def test_the_read_bandwidth_is_that_of_this_world():
     assert 1e8 < read_bandwidth(2, megabytes=16, rounds=2) < 1e13
+
+
+def test_clients_against_our_server(tiny):
+    client = [sys.executable, ROOT / "bench" / "http_clients.py", 3, 5, 2]
+    server = [ROOT / "bin" / "server", "-m", tiny, "-np", 2, "-c", 256, "-t", 1, "--port", "PORT"]
+    done = subprocess.run([*map(str, client), *map(str, server)], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert len(result["ts"]) == 2 and min(result["ts"]) > 0
+    assert result["peak_rss_bytes"] > 10_000_000

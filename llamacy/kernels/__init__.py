@@ -10,6 +10,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 from llamacy.errors import LlamacyError
+from llamacy.kernels import layout
 from llamacy.kernels.isas import ISAS, lacking
 
 # Between two steps OpenMP's threads wait spinning, some 0.1 ms instead of some ms: other programs want the cores too.
@@ -50,8 +51,20 @@ def _usable(name):
 
 
 def load(module, isa_name=None):
-    """Import and return one compiled kernel module, of a given set or of the chosen one."""
-    return importlib.import_module(f"llamacy.kernels.{isa_name or _choose()}.{module}")
+    """Import and return one compiled kernel module, of a given set or of the chosen one.
+
+    LlamacyError where modules of different ages lie side by side.
+    """
+    isa_name = isa_name or _choose()
+    try:
+        found = importlib.import_module(f"llamacy.kernels.{isa_name}.{module}")
+    except (ImportError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, ModuleNotFoundError) and not error.name.startswith("llamacy"):
+            raise
+        # Cython compares the signatures and sizes that modules want of each other while they are imported.
+        raise layout.outdated(isa_name, error) from error
+    layout.check(isa_name)
+    return found
 
 
 def __getattr__(name):

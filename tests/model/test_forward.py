@@ -154,6 +154,29 @@ def test_long_sequences_batched_or_not_on_any_threads_are_bitwise_equal(tiny, is
     np.testing.assert_array_equal(found[0], found[2])
 
 
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q5_1", "Q8_0", "F16"])
+@pytest.mark.parametrize("isa", kernels.available())
+def test_a_wide_model_with_8_bits_gives_one_token_alone_the_bits_it_has_among_others(tiny, isa, name, monkeypatch):
+    # wide enough for 8-bit activations; what checked drafts and batches rely on
+    use_isa(monkeypatch, isa)
+    config = replace(CONFIG, n_embd=1024, n_head=8, n_ff=1056, n_layer=1)
+    model, _ = tiny(config, name, activations="int8")
+    tokens, session = tokens_of(config, 9), model.new_session(1, 16)
+    for i, row in enumerate(logits_of(model, tokens)):
+        np.testing.assert_array_equal(session.step(tokens[i : i + 1], [i], [0], [0])[0], row)
+
+
+def test_more_threads_than_processors_wait_asleep(tiny):
+    # 16 threads at 20 barriers a token: spinning out their time slices they would take minutes
+    tokens, found = tokens_of(CONFIG, 30), []
+    for threads in (1, 16):
+        session = tiny(threads=threads)[0].new_session(1, 64)
+        for i, token in enumerate(tokens):
+            logits = session.step([token], [i], [0], [0])
+        found.append(logits)
+    np.testing.assert_array_equal(*found)
+
+
 def test_a_q8_0_cache_is_half_of_an_f16_one_and_near_it(tiny):
     # 4.5 bits less per key and value than f16: 8-bit codes are off by d / 2, 0.2 % of a block's largest, as activations
     (coarse, exact), (fine, _) = (tiny(activations="f32", cache_types=(kind, kind)) for kind in ("q8_0", "f32"))

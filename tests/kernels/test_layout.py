@@ -1,0 +1,84 @@
+"""Compiled modules of different ages beside each other: a clear error, not a crash."""
+
+import sys
+import zlib
+from types import SimpleNamespace
+
+import pytest
+
+from llamacy import kernels
+from llamacy.errors import LlamacyError
+from llamacy.kernels import layout
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """Three modules: top includes middle and simd, middle includes bottom."""
+    (tmp_path / "simd").mkdir()
+    texts = {
+        "top.pyx": "from .middle cimport (\n    x)\nfrom .simd cimport *\nfrom .bottom import y\n",
+        "middle.pyx": "",
+        "middle.pxd": "cimport cython\n    from .bottom cimport *\n",
+        "bottom.pxd": "cdef int y\n",
+        "other.pxd": "",
+        "simd/avx2.pxd": "cdef int lanes\n",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_a_module_carries_the_digests_of_all_it_includes(sources):
+    found = layout.digests("top", "avx2", sources)
+    assert set(found) == {"middle", "bottom", "simd"}
+    assert found["bottom"] == f"{zlib.crc32(b'cdef int y' + bytes([10])):08x}"
+    assert set(layout.digests("middle", "avx2", sources)) == {"middle", "bottom"}
+    (sources / "bottom.pxd").write_text("cdef int z\n")
+    changed = layout.digests("top", "avx2", sources)
+    assert {name for name in found if found[name] != changed[name]} == {"bottom"}
+
+
+def test_what_does_not_fit_is_named(sources):
+    old = {name: layout.digests(name, "avx2", sources) for name in ("top", "middle")}
+    assert layout.misfit(old, "avx2", sources) is None
+    (sources / "bottom.pxd").write_text("cdef int z\n")
+    new = layout.digests("top", "avx2", sources)
+    wrong = layout.misfit(old | {"top": new}, "avx2", sources)
+    assert wrong == "top and middle were compiled with different versions of bottom.pxd"
+    assert layout.misfit(old, "avx2", sources) == "bottom.pxd has changed since top was compiled"
+    # an installed package has no sources beside it
+    assert layout.misfit(old, "avx2", sources / "none") is None
+    (sources / "bottom.pxd").unlink()
+    assert "bottom.pxd has changed" in layout.misfit(old, "avx2", sources)
+
+
+def test_the_modules_here_fit(isa):
+    for name in ("decoder", "trainstep", "matmul", "quants", "loss"):
+        module = kernels.load(name, isa)
+        assert module.built_with == layout.digests(name, isa)
+
+
+def test_a_foreign_module_is_an_error_in_one_line(isa, monkeypatch):
+    kernels.load("matmul", isa)
+    monkeypatch.setitem(sys.modules, f"llamacy.kernels.{isa}.alien", SimpleNamespace(built_with={"gemm": "00000000"}))
+    with pytest.raises(LlamacyError, match=r"do not fit together: .*alien.*run `make`") as caught:
+        kernels.load("matmul", isa)
+    assert "\n" not in str(caught.value)
+
+
+def test_modules_that_cannot_even_be_imported_together(isa, monkeypatch):
+    def refuse(name):
+        raise TypeError("C function a.b has wrong signature")
+
+    monkeypatch.setattr(kernels.importlib, "import_module", refuse)
+    with pytest.raises(LlamacyError, match=r"wrong signature; run `make`"):
+        kernels.load("matmul", isa)
+
+
+def test_a_missing_package_is_somebody_elses_error(isa, monkeypatch):
+    def refuse(name):
+        raise ModuleNotFoundError("No module named 'numpy'", name="numpy")
+
+    monkeypatch.setattr(kernels.importlib, "import_module", refuse)
+    with pytest.raises(ModuleNotFoundError):
+        kernels.load("matmul", isa)
