@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass
 
 from llamacy import kernels
-from llamacy.errors import LlamacyError
 from llamacy.model.architectures import ARCHITECTURES
 from llamacy.model.weights import linear_shapes
 from llamacy.train.batches import Plan
@@ -24,16 +23,18 @@ FORWARD = 0.4
 
 
 def weights_bytes(file, config):
-    """Return (bytes of the packed weights, bytes of the token embedding that stays mapped) of an open ModelFile."""
+    """Return (bytes of the packed weights, bytes of the token embedding that stays mapped) of an open ModelFile.
+
+    What is missing or of an unknown type counts nothing here: loading it will say so.
+    """
     family, shapes = ARCHITECTURES[config.architecture], linear_shapes(config)
     output = family.output if family.output in file.tensors else family.embedding
     wanted = {pattern.format(i): shapes[key] for i in range(config.n_layer) for key, pattern in family.linears.items()}
     wanted[output] = (config.n_vocab, config.n_embd)
-    missing = next((name for name in wanted if name not in file.tensors), None)
-    if missing or family.embedding not in file.tensors:
-        raise LlamacyError(f"{file.path}: tensor {missing or family.embedding} is missing; the file is incomplete")
-    packed = sum(kernels.matmul.packed_bytes(file.tensors[name].type.number, *wanted[name]) for name in wanted)
-    return packed, file.data(family.embedding).nbytes
+    known = set(kernels.matmul.types().values())
+    kinds = {name: file.tensors[name].type.number for name in wanted if name in file.tensors}
+    packed = sum(kernels.matmul.packed_bytes(kind, *wanted[name]) for name, kind in kinds.items() if kind in known)
+    return packed, file.data(family.embedding).nbytes if family.embedding in file.tensors else 0
 
 
 @dataclass(frozen=True)

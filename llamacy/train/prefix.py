@@ -14,6 +14,8 @@ import numpy as np
 # At most this much, and at most this share of what is free where the file lies.
 LIMIT = 8 << 30
 SHARE = 0.5
+# Their places are kept in memory, some 200 bytes each.
+MOST = 1 << 16
 
 
 class PrefixCache:
@@ -42,7 +44,7 @@ class PrefixCache:
         """Keep the rows of sequences, as far as there is room."""
         for lo, hi in zip(starts, starts[1:], strict=False):
             key, size = _key(tokens[lo:hi]), rows[lo:hi].nbytes
-            if key in self.places or self.used + size > self.limit:
+            if key in self.places or self.used + size > self.limit or len(self.places) >= MOST:
                 continue
             try:
                 written = os.pwrite(self.file.fileno(), memoryview(rows[lo:hi]).cast("B"), self.used)

@@ -160,6 +160,22 @@ def test_without_a_place_for_the_file_nothing_is_kept(make, tmp_path):
     assert whole.prefix is None
 
 
+@pytest.mark.parametrize("activations", ["int8", "f32"])
+def test_padded_sequences_have_the_loss_of_packed_ones(make, activations):
+    made, data = make(activations=activations), samples()
+    (packed,) = pack(data, 512)
+    tokens, starts, targets = packed
+    longest = np.diff(starts).max()
+    padded = np.zeros((2, len(data), longest), np.int32)
+    padded[1] = -1
+    for i, (lo, hi) in enumerate(zip(starts, starts[1:], strict=False)):
+        padded[:, i, : hi - lo] = tokens[lo:hi], targets[lo:hi]
+    whole = (padded[0].ravel(), np.arange(0, len(data) * longest + 1, longest, dtype=np.int32), padded[1].ravel())
+    (loss, gradients), (other, same) = one_pass(made, packed), one_pass(made, whole)
+    assert loss == pytest.approx(other, rel=1e-6)
+    np.testing.assert_allclose(gradients, same, rtol=0, atol=1e-4 * np.abs(gradients).max())
+
+
 # --- dropout ---------------------------------------------------------------------------------------------------------
 
 
