@@ -15,8 +15,8 @@ _MAX_TEXT = 1 << 22
 
 def is_model_folder(path):
     """Tell whether `path` is a folder that holds a model of Hugging Face's and no adapter."""
-    found = [os.path.join(path, name) for name in (SINGLE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")]
-    return os.path.exists(os.path.join(path, CONFIG)) and any(os.path.exists(name) for name in found)
+    config, adapter = (os.path.join(path, name) for name in (CONFIG, "adapter_config.json"))
+    return os.path.exists(config) and not os.path.exists(adapter)
 
 
 class HfFolder:

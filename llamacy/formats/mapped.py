@@ -51,7 +51,8 @@ class MappedFile:
             reason = getattr(error, "strerror", None) or str(error)
             raise LlamacyError(f"{self.path}: cannot be opened: {reason}; check the path") from error
         if stat.S_ISDIR(mode):
-            raise self.error("is a folder", "give the file inside it")
+            whole = os.path.exists(os.path.join(self.path, "config.json"))
+            raise self.error("is a folder", "make GGUF of it with bin/convert" if whole else "give the file inside it")
         if not stat.S_ISREG(mode):
             raise self.error("is not a regular file", "save it to a disk first")
 

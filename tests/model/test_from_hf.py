@@ -214,6 +214,18 @@ def test_tensors_that_are_strange_or_missing(tmp_path):
         assert len(model_from_hf(folder)[1]) == len(twin.random_weights(CONFIG, 20))
 
 
+def test_a_folder_given_as_a_model_is_sent_to_convert(tmp_path, capsys):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text("{}")
+    with pytest.raises(LlamacyError, match="is a folder; make GGUF of it with bin/convert"):
+        load_model(tmp_path / "m")
+    assert run(convert.main, [str(tmp_path / "m"), str(tmp_path / "out.gguf")]) == 1
+    assert "m: has no model.safetensors" in capsys.readouterr().err
+    (tmp_path / "m" / "adapter_config.json").write_text("{}")
+    assert run(convert.main, [str(tmp_path / "m"), str(tmp_path / "out.gguf")]) == 1
+    assert "wanted an adapter" in capsys.readouterr().err
+
+
 def test_folders_that_are_damaged(tmp_path):
     folder, weights = tmp_path / "m", twin.random_weights(CONFIG, 20)
     hf.write_folder(folder, CONFIG, weights, shards=2)
