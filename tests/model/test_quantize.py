@@ -21,7 +21,7 @@ from llamacy.kernels.reference import quants as twins
 from llamacy.model import load_model
 from llamacy.model.mixes import MIXES
 from llamacy.model.quantize import Step, write_model
-from tests.model.tiny import logits_of, tokens_of, write_llama
+from tests.model.tiny import logits_of, tokens_of, write_imatrix, write_llama
 
 CONFIG = twin.Config(n_vocab=97, n_embd=256, n_head=4, n_head_kv=2, n_ff=512, n_layer=3)
 NARROW = twin.Config(n_vocab=97, n_embd=96, n_head=3, n_head_kv=1, n_ff=256, n_layer=2)
@@ -203,17 +203,6 @@ def test_legacy_and_split_input(tmp_path, capsys):
 
 
 # --- importance ------------------------------------------------------------------------------------------------------
-
-
-def write_imatrix(path, entries, **leave_out):
-    """Write {name: (sums (n, k), counts (n,))} as llama.cpp's imatrix does."""
-    tensors = []
-    for name, (sums, counts) in entries.items():
-        tensors.append((f"{name}.in_sum2", F32, np.shape(sums), np.array(sums, np.float32)))
-        tensors.append((f"{name}.counts", F32, (len(counts), 1), np.array(counts, np.float32)))
-    tensors = [entry for entry in tensors if entry[0] not in leave_out.get("without", ())]
-    write_gguf(path, {"general.type": "imatrix", "imatrix.chunk_count": 2, "imatrix.chunk_size": 512}, tensors)
-    return path
 
 
 NAME = "blk.1.attn_q.weight"

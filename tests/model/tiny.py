@@ -59,6 +59,17 @@ def write_llama(path, config, weights, type_name="F32", *, change=None, leave_ou
     return exact
 
 
+def write_imatrix(path, entries, without=()):
+    """Write {name: (sums (n, k), counts (n,))} as llama.cpp's imatrix does."""
+    tensors = []
+    for name, (sums, counts) in entries.items():
+        tensors.append((f"{name}.in_sum2", types.by_name("F32"), np.shape(sums), np.array(sums, np.float32)))
+        tensors.append((f"{name}.counts", types.by_name("F32"), (len(counts), 1), np.array(counts, np.float32)))
+    tensors = [entry for entry in tensors if entry[0] not in without]
+    write_gguf(path, {"general.type": "imatrix", "imatrix.chunk_count": 2, "imatrix.chunk_size": 512}, tensors)
+    return path
+
+
 def use_isa(monkeypatch, isa):
     """Let models be made and run with one instruction set until the test ends."""
     for name in ("quants", "matmul", "weights", "decoder", "trainstep", "adamw"):

@@ -19,13 +19,15 @@ from llamacy.kernels.reference import model as twin
 from llamacy.model import load_model
 from llamacy.model.mixes import MIXES
 from tests.model import golden, test_legacy_kquants
-from tests.model.tiny import logits_of, tokens_of, write_llama
+from tests.model.tiny import logits_of, tokens_of, write_imatrix, write_llama
 
 llama_cpp = pytest.importorskip("llama_cpp")
 
 CONFIG = twin.Config(n_vocab=97, n_embd=256, n_head=4, n_head_kv=2, n_ff=512, n_layer=9)
 ROUNDED = ["BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4"]
 SEARCHED = ["Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "IQ4_NL", "IQ4_XS"]
+# Importance of columns, made up: what some rules and all searches depend on
+SPREAD = 1.5
 # The first windows of the text: all of it gives the figures of docs/quantisation.md
 N_WINDOWS = 6
 
@@ -89,6 +91,35 @@ def test_same_types_and_no_larger_errors(sources, pair_of, which, mix):
                 errors = [np.square(values_of(file, name) - exact).sum() for file in (found, expected)]
                 # Q4_0 and Q5_0 round ties as the gguf package does, which moves a few codes either way
                 assert errors[0] <= errors[1] * 1.0005, (name, info.type.name)
+
+
+@pytest.mark.parametrize("mix", [*SEARCHED, "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+def test_same_types_and_no_larger_errors_by_importance(sources, tmp_path, mix):
+    rng, ours, theirs = np.random.default_rng(6), tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
+    with open_model(sources("random")) as source:
+        sizes = {name: info.shape[1] for name, info in source.tensors.items() if len(info.shape) > 1}
+        means = {name: rng.lognormal(0, SPREAD, size).astype(np.float32) for name, size in sizes.items()}
+        # the embedding has none, as in a file that imatrix wrote
+        del means["token_embd.weight"]
+        imatrix = write_imatrix(tmp_path / "imatrix.gguf", {name: (x[None], [1]) for name, x in means.items()})
+        assert run(quantize.main, [str(source.path), str(ours), mix, "--imatrix", str(imatrix)]) == 0
+        how = llama_cpp.llama_model_quantize_default_params()
+        how.ftype, how.nthread = MIXES[mix].file_type, 2
+        entries = [
+            llama_cpp.llama_model_imatrix_data(name.encode(), x.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), x.size)
+            for name, x in means.items()
+        ]
+        array = (llama_cpp.llama_model_imatrix_data * (len(entries) + 1))(*entries)
+        how.imatrix = array
+        files = str(source.path).encode(), str(theirs).encode()
+        assert llama_cpp.llama_model_quantize(*files, ctypes.byref(how)) == 0
+        with open_model(ours) as found, open_model(theirs) as expected:
+            for name, info in found.tensors.items():
+                assert info.type is expected.tensors[name].type, name
+                if name in means and not np.array_equal(found.data(name), expected.data(name)):
+                    exact = values_of(source, name)
+                    wrong = [means[name] * np.square(values_of(file, name) - exact) for file in (found, expected)]
+                    assert wrong[0].sum() <= wrong[1].sum() * 1.0005, (name, info.type.name)
 
 
 @pytest.mark.parametrize("mix", ["Q4_0", "Q4_K_M", "Q2_K", "Q3_K_M", "Q5_K_M", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"])
