@@ -4,12 +4,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from llamacy.cli.finetune import size
+from llamacy.train import memory
 from llamacy.train.estimate import Case, cases, longest_pass, shown
+from llamacy.train.flops import Flops
 from llamacy.train.options import TrainOptions
 from llamacy.train.samples import Sample
 from tests.model import golden
@@ -88,7 +91,29 @@ def test_the_log_says_how_well_the_machine_is_used(tmp_path):
     assert row["flops_per_second"] > 0 and 0 < row["flop_utilisation"] < 1.5
 
 
+def test_what_is_kept_of_frozen_layers_is_no_file_that_stays(tmp_path):
+    line = ("-m", TINY, "--train-data", QUESTIONS, "--num-layers", 1, "--epochs", 3)
+    assert finetune(tmp_path, *line)[0] == 0
+    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == ["adapter.bin", "checkpoint.gguf"]
+
+
 # --- the parts -------------------------------------------------------------------------------------------------------
+
+
+def test_a_process_knows_its_memory():
+    before, peak = memory.rss_bytes(), memory.peak_rss_bytes()
+    assert 1 << 20 < before <= peak
+    block = np.ones(8 << 20, np.uint64)
+    grown = memory.rss_bytes() - before
+    assert block.all() and 0.9 * block.nbytes < grown < 1.5 * block.nbytes
+    assert memory.peak_rss_bytes() >= before + grown and memory.available_bytes() > 0
+
+
+def test_flops_are_those_of_the_products():
+    config = SimpleNamespace(n_embd=8, n_head=2, n_head_kv=1, head_dim=4, n_ff=16, n_layer=3, n_vocab=100)
+    layer = 2 * (8 * 8 + 2 * 4 * 8 + 8 * 8 + 3 * 8 * 16)
+    # three layers forward, two of them backward; the head both ways
+    assert Flops(config, 1)(10, 4) == 10 * 5 * layer + 4 * 2 * 2 * 100 * 8
 
 
 def sample(n):
