@@ -19,6 +19,7 @@ import numpy as np
 
 cdef enum:
     STEP = 64           # positions of values brought to f32 at a time
+    LDS = CHUNK + 16    # floats from row to row of scores: rows 1 KB apart would share four sets of the first-level cache
     FEW = 8             # query rows up to which the cache is read as it lies; more share a copy in f32
     AHEAD = 2           # tiles between what is asked of memory and what is read
     BLOCK = 32          # query rows of a backward block
@@ -289,14 +290,14 @@ cdef inline float softmax(float* s, int n, int width, float* peak) noexcept nogi
 cdef size_t attend_bytes(int rows, int head_dim) noexcept nogil:
     """Bytes of scratch for `rows` query rows."""
     cdef size_t hd = padded(head_dim, 16)
-    return 4 * (rows * (3 * hd + CHUNK + 4) + STEP * hd) + 64
+    return 4 * (rows * (3 * hd + LDS + 4) + STEP * hd) + 64
 
 
 cdef void attend_chunk(const float* q, int rows, int group, int head_dim, int position, int chunk, const Head* head, float* o, float* peaks, float* totals, float* work) noexcept nogil:
     """o[r] (head_dim padded to 16) = sum over the chunk's positions of exp(score - peak) v, with peaks[r] and totals[r].
 
     q: scaled queries (rows, padded), token t's at rows t group and on, at position + t; rows that do not see the chunk
-    are left out. work: scores [rows][CHUNK], then values [STEP][padded].
+    are left out. work: scores [rows][LDS], then values [STEP][padded].
     """
     cdef size_t hdp = padded(head_dim, 16), k_bytes = tile_part_bytes(head_dim, head.k_type)
     cdef size_t tile = k_bytes + tile_part_bytes(head_dim, head.v_type)
@@ -305,23 +306,23 @@ cdef void attend_chunk(const float* q, int rows, int group, int head_dim, int po
     cdef bint few = rows - lo <= FEW
     cdef const uint8_t* base = head.tiles + chunk * head.stride
     cdef float* s = work
-    cdef float* wide = work + <size_t>rows * CHUNK
+    cdef float* wide = work + <size_t>rows * LDS
     if not few:
-        memset(s + <size_t>lo * CHUNK, 0, 4 * <size_t>(rows - lo) * CHUNK)
+        memset(s + <size_t>lo * LDS, 0, 4 * <size_t>(rows - lo) * LDS)
     for j in range(n_tiles):
         first = max(lo, (start + 16 * j - position) * group)
         if few:
             if j + AHEAD < n_tiles:
                 fetch(base + (j + AHEAD) * tile, tile)
-            tile_scores(base + j * tile, head_dim, head.k_type, q + first * hdp, hdp, rows - first, s + first * CHUNK + 16 * j, CHUNK)
+            tile_scores(base + j * tile, head_dim, head.k_type, q + first * hdp, hdp, rows - first, s + first * LDS + 16 * j, LDS)
         else:
             widen_keys(base + j * tile, head_dim, head.k_type, wide)
-            panel_add(wide, 16, head_dim, q + first * hdp, hdp, rows - first, s + first * CHUNK + 16 * j, CHUNK)
+            panel_add(wide, 16, head_dim, q + first * hdp, hdp, rows - first, s + first * LDS + 16 * j, LDS)
     for r in range(lo, rows):
-        totals[r] = softmax(s + r * CHUNK, min(position + r // group + 1 - start, width), width, peaks + r)
+        totals[r] = softmax(s + r * LDS, min(position + r // group + 1 - start, width), width, peaks + r)
     memset(o + lo * hdp, 0, 4 * (rows - lo) * hdp)
     if few:
-        tile_values(base + k_bytes, tile, end - start, head_dim, head.v_type, s + lo * CHUNK, CHUNK, rows - lo, o + lo * hdp, hdp)
+        tile_values(base + k_bytes, tile, end - start, head_dim, head.v_type, s + lo * LDS, LDS, rows - lo, o + lo * hdp, hdp)
         return
     for j in range(0, n_tiles, 4):
         n = min(STEP // 16, n_tiles - j)
@@ -329,7 +330,7 @@ cdef void attend_chunk(const float* q, int rows, int group, int head_dim, int po
             widen_values(base + (j + i) * tile + k_bytes, head_dim, head.v_type, wide + 16 * i * hdp)
         first = max(lo, (start + 16 * j - position) * group)
         for g in range(0, <int>hdp, 16):
-            panel_add(wide + g, hdp, min(16 * n, end - start - 16 * j), s + first * CHUNK + 16 * j, CHUNK, rows - first, o + first * hdp + g, hdp)
+            panel_add(wide + g, hdp, min(16 * n, end - start - 16 * j), s + first * LDS + 16 * j, LDS, rows - first, o + first * hdp + g, hdp)
 
 
 cdef inline float exp1(float x) noexcept nogil:

@@ -113,8 +113,9 @@ cdef class Session:
         free(self.runs)
 
     cdef int unit_tokens(self) noexcept nogil:
-        """Tokens of one attention unit: about ROWS query rows."""
-        return max(1, ROWS // (self.weights.config.n_head // self.weights.config.n_head_kv))
+        """Tokens of one attention unit: about ROWS query rows, in fours as the products take them."""
+        cdef int n = ROWS // (self.weights.config.n_head // self.weights.config.n_head_kv)
+        return <int>padded(n, 4) if n > 1 else 1
 
     cdef size_t place(self, uint8_t* base):
         """Lay the step's buffers out from base; returns the bytes they take."""
