@@ -3,6 +3,7 @@
 # make bench       compare with them  make demo        fine-tune, generate, serve one request
 # make report      the newest results of make bench into docs/performance.md
 # make lint        ruff, cython-lint  make fuzz        100,000 damaged files against the readers
+# make test-neon   the kernels' tests under qemu          make test-avx512  on any CPU, see docs/portability.md
 # make docs        write docs/commands.md from --help      make clean       remove what make made, but not models/
 
 PYTHON = python3
@@ -16,7 +17,7 @@ MODEL = models/SmolLM2-135M-Instruct.Q4_1.gguf
 BENCH_PYTHON = bench/.venv/bin/python
 BENCH_PIP = $(BENCH_PYTHON) -m pip --disable-pip-version-check
 LLAMA_CPP_SOURCE = bench/work/llama_cpp_python.tar.gz
-SOURCES = setup.py $(wildcard pyx/*.pyx pyx/*.pxd pyx/simd/*.pxd)
+SOURCES = setup.py llamacy/kernels/isas.py $(wildcard pyx/*.pyx pyx/*.pxd pyx/simd/*.pxd)
 
 all: $(VENV)/.installed $(MODEL)
 
@@ -67,6 +68,12 @@ test: all $(VENV)/.test
 test-peers: all bench/.venv/.installed $(LLAMA_CPP_SOURCE)
 	@PYTHONPATH=. LLAMACY_LLAMA_CPP_SOURCE=$(LLAMA_CPP_SOURCE) $(BENCH_PYTHON) -m pytest tests/peers
 
+test-neon: all $(VENV)/.test
+	@$(PY) tools/emulate.py neon
+
+test-avx512: all $(VENV)/.test
+	@$(PY) tools/emulate.py avx512
+
 bench: all bench/.venv/.installed
 	@$(PY) bench/run.py --peer-python $(BENCH_PYTHON) $(BENCH)
 
@@ -92,5 +99,5 @@ clean:
 	rm -f llamacy/kernels/*/*.so
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
-.PHONY: all test test-peers bench report demo lint fuzz docs clean
+.PHONY: all test test-neon test-avx512 test-peers bench report demo lint fuzz docs clean
 .DELETE_ON_ERROR:
