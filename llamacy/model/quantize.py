@@ -88,10 +88,14 @@ class _Work:
     def __init__(self, model, imatrix, n_threads, progress, total):
         self.model, self.imatrix, self.n_threads = model, imatrix, n_threads
         self.progress, self.total, self.done = progress, total, 0
+        self.written = None
 
     def content(self, step):
         """Return the tensor as uint8 (n_rows, row bytes) of its new type."""
         info = step.info
+        if self.written is not None:
+            self.model.release(self.written)
+        self.written = info.name
         content = self.model.data(info.name)
         if step.is_copy:
             self._tell(step, info.n_elements)
@@ -103,7 +107,6 @@ class _Work:
             )
             out[start:stop] = self._rounded(step, values, importance)
             self._tell(step, values.size)
-        self.model.release(info.name)
         return out
 
     def _pieces(self, info):

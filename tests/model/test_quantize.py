@@ -202,6 +202,45 @@ def test_legacy_and_split_input(tmp_path, capsys):
     )
 
 
+class Stream:
+    """A place to write to that may be a terminal."""
+
+    def __init__(self, terminal):
+        self.terminal, self.text = terminal, ""
+
+    def isatty(self):
+        return self.terminal
+
+    def write(self, text):
+        self.text += text
+
+    def flush(self):
+        pass
+
+
+def show_all(stream, seconds):
+    """Show four quarters of a run that takes `seconds`."""
+    clock = iter(np.linspace(0, seconds, 5))
+    bar = command.Bar(stream, lambda: float(next(clock)))
+    step = Step(TensorInfo("blk.0.ffn_up.weight", F32, (4, 256), 0, 0), by_name("Q4_K"), by_name("Q4_K"))
+    for done in (25, 50, 75, 100):
+        bar.show(step, done, 100)
+    bar.close()
+    return stream.text
+
+
+def test_a_terminal_sees_a_bar_that_goes_away(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    lines = show_all(Stream(True), 40).split("\r")
+    assert lines[2].startswith("[===============---------------]  50 %  blk.0.ffn_up.weight Q4_K  0:20 left")
+    assert len(lines) == 7 and not lines[5].strip() and lines[6] == ""
+
+
+def test_elsewhere_a_line_now_and_then():
+    assert show_all(Stream(False), 4) == ""
+    assert [line[:5] for line in show_all(Stream(False), 16).splitlines()] == [" 50 %", "100 %"]
+
+
 # --- importance ------------------------------------------------------------------------------------------------------
 
 
