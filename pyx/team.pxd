@@ -35,6 +35,8 @@ cdef enum:
     ACQ_REL = 4
     SEQ_CST = 5
     SPINS = 2000        # some tens of microseconds; then the core is given away: another program wants it, or fewer are there
+    FEWEST = 100        # where waits end asleep again and again, spinning is not worth it: halved each time, down to this,
+    REGAINED = 20       # won back by waits that end awake, and wholly at the next step
 
 cdef struct Team:
     int n               # threads
@@ -42,6 +44,7 @@ cdef struct Team:
     int phase
     int claimed
     int asleep
+    int patience        # spins of a wait now
 
 
 cdef inline int enter(Team* team) noexcept nogil:
@@ -50,12 +53,14 @@ cdef inline int enter(Team* team) noexcept nogil:
     The runtime may give fewer threads than asked for; the barrier counts those that came.
     """
     _store(&team.n, omp_get_num_threads(), RELEASE)
+    _store(&team.patience, SPINS, RELEASE)
     return omp_get_thread_num()
 
 
 cdef inline void meet(Team* team) noexcept nogil:
     """Wait until all n threads are here; what each wrote before is seen by all after."""
-    cdef int phase, spins = 0
+    cdef int phase, spins = 0, patience
+    cdef bint slept = False
     if team.n == 1:
         team.claimed = 0
         return
@@ -68,14 +73,21 @@ cdef inline void meet(Team* team) noexcept nogil:
         if _load(&team.asleep, SEQ_CST):
             team_wake(&team.phase)
         return
+    patience = _load(&team.patience, ACQUIRE)
     while _load(&team.phase, ACQUIRE) == phase:
         spins += 1
-        if spins < SPINS:
+        if spins < patience:
             pause()
             continue
+        slept = True
         _add(&team.asleep, 1, SEQ_CST)
         team_sleep(&team.phase, phase)
         _add(&team.asleep, -1, SEQ_CST)
+    # Threads may overwrite each other's number: it is only a guess at how long waiting pays.
+    if slept:
+        _store(&team.patience, max(FEWEST, patience // 2), RELEASE)
+    elif patience < SPINS:
+        _store(&team.patience, patience + REGAINED, RELEASE)
 
 
 cdef inline int claim(Team* team) noexcept nogil:
