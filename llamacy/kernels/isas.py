@@ -26,7 +26,9 @@ ISAS = {
         AVX2.needs | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"},
     ),
     "avx2": AVX2,
-    "neon": Isa(ARM, ["-march=armv8.2-a+dotprod"], {"asimd", "asimddp"}),
+    # Scheduled before registers are given, loads run ahead and push sums to the stack (gcc 12): 1213 instead of
+    # 554 instructions for a block of 4 tokens in 16 bits, 547 instead of 356 in 8.
+    "neon": Isa(ARM, ["-march=armv8.2-a+dotprod", "-fno-schedule-insns"], {"asimd", "asimddp"}),
     "generic": Isa(X86 + ARM, [], set()),
 }
 
