@@ -22,9 +22,6 @@ from llamacy.cli.run import make_parser
 from llamacy.errors import UsageError
 from llamacy.formats.model_file import open_model
 from llamacy.train.memory import peak_rss_bytes
-from llamacy.train.options import TrainOptions
-from llamacy.train.samples import Sample
-from llamacy.train.trainer import Trainer
 
 SEED = 1
 
@@ -98,6 +95,11 @@ def measure(model, row, repetitions):
 
 def measure_training(model, row, repetitions):
     """Fill `row` with the times of optimiser steps over `n_parallel` sequences of `n_train` random, learnt tokens."""
+    # Late: 5 MB that the peak of the other tests need not carry.
+    from llamacy.train.options import TrainOptions
+    from llamacy.train.samples import Sample
+    from llamacy.train.trainer import Trainer
+
     options = TrainOptions(n_ctx=row.n_train + 1, batch_size=row.n_parallel, rank=row.lora_r, alpha=2.0 * row.lora_r)
     trainer = Trainer(model, options)
     trainer.init_lora(options.rank, options.file_alpha, options.targets, SEED)
