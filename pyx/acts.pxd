@@ -22,6 +22,9 @@ cdef struct Acts:               # T rows of inputs; only the wanted forms are th
     int8_t* q8                  # (T, 32 n_blocks), scale (T, n_blocks), sum = scale * sum of the codes
     float* scale8
     float* sum8
+    int8_t* low8                # where fine8 (T, n_blocks) is set, the block is scale / 128 * (128 q8 + low8): 15 bits
+    uint8_t* fine8
+    float fine_over             # set where a block's largest value is over this many times the usual one
     int16_t* q16                # the same, 15 bits: at most S16_LIMIT
     float* scale16
     float* sum16
@@ -39,6 +42,7 @@ cdef inline uint8_t* aligned(void* p) noexcept nogil:
     return <uint8_t*>((<uintptr_t>p + 63) & ~<uintptr_t>63)
 
 
+cdef float fine_over(int n_embd) noexcept nogil
 cdef size_t acts_bytes(int n_rows, int n_cols, int precisions) noexcept nogil
 cdef void acts_place(Acts* x, int n_rows, int n_cols, int precisions, uint8_t* memory) noexcept nogil
 cdef void acts_quantize(Acts* x, int lo, int hi, int block_lo, int block_hi) noexcept nogil

@@ -25,10 +25,6 @@ cdef enum:
     ROWS = 64               # query rows of one attention unit, about
     SPLIT_TOKENS = 32       # tokens of a step up to which the past is dealt among the threads chunk by chunk
 
-# Below this n_embd the 8-bit default uses 16 bits: the rounding noise of a product averages out over its columns, and
-# narrow models (576: log-probabilities off by 0.07 on average with 8 bits, by 0.001 with 16) are quick anyway.
-cdef int WIDE = 1024
-
 PRECISIONS = {"f32": EXACT, "int8": INT8, "int16": INT16}
 
 cdef struct Run:            # consecutive positions of one slot: for each KV head one unit of attention, or one a chunk
@@ -91,8 +87,6 @@ cdef class Session:
         self.n_ctx, self.max_batch, self.precision = n_ctx, max_batch, PRECISIONS[activations]
         usual = "f32" if self.precision == EXACT else "f16"
         self.k_type, self.v_type = KV_TYPES[k_type or usual], KV_TYPES[v_type or usual]
-        if self.precision == INT8 and c.n_embd < WIDE:
-            self.precision = INT16
         # One chunk of all layers and heads is contiguous, so that the pages of a short sequence (2 MB each) are few.
         # Zeros: untouched pages cost no memory, and no cached value is ever NaN.
         self.n_chunks = (max(n_ctx, 1) - 1) // CHUNK + 1
@@ -254,6 +248,7 @@ cdef class Session:
     cdef void inputs(self, Acts* a, const Linear* first, int n_linear, const float* x, size_t ld, int rows) noexcept nogil:
         a.f32, a.ld = x, ld
         acts_place(a, rows, first.w.n_cols, linear_precisions(first, n_linear, self.precision) & ~EXACT, self.step_.rounded)
+        a.fine_over = fine_over(self.weights.config.n_embd)
 
     cdef void linears(self, const Linear* first, int n_linear, const Acts* a, float** y, const size_t* ldy, const int* lo, const int* hi, int i, int n) noexcept nogil:
         """n_linear products of one input, each for its tiles lo..hi, adapters included"""

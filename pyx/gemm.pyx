@@ -6,6 +6,7 @@ rounded per block of 32. The float operations of one output element and their or
 only, never on T, on the thread count or on the tile it falls in.
 """
 
+from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int8_t, int16_t, uint8_t
 from libc.string cimport memset
 
@@ -96,30 +97,62 @@ cdef inline void part_u8(const uint8_t* q, const int8_t* a0, const int8_t* a1, c
     s2[0], s3[0] = vi_add(s2[0], vh_sum(h2)), vi_add(s3[0], vh_sum(h3))
 
 
-cdef inline void panel_u8(const uint8_t* q, const float* d, const float* m, int nb, const int8_t* a0, size_t lda,
-                          const float* scale, const float* total, size_t lds, int depth, float* sums) noexcept nogil:
-    """sums [4 tokens][16] += the panel's nb blocks; int16 sums are widened every `depth` steps."""
+cdef inline void block_u8(const uint8_t* q, const int8_t* a0, const int8_t* a1, const int8_t* a2, const int8_t* a3, int depth,
+                          vi* s0, vi* s1, vi* s2, vi* s3) noexcept nogil:
+    """s += a block's products, int16 sums being widened every `depth` steps"""
+    part_u8(q, a0, a1, a2, a3, depth, s0, s1, s2, s3)
+    if depth <= 4:
+        part_u8(q + 64 * depth, a0 + 4 * depth, a1 + 4 * depth, a2 + 4 * depth, a3 + 4 * depth, depth, s0, s1, s2, s3)
+    if depth <= 2:
+        part_u8(q + 256, a0 + 16, a1 + 16, a2 + 16, a3 + 16, depth, s0, s1, s2, s3)
+        part_u8(q + 384, a0 + 24, a1 + 24, a2 + 24, a3 + 24, depth, s0, s1, s2, s3)
+
+
+cdef struct Sums:
+    vi s0
+    vi s1
+    vi s2
+    vi s3
+
+
+cdef void add_low(const uint8_t* q, const int8_t* a, size_t lda, int depth, Sums* s) noexcept nogil:
+    """s = 128 s + a block's products with the inputs' low bits. A call, so that the panel's loop keeps its registers."""
+    cdef vi s0 = vi_times128(s.s0), s1 = vi_times128(s.s1), s2 = vi_times128(s.s2), s3 = vi_times128(s.s3)
+    if depth == 8:
+        block_u8(q, a, a + lda, a + 2 * lda, a + 3 * lda, 8, &s0, &s1, &s2, &s3)
+    elif depth == 4:
+        block_u8(q, a, a + lda, a + 2 * lda, a + 3 * lda, 4, &s0, &s1, &s2, &s3)
+    else:
+        block_u8(q, a, a + lda, a + 2 * lda, a + 3 * lda, 2, &s0, &s1, &s2, &s3)
+    s.s0, s.s1, s.s2, s.s3 = s0, s1, s2, s3
+
+
+cdef inline void panel_u8(const uint8_t* q, const float* d, const float* m, int nb, const int8_t* a0, size_t lda, ptrdiff_t low,
+                          const uint8_t* fine, const float* scale, const float* total, size_t lds, int depth, float* sums) noexcept nogil:
+    """sums [4 tokens][16] += the panel's nb blocks; low: from the inputs to their low bits."""
     cdef const int8_t* a1 = a0 + lda
     cdef const int8_t* a2 = a1 + lda
     cdef const int8_t* a3 = a2 + lda
     cdef int _b
     cdef vi s0, s1, s2, s3
     cdef vf vd, vm
+    cdef Sums s
     for _b in range(nb):
         s0 = vi_zero()
         s1, s2, s3 = s0, s0, s0
-        part_u8(q, a0, a1, a2, a3, depth, &s0, &s1, &s2, &s3)
-        if depth <= 4:
-            part_u8(q + 64 * depth, a0 + 4 * depth, a1 + 4 * depth, a2 + 4 * depth, a3 + 4 * depth, depth, &s0, &s1, &s2, &s3)
-        if depth <= 2:
-            part_u8(q + 256, a0 + 16, a1 + 16, a2 + 16, a3 + 16, depth, &s0, &s1, &s2, &s3)
-            part_u8(q + 384, a0 + 24, a1 + 24, a2 + 24, a3 + 24, depth, &s0, &s1, &s2, &s3)
+        block_u8(q, a0, a1, a2, a3, depth, &s0, &s1, &s2, &s3)
         vd, vm = vf_load(d), vf_load(m)
+        if fine[0] | fine[lds] | fine[2 * lds] | fine[3 * lds]:
+            s.s0, s.s1, s.s2, s.s3 = s0, s1, s2, s3
+            add_low(q, a0 + low, lda, depth, &s)
+            s0, s1, s2, s3 = s.s0, s.s1, s.s2, s.s3
+            # d / 128 * (scale * 128 s) is d * (scale * s) to the last bit: powers of two
+            vd = vf_mul(vd, vf_set1(<float>(1.0 / 128)))
         close_block(sums, vd, vm, scale[0], total[0], s0, True)
         close_block(sums + 16, vd, vm, scale[lds], total[lds], s1, True)
         close_block(sums + 32, vd, vm, scale[2 * lds], total[2 * lds], s2, True)
         close_block(sums + 48, vd, vm, scale[3 * lds], total[3 * lds], s3, True)
-        q, d, m, scale, total = q + TILE, d + 16, m + 16, scale + 1, total + 1
+        q, d, m, scale, total, fine = q + TILE, d + 16, m + 16, scale + 1, total + 1, fine + 1
         a0, a1, a2, a3 = a0 + 32, a1 + 32, a2 + 32, a3 + 32
 
 
@@ -268,7 +301,8 @@ cdef inline void tokens_u8(const Kernel* k, const uint8_t* q, const float* d, co
         new = rows_at(&r, t, t1)
         at = r.first * nb + b
         tile_load(sums, y + t * ldy, ldy, &r, b == 0)
-        panel_u8(q, d, m, n, x.q8 + 32 * at, 32 * nb * r.stride, x.scale8 + at, x.sum8 + at, nb * r.stride, depth, sums)
+        panel_u8(q, d, m, n, x.q8 + 32 * at, 32 * nb * r.stride, x.low8 - x.q8, x.fine8 + at, x.scale8 + at, x.sum8 + at,
+                 nb * r.stride, depth, sums)
         tile_store(sums, y + t * ldy, ldy, &r)
         t += new
 

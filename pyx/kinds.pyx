@@ -61,15 +61,34 @@ cdef inline void unpack_quads_s16(const uint8_t* tile, int n, int16_t* q, float*
         q += TILE
 
 
+cdef inline vi quads_dot(const uint8_t* tile, bint fifth, vb high, const int8_t* a) noexcept nogil:
+    """16 rows' codes times 32 values"""
+    cdef vi s
+    cdef vh h = vh_dot(vh_zero(), quad(tile, fifth, high, 0), a)
+    h = vh_dot(h, quad(tile, fifth, high, 1), a + 4)
+    h = vh_dot(h, quad(tile, fifth, high, 2), a + 8)
+    h = vh_dot(h, quad(tile, fifth, high, 3), a + 12)
+    if fifth:
+        s = vh_sum(h)
+        h = vh_zero()
+    h = vh_dot(h, quad(tile, fifth, high, 4), a + 16)
+    h = vh_dot(h, quad(tile, fifth, high, 5), a + 20)
+    h = vh_dot(h, quad(tile, fifth, high, 6), a + 24)
+    h = vh_dot(h, quad(tile, fifth, high, 7), a + 28)
+    return vi_add(s, vh_sum(h)) if fifth else vh_sum(h)
+
+
 cdef inline void matvec_quads(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y,
                               bint fifth, int offset, bint has_min, int tile_bytes, bint wide) noexcept nogil:
     """y[16] = the row group's product with 8-bit input t"""
     cdef const int8_t* a = x.q8 + 32 * t * nb
+    cdef const int8_t* low = x.low8 + 32 * t * nb
+    cdef const uint8_t* fine = x.fine8 + t * nb
     cdef const float* scale = x.scale8 + t * nb
     cdef const float* total = x.sum8 + t * nb
     cdef int b
+    cdef float factor
     cdef vb high
-    cdef vh h
     cdef vi s
     cdef vf d, m, acc = vf_set1(0)
     for b in range(nb):
@@ -79,24 +98,16 @@ cdef inline void matvec_quads(const uint8_t* tile, int nb, const Acts* x, size_t
         prefetch(tile + 2496)
         prefetch(tile + 2560)
         high = quad_high(tile, fifth)
-        h = vh_dot(vh_zero(), quad(tile, fifth, high, 0), a)
-        h = vh_dot(h, quad(tile, fifth, high, 1), a + 4)
-        h = vh_dot(h, quad(tile, fifth, high, 2), a + 8)
-        h = vh_dot(h, quad(tile, fifth, high, 3), a + 12)
-        if fifth:
-            s = vh_sum(h)
-            h = vh_zero()
-        h = vh_dot(h, quad(tile, fifth, high, 4), a + 16)
-        h = vh_dot(h, quad(tile, fifth, high, 5), a + 20)
-        h = vh_dot(h, quad(tile, fifth, high, 6), a + 24)
-        h = vh_dot(h, quad(tile, fifth, high, 7), a + 28)
-        s = vi_add(s, vh_sum(h)) if fifth else vh_sum(h)
+        s = quads_dot(tile, fifth, high, a + 32 * b)
+        factor = scale[b]
+        if fine[b]:
+            s = vi_add(vi_times128(s), quads_dot(tile, fifth, high, low + 32 * b))
+            factor *= <float>(1.0 / 128)
         d = quad_scale(tile, fifth, wide)
         m = quad_min(tile, fifth, wide) if has_min else vf_mul(d, vf_set1(<float>-offset))
-        acc = vf_fma(vf_mul(d, vf_set1(scale[b])), vi_to_f(s), acc)
+        acc = vf_fma(vf_mul(d, vf_set1(factor)), vi_to_f(s), acc)
         acc = vf_fma1(m, total[b], acc)
         tile += tile_bytes
-        a += 32
     vf_store(y, acc)
 
 
