@@ -100,7 +100,7 @@ def add_model_flags(parser, *, ctx_size=None, names=("-m", "--model")):
     optional(group, "-t", "--threads", dest="threads", type=whole(1, 1024), metavar="N",
              help="threads to compute with (default: the physical cores)")  # fmt: skip
     group.add_argument("--activations", choices=["int8", "int16", "f32"], default="int8",
-                       help="how activations enter the matrix products: int8 fast, int16 near to exact, f32 exact")  # fmt: skip
+                       help="how activations enter products: int8 fast, int16 near to exact, f32 exact")  # fmt: skip
     group.add_argument("--no-mmap", action="store_true", help="read the whole model instead of mapping the file")
     optional(group, "--rms-eps", dest="rms_eps", type=real(0, 1), metavar="F",
              help="norm epsilon, where the file does not say or is wrong")  # fmt: skip
