@@ -308,7 +308,8 @@ cdef void search_row_q6_k(const float* x, const float* importance, int n, uint8_
 
 # ---- IQ4_NL, IQ4_XS ----
 
-cdef Codes LEVELS = Codes(32, -127, 113, 3, 9, &IQ4_NEAREST[0])
+# Scales that put the largest number further from the last level have smaller errors and worse answers (measured).
+cdef Codes LEVELS = Codes(32, -127, 113, 1, 8, &IQ4_NEAREST[0])
 cdef Ranges IQ4_XS = Ranges(LEVELS, 8, Codes(16, -32, 31, 0.5, 12, NULL), NONE)
 
 cdef inline void put_levels(const float* q, uint8_t* p) noexcept nogil:
