@@ -40,7 +40,9 @@ def misfit(modules, isa, sources=SOURCES):
     """
     seen = {}
     for module, headers in modules.items():
-        for header, digest in (headers or {}).items():
+        if headers is None:
+            return f"{module} is older than the others"
+        for header, digest in headers.items():
             first, other = seen.setdefault(header, (digest, module))
             if first != digest:
                 return f"{other} and {module} were compiled with different versions of {header}.pxd"

@@ -48,6 +48,7 @@ def test_what_does_not_fit_is_named(sources):
     assert layout.misfit(old, "avx2", sources) == "bottom.pxd has changed since top was compiled"
     # an installed package has no sources beside it
     assert layout.misfit(old, "avx2", sources / "none") is None
+    assert layout.misfit(old | {"middle": None}, "avx2", sources) == "middle is older than the others"
     (sources / "bottom.pxd").unlink()
     assert "bottom.pxd has changed" in layout.misfit(old, "avx2", sources)
 
@@ -58,9 +59,10 @@ def test_the_modules_here_fit(isa):
         assert module.built_with == layout.digests(name, isa)
 
 
-def test_a_foreign_module_is_an_error_in_one_line(isa, monkeypatch):
+@pytest.mark.parametrize("built_with", [None, {"gemm": "00000000"}])
+def test_a_foreign_module_is_an_error_in_one_line(isa, built_with, monkeypatch):
     kernels.load("matmul", isa)
-    monkeypatch.setitem(sys.modules, f"llamacy.kernels.{isa}.alien", SimpleNamespace(built_with={"gemm": "00000000"}))
+    monkeypatch.setitem(sys.modules, f"llamacy.kernels.{isa}.alien", SimpleNamespace(built_with=built_with))
     with pytest.raises(LlamacyError, match=r"do not fit together: .*alien.*run `make`") as caught:
         kernels.load("matmul", isa)
     assert "\n" not in str(caught.value)
