@@ -65,7 +65,7 @@ def test_props_and_slots(service):
         ("POST", "/health", 405, "/health: wanted GET, got POST"),
         ("DELETE", "/lora-adapters", 405, "/lora-adapters: wanted GET or POST, got DELETE"),
         ("BREW", "/completion", 405, "/completion: wanted POST, got BREW"),
-        ("POST", "/embedding", 404, "no such path: '/embedding'"),
+        ("GET", "/embedding", 405, "/embedding: wanted POST, got GET"),
         ("GET", "/metrics", 404, "/metrics is off: start the server with --metrics"),
         ("GET", "/../etc/passwd", 404, "no such path: '/../etc/passwd'"),
     ],
