@@ -45,13 +45,11 @@ $(VENV)/.test: pyproject.toml | all
 	@$(INSTALL) '.[all,test]'
 	@touch $@
 
-# torch from its own index where that answers: elsewhere pip would take a CUDA build of some gigabytes.
+# Where pip's torch is a CUDA build of some gigabytes, let PIP_EXTRA_INDEX_URL name an index of CPU builds.
 bench/.venv/.installed: bench/requirements.txt
 	@echo "make: installing torch, PEFT and llama.cpp in bench/.venv (llama.cpp is compiled: some minutes)"
 	@$(PYTHON) -m venv bench/.venv
-	@$(BENCH_PIP) install --retries 0 --index-url https://download.pytorch.org/whl/cpu $$(grep ^torch== $<) \
-		>bench/.venv/install.log 2>&1 || true
-	@CMAKE_ARGS=-DGGML_NATIVE=ON $(BENCH_PIP) install -r $< >>bench/.venv/install.log 2>&1 || \
+	@CMAKE_ARGS=-DGGML_NATIVE=ON $(BENCH_PIP) install -r $< >bench/.venv/install.log 2>&1 || \
 		{ tail -5 bench/.venv/install.log; echo "make: see bench/.venv/install.log" >&2; exit 1; }
 	@touch $@
 

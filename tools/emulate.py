@@ -97,7 +97,7 @@ def unpacked_system():
         WORK.mkdir(parents=True, exist_ok=True)
         command = ["mmdebstrap", "--quiet", "--variant=extract", "--architectures=arm64"]
         include = f"--include={','.join(GUEST.split())}"
-        subprocess.run([*command, include, RELEASE, new, "http://deb.debian.org/debian"], check=True)
+        subprocess.run([*command, include, RELEASE, new], check=True)
         # links that the packages' scripts would make
         for name in ("blas/libblas.so.3", "lapack/liblapack.so.3"):
             (new / "usr" / "lib" / "aarch64-linux-gnu" / Path(name).name).symlink_to(name)
