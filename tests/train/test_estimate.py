@@ -68,14 +68,10 @@ def test_too_little_memory_is_told_before_starting(tmp_path):
     assert "wanted --max-ram " in err and not (tmp_path / "adapter" / "adapter.bin").exists()
 
 
-def long_text(folder):
-    """Data in windows of 512, where the tiny model's activations weigh something: 2 layers of 512 x some 700 values."""
-    (folder / "text").write_text("You may convey covered works to others. " * 600)
-    return "-m", TINY, "--train-data", "text", "-c", 256, "-b", 8, "--max-steps", 2, "-t", 1
-
-
+@golden.needs_model
 def test_max_ram_turns_checkpointing_on_and_changes_no_bit(tmp_path):
-    line = long_text(tmp_path)
+    (tmp_path / "text").write_text("You may convey covered works to others. " * 100)
+    line = ("--train-data", "text", "-c", 256, "--max-steps", 1, "-t", 2)
     kept, again = estimated(tmp_path, *line), estimated(tmp_path, *line, "--use-checkpointing")
     assert again < kept
     code, _, err = finetune(tmp_path, *line, "--max-ram", (kept + again) // 2, "--log-json", "again", "--outdir", "a")
