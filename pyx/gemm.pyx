@@ -290,7 +290,7 @@ cdef inline int even_chunk(int n_blocks, int most) noexcept nogil:
     return (n_blocks + chunks - 1) // chunks
 
 
-cdef inline void tokens_u8(const Kernel* k, const uint8_t* q, const float* d, const float* m, int b, int n, const Acts* x, int t0, int t1,
+cdef inline void tokens_u8(const uint8_t* q, const float* d, const float* m, int b, int n, const Acts* x, int t0, int t1,
                            float* y, size_t ldy, int depth) noexcept nogil:
     """Tokens t0..t1 with an unpacked panel of n blocks from block b on"""
     cdef float sums[64]
@@ -337,11 +337,11 @@ cdef void gemm_u8(const Packed* w, const Acts* x, float* y, size_t ldy, int lo, 
             for tile in range(lo, hi):
                 k.unpack_u8(w.tiles + (tile * <size_t>w.n_blocks + b) * k.tile_bytes, n, q, d, m)
                 if k.depth == 8:
-                    tokens_u8(k, q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, 8)
+                    tokens_u8(q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, 8)
                 elif k.depth == 4:
-                    tokens_u8(k, q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, 4)
+                    tokens_u8(q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, 4)
                 else:
-                    tokens_u8(k, q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, 2)
+                    tokens_u8(q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, 2)
             b += n
 
 

@@ -7,7 +7,7 @@ from llamacy.formats.types import FILE_TYPES, by_name
 from llamacy.kernels import quants
 
 # Elements in f32 at a time, beside the one tensor that is being written.
-_CHUNK = 1 << 22
+CHUNK = 1 << 22
 
 
 def written_types():
@@ -24,11 +24,7 @@ def writable(name):
 
 def can_write(quant_type):
     """Tell whether rows can be quantised to a QuantType."""
-    try:
-        quants.quantize(np.empty((0, quant_type.block_size), np.float32), quant_type.number)
-    except ValueError:
-        return False
-    return True
+    return quant_type.number in quants.writable()
 
 
 def matrix_type(info, wanted):
@@ -49,7 +45,7 @@ def rewritten(file, info, target, n_threads=1, *, order=None, add=None):
     """
     content, n_cols = file.data(info.name), info.shape[-1]
     out = np.empty((info.n_rows, target.row_bytes(n_cols)), np.uint8)
-    step = max(1, _CHUNK // max(1, n_cols))
+    step = max(1, CHUNK // max(1, n_cols))
     for start in range(0, info.n_rows, step):
         part = slice(start, start + step)
         rows = np.ascontiguousarray(content[part] if order is None else content[order[part]])

@@ -7,13 +7,12 @@ import numpy as np
 from llamacy import kernels
 from llamacy.errors import LlamacyError
 from llamacy.formats.gguf_writer import write_gguf
+from llamacy.formats.rewrite import CHUNK
 from llamacy.formats.types import QuantType
 from llamacy.model.mixes import choose_types, is_quantised
 
 # Version of the block layouts, which files carry as general.quantization_version (ggml's GGML_QNT_VERSION).
 LAYOUTS_VERSION = 2
-# Elements in f32 at a time, beside the one tensor that is being written.
-CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
