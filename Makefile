@@ -73,7 +73,7 @@ test-avx512: all $(VENV)/.test
 	@$(PY) tools/emulate.py avx512
 
 bench: all bench/.venv/.installed
-	@$(PY) bench/run.py --peer-python $(BENCH_PYTHON) $(BENCH)
+	@$(PY) bench/run.py --peer-python $(BENCH_PYTHON) $(if $(IK),--ik-llama-bench $(IK)) $(BENCH)
 
 report: all
 	@$(PY) bench/report.py

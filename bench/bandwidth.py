@@ -1,6 +1,7 @@
 """How fast this machine reads memory: `python bench/bandwidth.py THREADS` prints bytes per second as JSON.
 
-Each thread sums its part of an array far larger than the caches; the best of several rounds counts.
+Each thread looks for the largest number of its part of an array far larger than the caches; the best of several
+rounds counts.
 """
 
 import json
@@ -15,7 +16,7 @@ MEGABYTES, ROUNDS = 512, 8
 
 def read_bandwidth(threads, megabytes=MEGABYTES, rounds=ROUNDS):
     """Return the most bytes per second that `threads` threads read together."""
-    parts = np.array_split(np.ones(megabytes << 17), threads)
+    parts = np.array_split(np.ones(megabytes << 18, np.int32), threads)
     best = 0.0
     for _ in range(rounds):
         workers = [threading.Thread(target=part.max) for part in parts]

@@ -8,16 +8,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "bench" / "work"
 DEFAULT_MODEL = ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-LLAMA_CPP, PEFT = "llama.cpp", "PEFT + torch f32"
+LLAMA_CPP, IK_LLAMA_CPP, PEFT = "llama.cpp", "ik_llama.cpp", "PEFT + torch f32"
 
 
 @dataclass(frozen=True)
 class Case:
-    """A measure: `ours` and `theirs` are commands whose last line of stdout is JSON with "ts" and "peak_rss_bytes".
+    """A measure: `ours`, `theirs` and `ik` are commands that print JSON with "ts" and "peak_rss_bytes".
 
-    With `timed`, what is measured is the whole process's time instead, in seconds. aim: the ratio we want. streams:
-    every token reads all weights once, so that the read bandwidth is a limit to compare with. heavy: measured in one
-    round only, and not in a quick run. Without `theirs` there is no peer: it does not fit or does not open the file.
+    With `timed`, what is measured is the whole process's time instead, in seconds. aim: the ratio we want, None where
+    only the figures count; peak_aim: the most bytes we want to take. streams: every token reads all weights once, so
+    that the read bandwidth is a limit to compare with. heavy: measured in one round only, and not in a quick run.
+    Without `theirs` there is no peer: it does not fit or does not open the file. memory, disk: bytes that the machine
+    must have for a case so large that not every machine does.
     """
 
     name: str
@@ -25,13 +27,18 @@ class Case:
     peer: str
     ours: tuple
     theirs: tuple
-    aim: float
+    aim: float | None
     timed: bool = False
     streams: bool = False
     heavy: bool = False
+    peak_aim: float | None = None
+    ik: tuple = ()
+    ik_aim: float = 1
+    memory: float = 0
+    disk: float = 0
 
 
-def speed(model, aim, prompt=0, generate=0, depth=0):
+def speed(model, aim, prompt=0, generate=0, depth=0, ik_aim=1):
     """Return the case of a prompt or a generation behind `depth` tokens."""
     test = f"prompt of {prompt}" if prompt else f"generation of {generate}"
     numbers = (prompt, generate, depth)
@@ -43,6 +50,8 @@ def speed(model, aim, prompt=0, generate=0, depth=0):
         ("peer_llama_cpp.py", "speed", "{model}", *numbers, "{threads}", "{repetitions}"),
         aim,
         streams=bool(generate and not depth),
+        ik=("peer_ik_llama_cpp.py", "{ik}", "{model}", *numbers, "{threads}", "{repetitions}"),
+        ik_aim=ik_aim,
     )
 
 
@@ -67,18 +76,19 @@ def first_token(model, aim):
     return Case(f"one token, start to exit, {model}", model, LLAMA_CPP, ours, theirs, aim, timed=True)
 
 
-def training(model, aim, batch_size, tokens, rank=8, heavy=False, fits_peer=True):
-    """Return the case of LoRA steps on all linear matrices: forward, backward and update."""
-    steps = "{repetitions}"
+def training(model, aim, batch_size, tokens, peak_aim, rank=8, **more):
+    """Return the case of LoRA steps on all linear matrices (forward, backward, update); no aim, no peer."""
+    steps = "{repetitions}" if aim else 1
     sizes = ("--batch-size", batch_size, "--ctx-size", tokens, "--lora-r", rank, "-r", steps)
     return Case(
         f"training {batch_size} x {tokens}, r {rank}, {model}",
         model,
         PEFT,
         ("bin/bench", "-m", "{model}", "--train", "-p", 0, "-n", 0, *sizes, *OURS),
-        ("peer_peft.py", "{model}", batch_size, tokens, rank, "{threads}", steps) if fits_peer else (),
+        ("peer_peft.py", "{model}", batch_size, tokens, rank, "{threads}", steps) if aim else (),
         aim,
-        heavy=heavy,
+        peak_aim=peak_aim,
+        **more,
     )
 
 
@@ -90,27 +100,31 @@ CASES = [
     speed(SMOL, 1.5, generate=32, depth=4096),
     clients(SMOL, 2.5, 8, 64),
     first_token(SMOL, 1),
-    training(SMALL, 3, 1, 256),
-    training(SMALL, 3, 4, 256),
+    training(SMALL, 3, 1, 256, peak_aim=0.5e9),
+    training(SMALL, 3, 4, 256, peak_aim=1e9),
     speed("SmolLM2 Q4_0", 1.4, generate=64),
     speed("SmolLM2 Q4_K_M", 1.7, generate=64),
     speed("SmolLM2 Q8_0", 1.4, generate=64),
+    speed("SmolLM2 Q4_0", None, prompt=512),
     speed("SmolLM2 Q4_K_M", 2.5, prompt=512),
     speed("SmolLM2 Q8_0", 2, prompt=512),
     speed(LARGE, 1.6, generate=64),
-    speed(LARGE, 2.8, prompt=512),
-    training(LARGE, 3, 1, 512, heavy=True),
+    speed(LARGE, 2.8, prompt=512, ik_aim=1.9),
+    training(LARGE, 3, 1, 512, peak_aim=2e9, heavy=True),
+    training("7B shape Q4_0", None, 1, 512, peak_aim=8e9, heavy=True, memory=12e9, disk=5e9),
 ]
-# Measured only when --only names them: the file alone takes a minute and 4 GB.
-EXTRA = [training("7B shape Q4_0", 1, 1, 512, heavy=True, fits_peer=False)]
+
+
+def model_path(name):
+    """Return where a model named in CASES lies."""
+    kind, type_name = name.rsplit(" ", 1)
+    return DEFAULT_MODEL if name == SMOL else WORK / f"{kind.split()[0]}-{type_name}.gguf"
 
 
 def model_file(name, peer_python):
     """Return the path of a model named in CASES, made in bench/work when it is not there yet."""
-    if name == SMOL:
-        return DEFAULT_MODEL
+    path = model_path(name)
     kind, type_name = name.rsplit(" ", 1)
-    path = WORK / f"{kind.split()[0]}-{type_name}.gguf"
     if not path.exists():
         WORK.mkdir(exist_ok=True)
         part = path.with_suffix(".tmp")

@@ -15,31 +15,45 @@ BEGIN, END = "<!-- results: written by `make report` -->\n", "<!-- end of result
 
 # The picture: a bar per measure, its length the ratio to the peer, a mark where the aim is.
 WIDTH, ROW, LEFT, RIGHT, TOP = 820, 26, 330, 70, 46
-OURS, AIM, INK = "#1f5fbf", "#d1495b", "#222"
+OURS, ALSO, AIM, INK = "#1f5fbf", "#7fa6dd", "#d1495b", "#222"
 
 
-def line_of(result, bandwidth):
-    """Return a result's row of the table; bandwidth in bytes per second."""
-    ours, peer, unit = result["medians"]["llamacy"], result["peer"], result["unit"]
-    theirs = f"{result['medians'][peer]:.2f} {unit}, {peer}" if peer else "-"
-    ratio = f"{result['ratio']:.2f}x" if peer else "-"
-    peaks = [f"{peak / 1e6:.0f} MB" for peak in result["peak_rss_bytes"].values()]
-    share = ours * result["bytes_per_token"] / bandwidth if result["bytes_per_token"] else None
-    return (
-        result["name"],
-        f"{ours:.2f} {unit}",
-        theirs,
-        ratio,
-        f"{result['aim']:g}x" if peer else "-",
-        " / ".join(peaks) or "-",
-        f"{share:.0%}" if share else "-",
-    )
+def compared(result):
+    """Yield (peer, ratio, aim) of each engine that a result is compared with."""
+    if result["peer"]:
+        yield result["peer"], result["ratio"], result["aim"]
+    for peer, found in result.get("also", {}).items():
+        yield peer, found["ratio"], found["aim"]
+
+
+def megabytes(result, side):
+    """Return a side's peak memory as the table shows it, with what we want it to be at most."""
+    peak, aim = result["peak_rss_bytes"].get(side), result.get("peak_aim_bytes")
+    wanted = f" (<= {aim / 1e6:.0f})" if aim and side == "llamacy" else ""
+    return f"{peak / 1e6:.0f} MB{wanted}" if peak else "-"
+
+
+def lines_of(result, bandwidth):
+    """Return a result's rows of the table, a row for each peer; bandwidth in bytes per second, of the whole run."""
+    ours, unit = result["medians"]["llamacy"], result["unit"]
+    bandwidth = result.get("read_bytes_per_second") or bandwidth
+    share = f"{ours * result['bytes_per_token'] / bandwidth:.0%}" if result["bytes_per_token"] else "-"
+    own = (result["name"], f"{ours:.2f} {unit}", megabytes(result, "llamacy"))
+    lines = []
+    for peer, ratio, aim in compared(result):
+        name, speed, peak = ("", "", "") if lines else own
+        theirs = f"{result['medians'][peer]:.2f} {unit}, {peer}"
+        aim = f"{aim:g}x" if aim else "-"
+        peaks = f"{peak} / {megabytes(result, peer)}" if result["peak_rss_bytes"] else "-"
+        lines.append((name, speed, theirs, f"{ratio:.2f}x", aim, peaks, "" if lines else share))
+    return lines or [(*own[:2], "-", "-", "-", own[2], share)]
 
 
 def table(results, bandwidth):
     """Return the results as a Markdown table."""
     head = ("measure", "llamacy", "peer", "ratio", "aim", "peak memory", "of read bandwidth")
-    lines = [head, tuple("-" * len(name) for name in head), *(line_of(result, bandwidth) for result in results)]
+    rows = [line for result in results for line in lines_of(result, bandwidth)]
+    lines = [head, tuple("-" * len(name) for name in head), *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
 
@@ -58,8 +72,8 @@ def section(content):
 
 def picture(content):
     """Return the ratios as SVG: bars from zero, the peer's speed a line at 1."""
-    rows = [result for result in content["results"] if result["peer"]]
-    most = max([4.0, *(max(row["ratio"], row["aim"]) for row in rows)]) * 1.05
+    rows = [(result["name"], *row) for result in content["results"] for row in compared(result)]
+    most = max([4.0, *(max(ratio, aim or 0) for _, _, ratio, aim in rows)]) * 1.05
     height = TOP + ROW * len(rows) + 20
 
     def x(ratio):
@@ -71,14 +85,18 @@ def picture(content):
         f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
         f'<text x="{LEFT}" y="20" fill="{INK}">times the peer (line at 1); the red mark is the aim</text>',
     ]
-    for i, row in enumerate(rows):
-        y, end = TOP + ROW * i, max(x(row["ratio"]), x(row["aim"])) + 6
+    last = None
+    for i, (name, peer, ratio, aim) in enumerate(rows):
+        y, end, again = TOP + ROW * i, max(x(ratio), x(aim or 0)) + 6, name == last
+        label, fill, last = (f"… {peer}", ALSO, name) if again else (name, OURS, name)
         parts += [
-            f'<text x="{LEFT - 8}" y="{y + 13}" text-anchor="end" fill="{INK}">{escape(row["name"])}</text>',
-            f'<rect x="{LEFT}" y="{y}" width="{x(row["ratio"]) - LEFT:.1f}" height="{ROW - 8}" fill="{OURS}"/>',
-            f'<rect x="{x(row["aim"]) - 1.5:.1f}" y="{y - 2}" width="3" height="{ROW - 4}" fill="{AIM}"/>',
-            f'<text x="{end:.1f}" y="{y + 13}" fill="{INK}">{row["ratio"]:.2f}x</text>',
+            f'<text x="{LEFT - 8}" y="{y + 13}" text-anchor="end" fill="{INK}">{escape(label)}</text>',
+            f'<rect x="{LEFT}" y="{y}" width="{x(ratio) - LEFT:.1f}" height="{ROW - 8}" fill="{fill}"/>',
         ]
+        if aim:
+            mark = f'x="{x(aim) - 1.5:.1f}" y="{y - 2}" width="3" height="{ROW - 4}"'
+            parts.append(f'<rect {mark} fill="{AIM}"/>')
+        parts.append(f'<text x="{end:.1f}" y="{y + 13}" fill="{INK}">{ratio:.2f}x</text>')
     line = f'x1="{x(1):.1f}" x2="{x(1):.1f}" y1="{TOP - 8}" y2="{height - 14}"'
     return "\n".join([*parts, f'<line {line} stroke="{INK}" stroke-dasharray="3 3"/>', "</svg>", ""])
 

@@ -10,18 +10,20 @@ import json
 import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import datetime, timezone
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.bandwidth import read_bandwidth
-from bench.cases import CASES, EXTRA, ROOT, model_file
-from bench.report import line_of, table
+from bench.cases import CASES, DEFAULT_MODEL, IK_LLAMA_CPP, ROOT, model_file, model_path
+from bench.peer_ik_llama_cpp import version
+from bench.report import lines_of, table
 from llamacy import __version__, kernels
 from llamacy.cli.bench import cpu_name
 from llamacy.cli.common import physical_cores
@@ -31,53 +33,61 @@ PEER_PACKAGES = ["llama-cpp-python", "torch", "peft", "transformers"]
 
 
 def run(case, command, python, values):
-    """Run one side of a case in a process; return (samples, peak bytes): tokens/s, or seconds if timed."""
+    """Run one side of a case in a process; return {"ts": tokens/s (seconds if timed), "peak_rss_bytes", ...}."""
     script, *arguments = [str(part).format(python=python, **values) for part in command]
     program = [str(ROOT / script)] if script.startswith("bin/") else [python, str(ROOT / "bench" / script)]
-    begin = time.perf_counter()
-    process = subprocess.Popen(
-        [*program, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": str(values["threads"])},
-    )
-    out, err = process.communicate()
-    seconds = time.perf_counter() - begin
-    if process.returncode:
-        last = (err.strip().splitlines() or ["no message"])[-1]
-        raise SystemExit(
-            f"bench: {case.name}: {' '.join([*program, *arguments])} failed ({process.returncode}): {last}"
-        )
-    if case.timed:
-        return [seconds], None
-    result = json.loads(out)
+    environment = os.environ | {"OMP_NUM_THREADS": str(values["threads"])}
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        begin = time.perf_counter()
+        process = subprocess.Popen([*program, *arguments], stdout=out, stderr=err, cwd=ROOT, env=environment)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - begin
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        err.seek(0)
+        if process.returncode:
+            last = (err.read().strip().splitlines() or ["no message"])[-1]
+            line = " ".join([*program, *arguments])
+            raise SystemExit(f"bench: {case.name}: {line} failed ({process.returncode}): {last}")
+        if case.timed:
+            return {"ts": [seconds], "peak_rss_bytes": usage.ru_maxrss * 1024}
+        result = json.load(out)
     result = result[0] if isinstance(result, list) else result
-    return result.get("samples_ts") or result["ts"], result["peak_rss_bytes"]
+    return result | {"ts": result.get("samples_ts") or result["ts"]}
 
 
-def measure(case, rounds, repetitions, python, threads):
-    """Return a case's result: both sides' samples and medians, the ratio, the peaks."""
-    values = {"model": model_file(case.model, python), "threads": threads, "repetitions": repetitions}
+def bandwidth_now(threads):
+    """Return the bytes per second that can be read now; measured apart, as a child's peak begins at its parent's."""
+    command = [sys.executable, str(ROOT / "bench" / "bandwidth.py"), str(threads)]
+    return json.loads(subprocess.check_output(command, text=True))
+
+
+def measure(case, rounds, repetitions, python, threads, ik):
+    """Return a case's result: all sides' samples and medians, the ratios to the peers, the peaks."""
+    values = {"model": model_file(case.model, python), "threads": threads, "repetitions": repetitions, "ik": ik}
     sides = {"llamacy": case.ours} | ({case.peer: case.theirs} if case.theirs else {})
-    samples, peaks = {side: [] for side in sides}, {side: [] for side in sides}
+    sides |= {IK_LLAMA_CPP: case.ik} if ik and case.ik else {}
+    found, bandwidths = {side: [] for side in sides}, []
     for i in range(1 if case.heavy else rounds):
+        bandwidths += [bandwidth_now(threads)] if case.streams else []
         for side in reversed(sides) if i % 2 else sides:
-            found, peak = run(case, sides[side], python, values)
-            samples[side] += found
-            peaks[side] += [peak] if peak else []
-    medians = {side: statistics.median(found) for side, found in samples.items()}
-    ratio = medians["llamacy"] / medians[case.peer] if case.theirs else None
+            found[side].append(run(case, sides[side], python, values))
+    samples = {side: [speed for result in results for speed in result["ts"]] for side, results in found.items()}
+    medians = {side: statistics.median(speeds) for side, speeds in samples.items()}
+    times = {side: medians["llamacy"] / median for side, median in medians.items()}
+    ratios = {side: 1 / ratio if case.timed else ratio for side, ratio in times.items()}
     return {
         "name": case.name,
         "unit": "s" if case.timed else "tokens/s",
         "peer": case.peer if case.theirs else None,
         "medians": medians,
-        "ratio": 1 / ratio if case.timed else ratio,
+        "ratio": ratios.get(case.peer),
         "aim": case.aim,
+        "also": {side: {"ratio": ratios[side], "aim": case.ik_aim} for side in sides if side == IK_LLAMA_CPP},
         "bytes_per_token": weight_bytes(values["model"]) if case.streams else None,
-        "peak_rss_bytes": {side: max(found) for side, found in peaks.items() if found},
+        "read_bytes_per_second": statistics.median(bandwidths) if bandwidths else None,
+        "peak_rss_bytes": {side: max(one["peak_rss_bytes"] for one in results) for side, results in found.items()},
+        "peak_aim_bytes": case.peak_aim,
         "samples": samples,
     }
 
@@ -91,58 +101,80 @@ def weight_bytes(path):
         )
 
 
+def memory_bytes():
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def machine(threads):
     """Return what the figures depend on beside the code."""
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": threads,
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "memory_bytes": memory_bytes(),
         "system": platform.platform(),
         "isa": kernels.isa,
         "load_average_before": os.getloadavg()[0],
     }
 
 
-def versions(python):
+def versions(python, ik):
     """Return the versions of this project (with its commit), of Python and of the peers."""
     probe = "import importlib.metadata as m, json, sys; print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
     peers = json.loads(subprocess.check_output([python, "-c", probe, *PEER_PACKAGES], text=True))
     git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
+    peers |= {IK_LLAMA_CPP: version(ik, DEFAULT_MODEL)} if ik else {}
     return {"llamacy": __version__, "commit": git.stdout.strip(), "python": platform.python_version()} | peers
 
 
-def facts(threads, python):
+def facts(threads, python, ik):
     """Return what a file of results begins with: when, on what and with which versions it was measured."""
     now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     return {
         "time": now,
-        "machine": machine(threads) | {"read_bytes_per_second": read_bandwidth(threads)},
-        "versions": versions(python),
+        "machine": machine(threads) | {"read_bytes_per_second": bandwidth_now(threads)},
+        "versions": versions(python, ik),
     }
+
+
+def chosen(only, quick):
+    """Return the cases to measure: those named, without the long ones if quick, without those too large for here."""
+    cases = [case for case in CASES if re.search(only, case.name) and not (quick and case.heavy)]
+    room = {"memory": memory_bytes(), "disk": shutil.disk_usage(ROOT).free}
+    for case in list(cases):
+        wanted = {"memory": case.memory, "disk": 0 if model_path(case.model).exists() else case.disk}
+        if any(wanted[name] > room[name] for name in room):
+            sizes = ", ".join(f"{wanted[name] / 1e9:.0f} GB of {name}" for name in room)
+            print(f"left out: {case.name} (wants {sizes})", file=sys.stderr)
+            cases.remove(case)
+    return cases
 
 
 def main():
     parser = argparse.ArgumentParser(description="Compare with llama.cpp and PEFT on this machine.")
     parser.add_argument("--peer-python", default=str(ROOT / "bench/.venv/bin/python"), help="Python that has the peers")
+    parser.add_argument("--ik-llama-bench", metavar="PATH", help="llama-bench of ik_llama.cpp, to measure it too")
     parser.add_argument("--only", default="", metavar="REGEX", help="only the measures whose names match")
-    parser.add_argument("--rounds", type=int, default=2, help="times that the two sides take turns")
+    parser.add_argument("--rounds", type=int, default=3, help="times that the sides take turns")
     parser.add_argument("--quick", action="store_true", help="one round, one repetition, nothing that takes minutes")
     parser.add_argument("-t", "--threads", type=int, default=physical_cores())
     args = parser.parse_args()
     rounds, repetitions = (1, 1) if args.quick else (args.rounds, 2)
-    chosen = [case for case in CASES if re.search(args.only, case.name) and not (args.quick and case.heavy)]
-    chosen += [case for case in EXTRA if args.only and re.search(args.only, case.name)]
-    if not chosen or args.rounds < 1:
+    cases = chosen(args.only, args.quick)
+    if not cases or args.rounds < 1:
         parser.error(f"nothing to measure: --only {args.only!r}, --rounds {args.rounds}")
-    results, content = [], facts(args.threads, args.peer_python)
+    ik = args.ik_llama_bench and str(Path(args.ik_llama_bench).resolve())
+    if ik and not os.access(ik, os.X_OK):
+        parser.error(f"--ik-llama-bench {ik}: no such program")
+    results, content = [], facts(args.threads, args.peer_python, ik)
     bandwidth = content["machine"]["read_bytes_per_second"]
     print(f"reading memory: {bandwidth / 1e9:.1f} GB/s", file=sys.stderr)
     path = ROOT / "bench" / "results" / f"{re.sub('[:T]', '-', content['time'][:16])}.json"
     path.parent.mkdir(exist_ok=True)
-    for case in chosen:
-        results.append(measure(case, rounds, repetitions, args.peer_python, args.threads))
-        print(*line_of(results[-1], bandwidth), sep="  ", file=sys.stderr)
+    for case in cases:
+        results.append(measure(case, rounds, repetitions, args.peer_python, args.threads, ik))
+        for line in lines_of(results[-1], bandwidth):
+            print(*line, sep="  ", file=sys.stderr)
         path.write_text(json.dumps(content | {"results": results}, indent=1) + "\n")
     print(table(results, bandwidth))
     print(f"kept in {path.relative_to(ROOT)}", file=sys.stderr)

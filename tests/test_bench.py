@@ -7,8 +7,10 @@ import sys
 import numpy as np
 import pytest
 
+from bench import peer_ik_llama_cpp
+from bench import run as bench_run
 from bench.bandwidth import read_bandwidth
-from bench.cases import CASES, EXTRA, ROOT
+from bench.cases import CASES, ROOT, Case
 from bench.make_model import N_VOCAB, SHAPES, metadata_of, tensors_of
 from bench.run import weight_bytes
 from llamacy.cli import bench
@@ -56,7 +58,7 @@ def test_nothing_to_measure_is_wrong_usage(tiny, capsys):
 
 
 def test_the_cases_name_models_that_can_be_made():
-    kinds = {case.model.rsplit(" ", 1)[0] for case in CASES + EXTRA}
+    kinds = {case.model.rsplit(" ", 1)[0] for case in CASES}
     assert kinds <= {"SmolLM2", *(f"{name} shape" for name in SHAPES)}
     assert len({case.name for case in CASES}) == len(CASES)
 
@@ -75,6 +77,76 @@ def test_a_token_reads_all_weights_but_the_table_of_embeddings(tiny):
 
 def test_the_read_bandwidth_is_that_of_this_world():
     assert 1e8 < read_bandwidth(2, megabytes=16, rounds=2) < 1e13
+
+
+LLAMA_BENCH = """#!/bin/sh
+echo "$@" >>{log}
+case "$*" in *"-rtr 1"*) speeds=30,50,40 ;; *) speeds=20,10,30 ;; esac
+echo "[{{\\"samples_ts\\": [$speeds], \\"build_commit\\": \\"abc1234\\"}}]"
+"""
+
+
+def test_the_better_mode_of_ik_llama_cpp_counts(tmp_path):
+    program, log = tmp_path / "llama-bench", tmp_path / "log"
+    program.write_text(LLAMA_BENCH.format(log=log))
+    program.chmod(0o755)
+    found = peer_ik_llama_cpp.speed(str(program), "m.gguf", 0, 32, 4096, 2, 3)
+    assert found["ts"] == [30, 50, 40] and found["mode"] == "-rtr 1" and found["peak_rss_bytes"] > 0
+    assert log.read_text().splitlines() == [
+        f"-m m.gguf -p 0 -n 0 -gp 4096,32 -t 2 -r 3 -rtr {mode} -o json" for mode in (0, 1)
+    ]
+    assert peer_ik_llama_cpp.version(str(program), "m.gguf") == "abc1234"
+
+
+def test_a_failing_peer_is_said_with_its_last_line(tmp_path):
+    program = tmp_path / "llama-bench"
+    program.write_text("#!/bin/sh\necho loading >&2; echo cannot open m.gguf >&2; exit 3\n")
+    program.chmod(0o755)
+    with pytest.raises(SystemExit, match="^cannot open m.gguf$"):
+        peer_ik_llama_cpp.version(str(program), "m.gguf")
+
+
+SIDE = """import json, sys
+name, log = sys.argv[1:3]
+open(log, "a").write(name)
+print(json.dumps({"ts": {"o": [4.0, 8.0, 6.0], "t": [3.0], "k": [2.0]}[name], "peak_rss_bytes": ord(name)}))
+"""
+
+
+def test_a_case_is_measured_in_turns_with_both_peers(tiny, tmp_path, monkeypatch):
+    script, log = tmp_path / "side.py", tmp_path / "log"
+    script.write_text(SIDE)
+    ours, theirs, ik = ((str(script), name, str(log)) for name in "otk")
+    monkeypatch.setattr(bench_run, "model_file", lambda name, python: tiny)
+    case = Case("a case", "tiny", "llama.cpp", ours, theirs, 2, ik=ik, ik_aim=2.5, peak_aim=100)
+    found = bench_run.measure(case, 3, 1, sys.executable, 1, "llama-bench")
+    assert log.read_text() == "otk" + "kto" + "otk"
+    assert found["medians"] == {"llamacy": 6, "llama.cpp": 3, "ik_llama.cpp": 2} and found["ratio"] == 2
+    assert found["also"] == {"ik_llama.cpp": {"ratio": 3, "aim": 2.5}}
+    assert found["peak_rss_bytes"] == {"llamacy": ord("o"), "llama.cpp": ord("t"), "ik_llama.cpp": ord("k")}
+    assert len(found["samples"]["llamacy"]) == 9 and found["peak_aim_bytes"] == 100
+    alone = bench_run.measure(case, 1, 1, sys.executable, 1, None)
+    assert alone["also"] == {} and set(alone["medians"]) == {"llamacy", "llama.cpp"}
+
+
+def test_a_timed_case_counts_the_whole_process_and_its_memory(tiny, tmp_path, monkeypatch):
+    slow, fast = tmp_path / "slow.py", tmp_path / "fast.py"
+    slow.write_text("import time; kept = bytearray(200_000_000); time.sleep(0.4)")
+    fast.write_text("")
+    monkeypatch.setattr(bench_run, "model_file", lambda name, python: tiny)
+    case = Case("a case", "tiny", "llama.cpp", (str(fast),), (str(slow),), 2, timed=True)
+    found = bench_run.measure(case, 1, 1, sys.executable, 1, None)
+    assert found["unit"] == "s" and found["medians"]["llama.cpp"] > 0.4
+    assert found["ratio"] == pytest.approx(found["medians"]["llama.cpp"] / found["medians"]["llamacy"])
+    assert found["peak_rss_bytes"]["llama.cpp"] > 200_000_000
+
+
+def test_a_case_too_large_for_the_machine_is_left_out(monkeypatch, capsys):
+    names = [case.name for case in bench_run.chosen("", False)]
+    monkeypatch.setattr(bench_run, "memory_bytes", lambda: 8e9)
+    fewer = [case.name for case in bench_run.chosen("", False)]
+    assert set(fewer) == {case.name for case in CASES if case.memory <= 8e9} <= set(names)
+    assert "left out: training 1 x 512, r 8, 7B shape Q4_0 (wants 12 GB of memory" in capsys.readouterr().err
 
 
 def test_clients_against_our_server(tiny):

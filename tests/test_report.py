@@ -17,6 +17,13 @@ RESULT = {
     "peak_rss_bytes": {"llamacy": 210_400_000, "llama.cpp": 400_000_000},
     "samples": {"llamacy": [90.0], "llama.cpp": [45.0]},
 }
+BOTH = RESULT | {
+    "medians": RESULT["medians"] | {"ik_llama.cpp": 60.0},
+    "also": {"ik_llama.cpp": {"ratio": 1.5, "aim": 1}},
+    "read_bytes_per_second": 40e9,
+    "peak_rss_bytes": RESULT["peak_rss_bytes"] | {"ik_llama.cpp": 300_000_000},
+    "peak_aim_bytes": 250e6,
+}
 ALONE = RESULT | {"name": "without a peer", "peer": None, "medians": {"llamacy": 7.0}, "ratio": None}
 CONTENT = {
     "time": "2030-01-02T03:04:05Z",
@@ -32,6 +39,19 @@ def test_the_table():
     assert cells[1:] == ["90.00 tokens/s", "45.00 tokens/s, llama.cpp", "2.00x", "1.7x", "210 MB / 400 MB", "90%"]
     assert [cell.strip() for cell in alone.split("|")[2:-1]] == ["7.00 tokens/s", "-", "-", "-", "-", "-"]
     assert len({len(line) for line in (head, rule, row, alone)}) == 1
+
+
+def test_a_second_peer_has_a_row_and_a_bar_of_its_own():
+    _, _, first, second = report.table([BOTH], 20e9).splitlines()
+    cells = [cell.strip() for cell in first.split("|")[2:-1]]
+    assert cells[1:] == ["45.00 tokens/s, llama.cpp", "2.00x", "1.7x", "210 MB (<= 250) / 400 MB", "45%"]
+    cells = [cell.strip() for cell in second.split("|")[1:-1]]
+    assert cells == ["", "", "60.00 tokens/s, ik_llama.cpp", "1.50x", "1x", "/ 300 MB", ""]
+    root = ElementTree.fromstring(report.picture(CONTENT | {"results": [BOTH]}))
+    spaces = "{http://www.w3.org/2000/svg}"
+    _, bar, _, other, _ = root.findall(f"{spaces}rect")
+    assert float(other.get("width")) == pytest.approx(0.75 * float(bar.get("width")), abs=0.2)
+    assert "… ik_llama.cpp" in [text.text for text in root.findall(f"{spaces}text")]
 
 
 def test_the_page_is_filled_again_and_again():
