@@ -12,6 +12,7 @@ cdef enum:
     W_LIMIT = 2047              # the weights' and the gradients' largest integers there, see quantize_gradient
     G_LIMIT = 8191
     S16_LIMIT = 16319           # 127 * 128 + 63
+    U8_BLOCKS = 40              # blocks of 32 columns unpacked at a time, at most: 20 KB of codes, L1
 
 cdef struct Acts:               # T rows of inputs; only the wanted forms are there
     int n_rows
@@ -22,7 +23,7 @@ cdef struct Acts:               # T rows of inputs; only the wanted forms are th
     int8_t* q8                  # (T, 32 n_blocks), scale (T, n_blocks), sum = scale * sum of the codes
     float* scale8
     float* sum8
-    int8_t* low8                # where fine8 (T, n_blocks) is set, the block is scale / 128 * (128 q8 + low8): 15 bits
+    int8_t* low8                # where fine8 (T, n_blocks) is 1, the block is scale * q8 + scale / 128 * low8: 15 bits
     uint8_t* fine8
     float fine_over             # set where a block's largest value is over this many times the usual one
     int16_t* q16                # the same, 15 bits: at most S16_LIMIT
@@ -40,6 +41,17 @@ cdef inline size_t padded(size_t n, size_t to) noexcept nogil:
 cdef inline uint8_t* aligned(void* p) noexcept nogil:
     """p rounded up to a cache line"""
     return <uint8_t*>((<uintptr_t>p + 63) & ~<uintptr_t>63)
+
+
+cdef inline int even_chunk(int n_blocks, int most) noexcept nogil:
+    """n_blocks in equal chunks of at most `most`: no short last one, whose start-up would weigh more"""
+    cdef int chunks = (n_blocks + most - 1) // most
+    return (n_blocks + chunks - 1) // chunks
+
+
+cdef inline float low_factor(float scale) noexcept nogil:
+    """What a block's low bits count, its scale being `scale`"""
+    return scale * <float>(1.0 / 128)
 
 
 cdef float fine_over(int n_embd) noexcept nogil

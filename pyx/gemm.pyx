@@ -15,7 +15,6 @@ from .tiles cimport *
 
 cdef enum:
     T_BLOCK = 256           # tokens whose inputs stay in L2 while the tiles pass
-    U8_BLOCKS = 40          # blocks of 32 columns unpacked at a time, at most: 20 KB of codes, L1
     S16_BLOCKS = 20
     F32_BLOCKS = 10
 
@@ -108,52 +107,73 @@ cdef inline void block_u8(const uint8_t* q, const int8_t* a0, const int8_t* a1, 
         part_u8(q + 384, a0 + 24, a1 + 24, a2 + 24, a3 + 24, depth, s0, s1, s2, s3)
 
 
-cdef struct Sums:
-    vi s0
-    vi s1
-    vi s2
-    vi s3
-
-
-cdef void add_low(const uint8_t* q, const int8_t* a, size_t lda, int depth, Sums* s) noexcept nogil:
-    """s = 128 s + a block's products with the inputs' low bits. A call, so that the panel's loop keeps its registers."""
-    cdef vi s0 = vi_times128(s.s0), s1 = vi_times128(s.s1), s2 = vi_times128(s.s2), s3 = vi_times128(s.s3)
-    if depth == 8:
-        block_u8(q, a, a + lda, a + 2 * lda, a + 3 * lda, 8, &s0, &s1, &s2, &s3)
-    elif depth == 4:
-        block_u8(q, a, a + lda, a + 2 * lda, a + 3 * lda, 4, &s0, &s1, &s2, &s3)
-    else:
-        block_u8(q, a, a + lda, a + 2 * lda, a + 3 * lda, 2, &s0, &s1, &s2, &s3)
-    s.s0, s.s1, s.s2, s.s3 = s0, s1, s2, s3
-
-
-cdef inline void panel_u8(const uint8_t* q, const float* d, const float* m, int nb, const int8_t* a0, size_t lda, ptrdiff_t low,
-                          const uint8_t* fine, const float* scale, const float* total, size_t lds, int depth, float* sums) noexcept nogil:
-    """sums [4 tokens][16] += the panel's nb blocks; low: from the inputs to their low bits."""
+cdef inline void panel_u8(const uint8_t* q, const float* d, const float* m, int nb, const int8_t* a0, size_t lda,
+                          const float* scale, const float* total, size_t lds, int depth, float* sums) noexcept nogil:
+    """sums [4 tokens][16] += the panel's nb blocks"""
     cdef const int8_t* a1 = a0 + lda
     cdef const int8_t* a2 = a1 + lda
     cdef const int8_t* a3 = a2 + lda
     cdef int _b
     cdef vi s0, s1, s2, s3
     cdef vf vd, vm
-    cdef Sums s
     for _b in range(nb):
         s0 = vi_zero()
         s1, s2, s3 = s0, s0, s0
         block_u8(q, a0, a1, a2, a3, depth, &s0, &s1, &s2, &s3)
         vd, vm = vf_load(d), vf_load(m)
-        if fine[0] | fine[lds] | fine[2 * lds] | fine[3 * lds]:
-            s.s0, s.s1, s.s2, s.s3 = s0, s1, s2, s3
-            add_low(q, a0 + low, lda, depth, &s)
-            s0, s1, s2, s3 = s.s0, s.s1, s.s2, s.s3
-            # d / 128 * (scale * 128 s) is d * (scale * s) to the last bit: powers of two
-            vd = vf_mul(vd, vf_set1(<float>(1.0 / 128)))
         close_block(sums, vd, vm, scale[0], total[0], s0, True)
         close_block(sums + 16, vd, vm, scale[lds], total[lds], s1, True)
         close_block(sums + 32, vd, vm, scale[2 * lds], total[2 * lds], s2, True)
         close_block(sums + 48, vd, vm, scale[3 * lds], total[3 * lds], s3, True)
-        q, d, m, scale, total, fine = q + TILE, d + 16, m + 16, scale + 1, total + 1, fine + 1
+        q, d, m, scale, total = q + TILE, d + 16, m + 16, scale + 1, total + 1
         a0, a1, a2, a3 = a0 + 32, a1 + 32, a2 + 32, a3 + 32
+
+
+cdef inline void low_u8(const uint8_t* q, vf d, const int8_t** a, const float* factor, float** y, int depth) noexcept nogil:
+    """y[i][16] += a block's products with the low bits a[i] of four tokens"""
+    cdef vi s0 = vi_zero()
+    cdef vi s1 = s0, s2 = s0, s3 = s0
+    cdef vf none = vf_set1(0)
+    block_u8(q, a[0], a[1], a[2], a[3], depth, &s0, &s1, &s2, &s3)
+    close_block(y[0], d, none, factor[0], 0, s0, False)
+    close_block(y[1], d, none, factor[1], 0, s1, False)
+    close_block(y[2], d, none, factor[2], 0, s2, False)
+    close_block(y[3], d, none, factor[3], 0, s3, False)
+
+
+cdef struct Fine:           # which of up to T_BLOCK tokens have low bits in each block of a panel
+    int n[U8_BLOCKS]
+    uint8_t who[U8_BLOCKS][T_BLOCK]
+
+
+cdef void find_fine(const Acts* x, int b, int n, int t0, int t1, Fine* f) noexcept nogil:
+    cdef int i, t
+    cdef const uint8_t* fine = x.fine8 + <size_t>t0 * x.n_blocks + b
+    memset(f.n, 0, sizeof(f.n))
+    for t in range(t1 - t0):
+        for i in range(n):
+            f.who[i][f.n[i]] = <uint8_t>t
+            f.n[i] += fine[i]
+        fine += x.n_blocks
+
+
+cdef inline void add_low(const uint8_t* q, const float* d, int b, int n, const Acts* x, int t0, const Fine* f,
+                         float* y, size_t ldy, int depth) noexcept nogil:
+    """y += the panel's products with the low bits: tokens in fours, whichever they are, block after block as matvec does it"""
+    cdef const int8_t* a[4]
+    cdef float* to[4]
+    cdef float factor[4]
+    cdef float nowhere[16]
+    cdef int i, j, k
+    cdef size_t at
+    for i in range(n):
+        for j in range(0, f.n[i], 4):
+            for k in range(4):
+                # the last group's missing tokens add zero times something to nothing
+                at = <size_t>(t0 + f.who[i][min(j + k, f.n[i] - 1)])
+                a[k], factor[k] = x.low8 + 32 * (at * x.n_blocks + b + i), low_factor(x.scale8[at * x.n_blocks + b + i])
+                to[k] = y + (at - t0) * ldy if j + k < f.n[i] else nowhere
+            low_u8(q + TILE * i, vf_load(d + 16 * i), a, factor, to, depth)
 
 
 cdef inline void step_s16(const int16_t* q, const int16_t* a0, const int16_t* a1, const int16_t* a2, const int16_t* a3,
@@ -284,14 +304,8 @@ cdef void matvec_split(const Packed* w, const Acts* x, size_t t, int tile, float
                         vi_add(vi_times128(sh), sl), True)
 
 
-cdef inline int even_chunk(int n_blocks, int most) noexcept nogil:
-    """n_blocks in equal chunks of at most `most`: no short last one, whose start-up would weigh more"""
-    cdef int chunks = (n_blocks + most - 1) // most
-    return (n_blocks + chunks - 1) // chunks
-
-
 cdef inline void tokens_u8(const uint8_t* q, const float* d, const float* m, int b, int n, const Acts* x, int t0, int t1,
-                           float* y, size_t ldy, int depth) noexcept nogil:
+                           const Fine* f, float* y, size_t ldy, int depth) noexcept nogil:
     """Tokens t0..t1 with an unpacked panel of n blocks from block b on"""
     cdef float sums[64]
     cdef Rows r
@@ -301,10 +315,10 @@ cdef inline void tokens_u8(const uint8_t* q, const float* d, const float* m, int
         new = rows_at(&r, t, t1)
         at = r.first * nb + b
         tile_load(sums, y + t * ldy, ldy, &r, b == 0)
-        panel_u8(q, d, m, n, x.q8 + 32 * at, 32 * nb * r.stride, x.low8 - x.q8, x.fine8 + at, x.scale8 + at, x.sum8 + at,
-                 nb * r.stride, depth, sums)
+        panel_u8(q, d, m, n, x.q8 + 32 * at, 32 * nb * r.stride, x.scale8 + at, x.sum8 + at, nb * r.stride, depth, sums)
         tile_store(sums, y + t * ldy, ldy, &r)
         t += new
+    add_low(q, d, b, n, x, t0, f, y + t0 * ldy, ldy, depth)
 
 
 cdef inline void tokens_s16(const int16_t* q, const float* d, const float* m, int b, int n, const Acts* x, int t0, int t1,
@@ -328,20 +342,22 @@ cdef void gemm_u8(const Packed* w, const Acts* x, float* y, size_t ldy, int lo, 
     cdef float* d = <float*>(q + TILE * U8_BLOCKS)
     cdef float* m = d + 16 * U8_BLOCKS
     cdef const Kernel* k = w.kernel
+    cdef Fine f
     cdef int t0, t1, b, n, tile
     for t0 in range(0, x.n_rows, 256):
         t1 = min(t0 + T_BLOCK, x.n_rows)
         b = 0
         while b < w.n_blocks:
             n = min(even_chunk(w.n_blocks, U8_BLOCKS), w.n_blocks - b)
+            find_fine(x, b, n, t0, t1, &f)
             for tile in range(lo, hi):
                 k.unpack_u8(w.tiles + (tile * <size_t>w.n_blocks + b) * k.tile_bytes, n, q, d, m)
                 if k.depth == 8:
-                    tokens_u8(q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, 8)
+                    tokens_u8(q, d, m, b, n, x, t0, t1, &f, y + 16 * tile, ldy, 8)
                 elif k.depth == 4:
-                    tokens_u8(q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, 4)
+                    tokens_u8(q, d, m, b, n, x, t0, t1, &f, y + 16 * tile, ldy, 4)
                 else:
-                    tokens_u8(q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, 2)
+                    tokens_u8(q, d, m, b, n, x, t0, t1, &f, y + 16 * tile, ldy, 2)
             b += n
 
 

@@ -7,7 +7,7 @@ scales are in wide.pyx.
 from libc.stdint cimport int8_t, int16_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
-from .acts cimport Acts
+from .acts cimport *
 from .blocks cimport *
 from .groups cimport Group, group_fn
 from .kquants cimport group_q4_k, group_q5_k
@@ -78,6 +78,11 @@ cdef inline vi quads_dot(const uint8_t* tile, bint fifth, vb high, const int8_t*
     return vi_add(s, vh_sum(h)) if fifth else vh_sum(h)
 
 
+cdef struct Low:            # a block's product with an input's low bits, to be added when its panel ends, as the GEMM does it
+    vf scale
+    vf sum
+
+
 cdef inline void matvec_quads(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y,
                               bint fifth, int offset, bint has_min, int tile_bytes, bint wide) noexcept nogil:
     """y[16] = the row group's product with 8-bit input t"""
@@ -86,28 +91,33 @@ cdef inline void matvec_quads(const uint8_t* tile, int nb, const Acts* x, size_t
     cdef const uint8_t* fine = x.fine8 + t * nb
     cdef const float* scale = x.scale8 + t * nb
     cdef const float* total = x.sum8 + t * nb
-    cdef int b
-    cdef float factor
+    cdef int b = 0, end, j, n_low, chunk = even_chunk(nb, U8_BLOCKS)
+    cdef Low lows[U8_BLOCKS]
     cdef vb high
     cdef vi s
     cdef vf d, m, acc = vf_set1(0)
-    for b in range(nb):
-        prefetch(tile + 2304)
-        prefetch(tile + 2368)
-        prefetch(tile + 2432)
-        prefetch(tile + 2496)
-        prefetch(tile + 2560)
-        high = quad_high(tile, fifth)
-        s = quads_dot(tile, fifth, high, a + 32 * b)
-        factor = scale[b]
-        if fine[b]:
-            s = vi_add(vi_times128(s), quads_dot(tile, fifth, high, low + 32 * b))
-            factor *= <float>(1.0 / 128)
-        d = quad_scale(tile, fifth, wide)
-        m = quad_min(tile, fifth, wide) if has_min else vf_mul(d, vf_set1(<float>-offset))
-        acc = vf_fma(vf_mul(d, vf_set1(factor)), vi_to_f(s), acc)
-        acc = vf_fma1(m, total[b], acc)
-        tile += tile_bytes
+    while b < nb:
+        end, n_low = min(b + chunk, nb), 0
+        while b < end:
+            prefetch(tile + 2304)
+            prefetch(tile + 2368)
+            prefetch(tile + 2432)
+            prefetch(tile + 2496)
+            prefetch(tile + 2560)
+            high = quad_high(tile, fifth)
+            s = quads_dot(tile, fifth, high, a + 32 * b)
+            d = quad_scale(tile, fifth, wide)
+            m = quad_min(tile, fifth, wide) if has_min else vf_mul(d, vf_set1(<float>-offset))
+            acc = vf_fma(vf_mul(d, vf_set1(scale[b])), vi_to_f(s), acc)
+            acc = vf_fma1(m, total[b], acc)
+            if fine[b]:
+                lows[n_low].scale = vf_mul(d, vf_set1(low_factor(scale[b])))
+                lows[n_low].sum = vi_to_f(quads_dot(tile, fifth, high, low + 32 * b))
+                n_low += 1
+            tile += tile_bytes
+            b += 1
+        for j in range(n_low):
+            acc = vf_fma(lows[j].scale, lows[j].sum, acc)
     vf_store(y, acc)
 
 

@@ -105,21 +105,24 @@ def test_one_token_or_many_and_any_number_of_threads_are_bitwise_equal(isa, name
             np.testing.assert_array_equal(module.matmul(matrix, x, activations, n_threads), together)
 
 
+@pytest.mark.parametrize("t, k", [(7, 256), (7, 1440), (261, 96)])  # one panel of blocks, two, two of tokens
 @pytest.mark.parametrize("name", [name for name in TYPES if name in OFFSETS or name in WITH_MINIMUM])
-def test_blocks_far_above_the_usual_get_low_bits(isa, name):
+def test_blocks_far_above_the_usual_get_low_bits(isa, name, t, k):
     """A block 1000 times the others: its step is that of 15 bits, which plain 8 bits would miss by far."""
     module = kernels.load("matmul", isa)
-    rows = random_rows(name, 48, 256)
+    rows = random_rows(name, 48, k)
     w = quants.dequantize(name, rows, np.float64)
-    x = inputs(7, 256)
-    x[::2, 64:96] *= 1000  # every other token: of four together, some need low bits and some do not
+    x = inputs(t, k)
+    high = np.zeros((t, k // 32), bool)
+    high[::2, 2], high[3::4, -1] = True, True  # of four tokens together, some need low bits and some do not
+    x[np.repeat(high, 32, axis=1)] *= 1000
     steps = half_steps(x, "int8")
-    steps[::2, 64:96] /= 100
+    steps[np.repeat(high, 32, axis=1)] /= 100
     wanted = x.astype(np.float64) @ w.T
-    wide = steps @ np.abs(w).T + gamma(40) * (np.abs(x) + steps) @ absolute_terms(name, rows).T
-    together = module.matmul(packed(module, name, rows, 256), x, "int8")
+    wide = steps @ np.abs(w).T + gamma(k // 8 + 8) * (np.abs(x) + steps) @ absolute_terms(name, rows).T
+    together = module.matmul(packed(module, name, rows, k), x, "int8")
     assert_within(together, wanted, wide)
-    alone = np.vstack([module.matmul(packed(module, name, rows, 256), x[i : i + 1], "int8") for i in range(7)])
+    alone = np.vstack([module.matmul(packed(module, name, rows, k), x[i : i + 1], "int8") for i in range(t)])
     np.testing.assert_array_equal(alone, together)
 
 
