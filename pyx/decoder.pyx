@@ -7,6 +7,7 @@ meet at a spinning barrier; who computes what never changes a result.
 from cython.parallel cimport parallel
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
 
 from .attention cimport CHUNK, Head, attend, attend_bytes, attend_part, join_parts, part_floats, store_kv, tile_part_bytes
 from .acts cimport *
@@ -24,6 +25,7 @@ import numpy as np
 cdef enum:
     ROWS = 64               # query rows of one attention unit, about
     SPLIT_TOKENS = 32       # tokens of a step up to which the past is dealt among the threads chunk by chunk
+    ALONE = 64              # blocks of one row that each thread rounds for itself sooner than all do it and meet
 
 PRECISIONS = {"f32": EXACT, "int8": INT8, "int16": INT16}
 
@@ -44,6 +46,7 @@ cdef struct Step:           # one call: sizes, inputs and the buffers all thread
     const int* logits_at
     const float* lora_scales
     bint split              # units are single chunks, joined afterwards
+    bint apart              # no two runs share a slot: a unit of attention sees no key of another's
     int n_units
     Run* runs
     float* parts            # (T, n_head, n_chunks, part_floats)
@@ -72,8 +75,10 @@ cdef class Session:
     cdef int n_slots, n_ctx, max_batch, n_threads, precision, k_type, v_type, n_chunks
     cdef uint8_t[::1] cache
     cdef float[::1] parts
-    cdef size_t chunk_bytes, rounded_bytes, work_bytes
-    cdef uint8_t[::1] scratch, work
+    cdef size_t chunk_bytes, rounded_bytes, work_bytes, own_bytes
+    cdef uint8_t[::1] scratch, work, own
+    cdef int[::1] seen                  # per slot: the last call of find_runs that met it
+    cdef int n_calls
     cdef float[:, ::1] u
     cdef Run* runs
     cdef Step step_
@@ -95,8 +100,12 @@ cdef class Session:
         self.cache = np.zeros(self.chunk_bytes * c.n_head_kv * c.n_layer * self.n_chunks * n_slots, np.uint8)
         self.parts = np.empty(min(max_batch, SPLIT_TOKENS) * c.n_head * self.n_chunks * part_floats(c.head_dim), np.float32)
         self.rounded_bytes = acts_bytes(max_batch, max(c.q_p, c.embd_p, c.ff_p), INT8 | INT16)
-        self.work_bytes = padded(attend_bytes(self.unit_tokens() * (c.n_head // c.n_head_kv), c.head_dim), 4096)
+        rows = self.unit_tokens() * (c.n_head // c.n_head_kv)
+        self.work_bytes = padded(attend_bytes(rows, c.head_dim) + 4 * rows * c.head_dim, 4096)
         self.work = np.empty(self.work_bytes * n_threads, np.uint8)
+        self.own_bytes = padded(4 * c.embd_p + acts_bytes(1, max(c.q_p, c.embd_p, c.ff_p), INT8 | INT16), 4096)
+        self.own = np.empty(self.own_bytes * n_threads, np.uint8)
+        self.seen = np.zeros(n_slots, np.int32)
         self.scratch = np.empty(self.place(NULL) + 64, np.uint8)
         self.place(&self.scratch[0])
         self.runs = <Run*>calloc(max_batch, sizeof(Run))
@@ -190,12 +199,15 @@ cdef class Session:
         cdef Step* s = &self.step_
         cdef Run* r = self.runs - 1
         cdef int t, n_runs = 0, longest = 1
-        s.runs, s.parts, s.n_units = self.runs, &self.parts[0], 0
+        s.runs, s.parts, s.n_units, s.apart = self.runs, &self.parts[0], 0, True
+        self.n_calls += 1
         for t in range(s.T):
             longest = max(longest, s.positions[t] // CHUNK + 1)
             if t and s.slots[t] == r.slot and s.positions[t] == r.position + r.n and r.n < self.unit_tokens():
                 r.n += 1
                 continue
+            s.apart = s.apart and self.seen[s.slots[t]] != self.n_calls
+            self.seen[s.slots[t]] = self.n_calls
             r += 1
             r.slot, r.first, r.n, r.position = s.slots[t], t, 1, s.positions[t]
             n_runs += 1
@@ -223,51 +235,74 @@ cdef class Session:
         for t in range(share(s.T, i, n), share(s.T, i + 1, n)):
             self.weights.embed(s.tokens[t], s.x + t * c.embd_p)
             rope_angles(s.positions[t], &self.weights.frequencies[0], c.n_rot, s.cosine + t * c.n_rot // 2, s.sine + t * c.n_rot // 2)
+        meet(&self.team)
         for layer in range(c.n_layer):
             self.attention(layer, i, n)
             self.mlp(layer, i, n)
         if s.M:
             self.head_logits(i, n)
 
-    cdef void norm_rows(self, const float* w, Acts* a, int i, int n) noexcept nogil:
-        """normed = rms_norm(x) and its rounded forms"""
-        cdef Step* s = &self.step_
-        cdef Config* c = &self.weights.config
-        cdef int t
-        for t in range(share(s.T, i, n), share(s.T, i + 1, n)):
-            rms_norm(s.x + t * c.embd_p, w, c.n_embd, c.rms_eps, s.normed + t * c.embd_p)
-            acts_quantize(a, t, t + 1, 0, a.n_blocks)
-        meet(&self.team)
+    cdef float* own_normed(self, int i) noexcept nogil:
+        return <float*>(&self.own[0] + i * self.own_bytes)
 
-    cdef void round_rows(self, Acts* a, int i, int n) noexcept nogil:
-        """the rounded forms of a.f32, dealt by blocks so that one token occupies all threads"""
-        if a.q8 != NULL or a.q16 != NULL:
-            acts_quantize(a, 0, a.n_rows, share(a.n_blocks, i, n), share(a.n_blocks, i + 1, n))
-            meet(&self.team)
+    cdef uint8_t* own_rounded(self, int i) noexcept nogil:
+        return &self.own[0] + i * self.own_bytes + 4 * self.weights.config.embd_p
 
-    cdef void inputs(self, Acts* a, const Linear* first, int n_linear, const float* x, size_t ld, int rows) noexcept nogil:
+    cdef void inputs(self, Acts* a, const Linear* first, int n_linear, const float* x, size_t ld, int rows, uint8_t* memory) noexcept nogil:
         a.f32, a.ld = x, ld
-        acts_place(a, rows, first.w.n_cols, linear_precisions(first, n_linear, self.precision) & ~EXACT, self.step_.rounded)
+        acts_place(a, rows, first.w.n_cols, linear_precisions(first, n_linear, self.precision) & ~EXACT, memory)
         a.fine_over = fine_over(self.weights.config.n_embd)
 
-    cdef void linears(self, const Linear* first, int n_linear, const Acts* a, float** y, const size_t* ldy, const int* lo, const int* hi, int i, int n) noexcept nogil:
-        """n_linear products of one input, each for its tiles lo..hi, adapters included"""
+    cdef void norm_rows(self, Acts* a, const Linear* first, int n_linear, const float* w, int i, int n) noexcept nogil:
+        """a = rms_norm(x) and its rounded forms; a single row is quicker made by each thread than waited for"""
         cdef Step* s = &self.step_
-        cdef const float* u = s.u
-        cdef int j, n_lora = self.weights.n_lora
-        if n_lora:
-            low_rank_input(first, n_linear, n_lora, a, s.lora_scales, s.u, s.ldu, i, n)
+        cdef Config* c = &self.weights.config
+        cdef bint alone = s.T == 1
+        cdef float* normed = self.own_normed(i) if alone else s.normed
+        cdef int t
+        self.inputs(a, first, n_linear, normed, c.embd_p, s.T, self.own_rounded(i) if alone else s.rounded)
+        for t in range(0 if alone else share(s.T, i, n), 1 if alone else share(s.T, i + 1, n)):
+            rms_norm(s.x + t * c.embd_p, w, c.n_embd, c.rms_eps, normed + t * c.embd_p)
+            acts_quantize(a, t, t + 1, 0, a.n_blocks)
+        if not alone:
             meet(&self.team)
+
+    cdef void round_rows(self, Acts* a, const Linear* l, const float* x, size_t ld, int i, int n) noexcept nogil:
+        """a = x and its rounded forms, dealt by blocks: one long token occupies all threads"""
+        cdef int rows = self.step_.T
+        cdef bint alone = rows == 1 and l.w.n_blocks <= ALONE
+        self.inputs(a, l, 1, x, ld, rows, self.own_rounded(i) if alone else self.step_.rounded)
+        if a.q8 == NULL and a.q16 == NULL:
+            return
+        if alone:
+            acts_quantize(a, 0, 1, 0, a.n_blocks)
+            return
+        acts_quantize(a, 0, rows, share(a.n_blocks, i, n), share(a.n_blocks, i + 1, n))
+        meet(&self.team)
+
+    cdef void low_rank(self, const Linear* first, int n_linear, const Acts* a, int i, int n) noexcept nogil:
+        """What the adapters of n_linear matrices need of their common input"""
+        cdef Step* s = &self.step_
+        if self.weights.n_lora:
+            low_rank_input(first, n_linear, self.weights.n_lora, a, s.lora_scales, s.u, s.ldu, i, n)
+            meet(&self.team)
+
+    cdef void linears(self, const Linear* first, int n_linear, const Acts* a, float** y, const size_t* ldy, const int* lo, const int* hi) noexcept nogil:
+        """n_linear products of one input, each for its tiles lo..hi, adapters included"""
+        cdef const float* u = self.step_.u
+        cdef int j, n_lora = self.weights.n_lora
         for j in range(n_linear):
-            linear_tiles(first + j, n_lora, a, self.precision, u, s.ldu, y[j], ldy[j], lo[j], hi[j])
+            if lo[j] < hi[j]:
+                linear_tiles(first + j, n_lora, a, self.precision, u, self.step_.ldu, y[j], ldy[j], lo[j], hi[j])
             u += low_rank_width(first + j, n_lora)
 
     cdef void add_linear(self, const Linear* l, const Acts* a, int i, int n) noexcept nogil:
-        """x += the product, for this thread's columns"""
+        """x += the product"""
         cdef Step* s = &self.step_
         cdef size_t ld = self.weights.config.embd_p
         cdef int lo = share(l.w.n_tiles, i, n), hi = share(l.w.n_tiles, i + 1, n), t, tile
-        self.linears(l, 1, a, &s.part, &ld, &lo, &hi, i, n)
+        self.low_rank(l, 1, a, i, n)
+        self.linears(l, 1, a, &s.part, &ld, &lo, &hi)
         for t in range(s.T):
             for tile in range(lo, hi):
                 vf_store(s.x + t * ld + 16 * tile, vf_add(vf_load(s.x + t * ld + 16 * tile), vf_load(s.part + t * ld + 16 * tile)))
@@ -282,41 +317,57 @@ cdef class Session:
         cdef size_t ldy[3]
         cdef int lo[3]
         cdef int hi[3]
-        cdef int j, t, h, before = 0, all_tiles, group = c.n_head // c.n_head_kv
-        cdef Head head
-        self.inputs(&a, l.linear, 3, s.normed, c.embd_p, s.T)
-        self.norm_rows(l.attn_norm, &a, i, n)
+        cdef int j, before = 0, all_tiles = 0
+        self.norm_rows(&a, l.linear, 3, l.attn_norm, i, n)
         y[0], y[1], y[2] = s.q, s.k, s.v
         ldy[0], ldy[1], ldy[2] = c.q_p, c.kv_p, c.kv_p
-        all_tiles = l.linear[Q].w.n_tiles + l.linear[K].w.n_tiles + l.linear[V].w.n_tiles
         for j in range(3):
-            lo[j] = min(max(share(all_tiles, i, n) - before, 0), l.linear[j].w.n_tiles)
-            hi[j] = min(max(share(all_tiles, i + 1, n) - before, 0), l.linear[j].w.n_tiles)
+            all_tiles += l.linear[j].w.n_tiles
+        self.low_rank(l.linear, 3, &a, i, n)
+        for j in range(3):
+            lo[j] = max(share(all_tiles, i, n) - before, 0)
+            hi[j] = min(share(all_tiles, i + 1, n) - before, l.linear[j].w.n_tiles)
             before += l.linear[j].w.n_tiles
-        self.linears(l.linear, 3, &a, y, ldy, lo, hi, i, n)
+        self.linears(l.linear, 3, &a, y, ldy, lo, hi)
         meet(&self.team)
-        for j in range(share(s.T * c.n_head_kv, i, n), share(s.T * c.n_head_kv, i + 1, n)):
-            t, h = j // c.n_head_kv, j % c.n_head_kv
-            rope(s.q + t * c.q_p + h * group * c.head_dim, group, c.head_dim, c.n_rot, s.cosine + t * c.n_rot // 2,
-                 s.sine + t * c.n_rot // 2, c.rope_layout)
-            rope(s.k + t * c.kv_p + h * c.head_dim, 1, c.head_dim, c.n_rot, s.cosine + t * c.n_rot // 2,
-                 s.sine + t * c.n_rot // 2, c.rope_layout)
-            head = self.head(layer, s.slots[t], h)
-            store_kv(&head, s.positions[t], c.head_dim, s.k + t * c.kv_p + h * c.head_dim, s.v + t * c.kv_p + h * c.head_dim)
-        meet(&self.team)
+        if not s.apart:
+            for j in range(share(s.T * c.n_head_kv, i, n), share(s.T * c.n_head_kv, i + 1, n)):
+                self.store_token(layer, j // c.n_head_kv, j % c.n_head_kv)
+            meet(&self.team)
         self.attend_units(layer, i, n)
         meet(&self.team)
-        self.inputs(&a, &l.linear[O], 1, s.att, c.q_p, s.T)
-        self.round_rows(&a, i, n)
+        self.round_rows(&a, &l.linear[O], s.att, c.q_p, i, n)
         self.add_linear(&l.linear[O], &a, i, n)
+
+    cdef void store_token(self, int layer, int t, int h) noexcept nogil:
+        """Token t's key, turned, and value of one KV head enter the cache."""
+        cdef Step* s = &self.step_
+        cdef Config* c = &self.weights.config
+        cdef size_t angles = t * c.n_rot // 2, at = t * c.kv_p + h * c.head_dim
+        cdef Head head = self.head(layer, s.slots[t], h)
+        rope(s.k + at, 1, c.head_dim, c.n_rot, s.cosine + angles, s.sine + angles, c.rope_layout)
+        store_kv(&head, s.positions[t], c.head_dim, s.k + at, s.v + at)
+
+    cdef void turn_queries(self, const Run* r, int h, float* q) noexcept nogil:
+        """q (r.n, group, head_dim) = the run's queries of one KV head, turned"""
+        cdef Step* s = &self.step_
+        cdef Config* c = &self.weights.config
+        cdef int t, group = c.n_head // c.n_head_kv
+        cdef size_t angles, each = group * c.head_dim
+        for t in range(r.first, r.first + r.n):
+            angles = t * c.n_rot // 2
+            memcpy(q, s.q + t * <size_t>c.q_p + h * each, 4 * each)
+            rope(q, group, c.head_dim, c.n_rot, s.cosine + angles, s.sine + angles, c.rope_layout)
+            q += each
 
     cdef void attend_units(self, int layer, int i, int n) noexcept nogil:
         """s.att from s.q and the cache, one unit after another as threads are free"""
         cdef Step* s = &self.step_
         cdef Config* c = &self.weights.config
-        cdef int unit = claim(&self.team), group = c.n_head // c.n_head_kv, j, t, h
+        cdef int unit = claim(&self.team), group = c.n_head // c.n_head_kv, j, t, h, chunk
         cdef float scale = <float>(1 / (<double>c.head_dim) ** 0.5)
-        cdef float* work = <float*>(&self.work[0] + i * self.work_bytes)
+        cdef float* q = <float*>(&self.work[0] + i * self.work_bytes)
+        cdef float* work = q + self.unit_tokens() * group * c.head_dim
         cdef size_t each = self.n_chunks * part_floats(c.head_dim), at
         cdef Head head
         cdef Run* r = s.runs
@@ -324,14 +375,18 @@ cdef class Session:
             while unit >= r.end:
                 r += 1
             j = unit - (r.end - r.chunks * c.n_head_kv)
-            h = j // r.chunks
+            h, chunk = j // r.chunks, j % r.chunks
             head = self.head(layer, r.slot, h)
+            for t in range(r.first, r.first + r.n if s.apart else 0):
+                if not s.split or s.positions[t] // CHUNK == chunk:
+                    self.store_token(layer, t, h)
+            self.turn_queries(r, h, q)
             at = r.first * <size_t>c.q_p + h * group * c.head_dim
             if s.split:
-                attend_part(s.q + at, c.q_p, r.n, group, c.head_dim, scale, r.position, j % r.chunks, &head,
+                attend_part(q, group * c.head_dim, r.n, group, c.head_dim, scale, r.position, chunk, &head,
                             s.parts + (r.first * <size_t>c.n_head + h * group) * each, c.n_head * each, each, work)
             else:
-                attend(s.q + at, c.q_p, r.n, group, c.head_dim, scale, r.position, &head, s.att + at, c.q_p, work)
+                attend(q, group * c.head_dim, r.n, group, c.head_dim, scale, r.position, &head, s.att + at, c.q_p, work)
             unit = claim(&self.team)
         if not s.split:
             return
@@ -350,19 +405,18 @@ cdef class Session:
         cdef int lo[2]
         cdef int hi[2]
         cdef int t
-        self.inputs(&a, &l.linear[GATE], 2, s.normed, c.embd_p, s.T)
-        self.norm_rows(l.ffn_norm, &a, i, n)
+        self.norm_rows(&a, &l.linear[GATE], 2, l.ffn_norm, i, n)
         y[0], y[1], ldy[0], ldy[1] = s.gate, s.up, c.ff_p, c.ff_p
+        self.low_rank(&l.linear[GATE], 2, &a, i, n)
         # The same tiles of gate and up go to the same thread, which then multiplies them.
         lo[0] = share(l.linear[GATE].w.n_tiles, i, n)
         hi[0] = share(l.linear[GATE].w.n_tiles, i + 1, n)
         lo[1], hi[1] = lo[0], hi[0]
-        self.linears(&l.linear[GATE], 2, &a, y, ldy, lo, hi, i, n)
+        self.linears(&l.linear[GATE], 2, &a, y, ldy, lo, hi)
         for t in range(s.T):
             swiglu(s.gate + t * c.ff_p + 16 * lo[0], s.up + t * c.ff_p + 16 * lo[0], 16 * (hi[0] - lo[0]), s.gate + t * c.ff_p + 16 * lo[0])
         meet(&self.team)
-        self.inputs(&a, &l.linear[DOWN], 1, s.gate, c.ff_p, s.T)
-        self.round_rows(&a, i, n)
+        self.round_rows(&a, &l.linear[DOWN], s.gate, c.ff_p, i, n)
         self.add_linear(&l.linear[DOWN], &a, i, n)
 
     cdef void head_logits(self, int i, int n) noexcept nogil:
@@ -372,13 +426,17 @@ cdef class Session:
         cdef const Linear* l = &self.weights.output
         cdef Acts a
         cdef size_t ld = c.vocab_p
+        cdef bint alone = s.M == 1 and not s.hidden
         cdef int m, lo = share(l.w.n_tiles, i, n), hi = share(l.w.n_tiles, i + 1, n)
-        cdef float* normed = s.logits if s.hidden else s.normed
-        self.inputs(&a, l, 1, s.normed, c.embd_p, s.M)
-        for m in range(share(s.M, i, n), share(s.M, i + 1, n)):
+        cdef float* normed = s.logits if s.hidden else self.own_normed(i) if alone else s.normed
+        self.inputs(&a, l, 1, normed, c.embd_p, s.M, self.own_rounded(i) if alone else s.rounded)
+        for m in range(0 if alone else share(s.M, i, n), 1 if alone else share(s.M, i + 1, n)):
             rms_norm(s.x + s.logits_at[m] * c.embd_p, self.weights.output_norm, c.n_embd, c.rms_eps, normed + m * c.embd_p)
+            if not s.hidden:
+                acts_quantize(&a, m, m + 1, 0, a.n_blocks)
         if s.hidden:
             return
-        meet(&self.team)
-        self.round_rows(&a, i, n)
-        self.linears(l, 1, &a, &s.logits, &ld, &lo, &hi, i, n)
+        if not alone:
+            meet(&self.team)
+        self.low_rank(l, 1, &a, i, n)
+        self.linears(l, 1, &a, &s.logits, &ld, &lo, &hi)
