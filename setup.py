@@ -23,6 +23,7 @@ STAGE = ROOT / "build" / "pyx"
 # Modules of numbers, compiled for each instruction set; modules of bytes and ids, compiled once.
 KERNELS = [
     "acts",
+    "finite",
     "kinds",
     "wide",
     "gemm",

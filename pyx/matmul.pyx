@@ -5,6 +5,7 @@ from libc.stdint cimport int16_t, uint8_t
 from libc.stdlib cimport free
 
 from .acts cimport *
+from .finite cimport ScaleField, scale_field, scales_finite
 from .gemm cimport *
 from .kinds cimport Kernel, find_kind, kind_at, kind_count
 
@@ -53,11 +54,15 @@ def packed_bytes(int number, size_t n_rows, size_t n_cols):
 
 
 cdef class PackedMatrix:
-    """W (n_rows, n_cols), quantised, in tiles; made from the file's rows of blocks (uint8 (n_rows, row bytes))."""
+    """W (n_rows, n_cols), quantised, in tiles; made from the file's rows of blocks (uint8 (n_rows, row bytes)).
+
+    ArithmeticError where a scale is infinite or none: looked at while the rows are in the cache, it costs next to nothing.
+    """
 
     def __init__(self, const uint8_t[:, ::1] rows, int number, int n_cols, Arena arena=None, int n_threads=1):
         cdef const Kernel* k = find_kind(number)
-        cdef int n_rows = <int>rows.shape[0], tile, b
+        cdef const ScaleField* field = scale_field(number)
+        cdef int n_rows = <int>rows.shape[0], tile, b, bad = 0
         cdef size_t row_bytes = rows.shape[1]
         cdef const uint8_t* source = &rows[0, 0]
         if n_cols % k.block or <size_t>n_cols // k.block * k.block_bytes != row_bytes:
@@ -70,6 +75,9 @@ cdef class PackedMatrix:
             for b in range(self.w.n_blocks):
                 k.pack(source + 16 * tile * row_bytes, row_bytes, min(16, n_rows - 16 * tile), b, n_cols,
                        self.w.tiles + (<size_t>tile * self.w.n_blocks + b) * k.tile_bytes)
+            bad += not scales_finite(field, source + 16 * tile * row_bytes, min(16, n_rows - 16 * tile) * row_bytes)
+        if bad:
+            raise ArithmeticError("scales that are infinite or none")
 
     @property
     def shape(self):

@@ -71,6 +71,7 @@ def __getattr__(name):
     if name == "isa":
         value = _choose()
     elif name in (
+        "finite",
         "matmul",
         "quants",
         "norm",

@@ -42,7 +42,7 @@ def load_weights(file, config, n_threads):
         layers,
         loader.matrix(output),
         loader.vector(family.output_norm, config.n_embd),
-        loader.rows(family.embedding),
+        loader.embedding(family.embedding, packed_too=tied),
         embedding.type.number,
     )
 
@@ -99,11 +99,23 @@ class _Loader:
 
     def matrix(self, name):
         info = self.tensor(name)
-        packed = kernels.matmul.PackedMatrix(
-            self.rows(name), info.type.number, info.shape[1], self.arena, self.n_threads
-        )
+        try:
+            packed = kernels.matmul.PackedMatrix(
+                self.rows(name), info.type.number, info.shape[1], self.arena, self.n_threads
+            )
+        except ArithmeticError:
+            raise _not_finite(self.file, name) from None
         self.file.release(name)
         return packed
+
+    def embedding(self, name, packed_too):
+        """Return the rows that are looked up as they are in the file; checked here where they are not packed too."""
+        rows = self.rows(name)
+        if not packed_too:
+            if not kernels.finite.finite(rows, self.tensor(name).type.number, self.n_threads):
+                raise _not_finite(self.file, name)
+            self.file.release(name)
+        return rows
 
     def vector(self, name, n):
         self.tensor(name)
@@ -120,5 +132,9 @@ def read_vector(file, name, n):
     rows = np.ascontiguousarray(file.data(name)).view(np.uint8).reshape(1, -1)
     values = kernels.quants.dequantize(rows, info.type.number)[0]
     if not np.isfinite(values).all():
-        raise LlamacyError(f"{file.path}: {name} holds values that are not finite; the file is damaged")
+        raise _not_finite(file, name)
     return values
+
+
+def _not_finite(file, name):
+    return LlamacyError(f"{file.path}: {name} holds values that are not finite; the file is damaged: download it again")

@@ -6,6 +6,8 @@ import pytest
 from llamacy.errors import LlamacyError
 from llamacy.formats import types
 from llamacy.formats.gguf_writer import write_gguf
+from llamacy.formats.model_file import open_model
+from llamacy.formats.types import by_name
 from llamacy.kernels.reference import model as twin
 from llamacy.model import load_model
 from tests.model.tiny import CONFIG, metadata, write_llama
@@ -57,6 +59,33 @@ def test_norms_that_are_not_numbers(tmp_path):
     broken[3] = np.nan
     write_llama(tmp_path / "m.gguf", CONFIG, WEIGHTS | {"blk.0.ffn_norm.weight": broken})
     assert "blk.0.ffn_norm.weight holds values that are not finite" in refused(tmp_path / "m.gguf")
+
+
+def damage(path, tensor, offset, value=0x7E00):
+    """Overwrite two bytes of a tensor in a file."""
+    with open_model(path) as file:
+        start = file.tensors[tensor].offset + offset
+    with open(path, "r+b") as file:
+        file.seek(start)
+        file.write(value.to_bytes(2, "little"))
+
+
+@pytest.mark.parametrize("value", [0x7E00, 0xFC00], ids=["none", "minus infinity"])
+@pytest.mark.parametrize("type_name", ["Q8_0", "Q4_1", "F16"])
+@pytest.mark.parametrize("name", ["blk.0.attn_k.weight", "blk.1.ffn_down.weight", "output.weight", "token_embd.weight"])
+def test_a_scale_that_is_no_number(tmp_path, name, type_name, value):
+    path = tmp_path / "m.gguf"
+    write_llama(path, CONFIG, WEIGHTS, type_name)
+    damage(path, name, 3 * by_name(type_name).type_size, value)
+    assert refused(path).startswith(f": {name} holds values that are not finite; the file is damaged")
+
+
+def test_a_scale_that_is_no_number_in_a_table_that_is_the_output_too(tmp_path):
+    path = tmp_path / "m.gguf"
+    write_llama(path, CONFIG, WEIGHTS, "Q8_0", leave_out=["output.weight"])
+    load_model(path, threads=1)
+    damage(path, "token_embd.weight", 96 * 2 * 34)
+    assert ": token_embd.weight holds values that are not finite" in refused(path)
 
 
 @pytest.mark.parametrize(

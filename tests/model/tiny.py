@@ -72,7 +72,7 @@ def write_imatrix(path, entries, without=()):
 
 def use_isa(monkeypatch, isa):
     """Let models be made and run with one instruction set until the test ends."""
-    for name in ("quants", "matmul", "weights", "decoder", "trainstep", "adamw"):
+    for name in ("quants", "finite", "matmul", "weights", "decoder", "trainstep", "adamw"):
         monkeypatch.setattr(kernels, name, kernels.load(name, isa), raising=False)
 
 
