@@ -1,7 +1,8 @@
 # What one training call keeps and shares, and where each part lies. T: its tokens; E = n_embd, F = n_ff.
 #
 # Everything is laid out anew for each call's length, without gaps, in memory reserved once for the longest: what shorter
-# calls do not reach is never touched and takes no memory, and no call touches pages that a longer one has not.
+# calls do not reach is never touched and takes no memory, and no call touches pages that a longer one has not. Only the
+# cache, whose size also depends on the number of sequences, grows when a call wants more than those before.
 
 from libc.stdint cimport int16_t, uint8_t
 from libc.string cimport memcpy
@@ -104,7 +105,7 @@ cdef inline float* take(uint8_t* base, size_t* at, size_t n) noexcept nogil:
 
 
 cdef inline size_t place_buffers(Buffers* b, const Config* c, const Extent* e, uint8_t* base) noexcept nogil:
-    """Lay out the shared buffers from base on; returns the bytes they take."""
+    """Lay out the shared buffers but the cache from base on; returns the bytes they take."""
     cdef size_t T = e.T, at = 0, n, head = min(T, HEAD_ROWS)
     b.normed, b.part = take(base, &at, T * c.embd_p), take(base, &at, T * c.embd_p)
     b.dx, b.tail = take(base, &at, T * c.embd_p), take(base, &at, T * c.embd_p)
@@ -126,9 +127,12 @@ cdef inline size_t place_buffers(Buffers* b, const Config* c, const Extent* e, u
     b.rounded_dy = <int16_t*>(base + at)
     at += padded(2 * n, 64)
     b.dy_scale = take(base, &at, n // 128)
-    b.cache = base + at
-    # every sequence is padded to 16 positions
-    return at + 8 * (T + 16 * <size_t>e.n_segments) * c.n_head_kv * padded(c.head_dim, 16)
+    return at
+
+
+cdef inline size_t cache_bytes(const Config* c, const Extent* e) noexcept nogil:
+    """Bytes of a layer's keys and values: every sequence is padded to 16 positions."""
+    return 8 * (e.T + 16 * <size_t>e.n_segments) * c.n_head_kv * padded(c.head_dim, 16)
 
 
 cdef inline size_t place_layer(Kept* k, const Config* c, const Extent* e, uint8_t* base, size_t at) noexcept nogil:

@@ -46,7 +46,8 @@ def memory_needed(sizes, dict ranks, int T, int n_segments, int n_threads=1, act
     kept = <Kept*>calloc(c.n_layer + 1, sizeof(Kept))
     if kept == NULL:
         raise MemoryError()
-    found = {"activations": place_kept(kept, &c, &e, NULL), "buffers": place_buffers(&b, &c, &e, NULL), "work": n_threads * work_bytes(&c, T)}
+    found = {"activations": place_kept(kept, &c, &e, NULL), "buffers": place_buffers(&b, &c, &e, NULL) + cache_bytes(&c, &e),
+             "work": n_threads * work_bytes(&c, T)}
     free(kept)
     return found
 
@@ -64,7 +65,7 @@ cdef class TrainStep:
     cdef Kept* kept
     cdef Buffers b
     cdef Dropout dropout
-    cdef uint8_t[::1] memory, activations_memory, work
+    cdef uint8_t[::1] memory, activations_memory, work, cache
     cdef size_t work_bytes
     cdef Team team
     # the call
@@ -98,11 +99,12 @@ cdef class TrainStep:
         if not (self.pairs and self.kept and self.scored and self.rank_of and self.position and self.losses):
             raise MemoryError()
         self.make_pairs(ranks)
-        self.extent = extent_of(c, ranks, max_tokens, max_tokens, activations, checkpointing)
+        self.extent = extent_of(c, ranks, max_tokens, 1, activations, checkpointing)
         self.memory = np.empty(place_buffers(&self.b, c, &self.extent, NULL) + 64, np.uint8)
         self.activations_memory = np.empty(place_kept(self.kept, c, &self.extent, NULL) + 64, np.uint8)
         self.work_bytes = work_bytes(c, max_tokens)
         self.work = np.empty(self.work_bytes * n_threads, np.uint8)
+        self.cache = np.empty(cache_bytes(c, &self.extent), np.uint8)
 
     def __dealloc__(self):
         free(self.pairs)
@@ -175,6 +177,10 @@ cdef class TrainStep:
         self.extent.T, self.extent.n_segments = self.T, self.n_segments
         place_buffers(&self.b, c, &self.extent, &self.memory[0])
         place_kept(self.kept, c, &self.extent, &self.activations_memory[0])
+        if <size_t>self.cache.shape[0] < cache_bytes(c, &self.extent):
+            self.cache = None
+            self.cache = np.empty(cache_bytes(c, &self.extent), np.uint8)
+        self.b.cache = &self.cache[0]
         self.n_targets = 0
         for i in range(self.n_segments):
             for t in range(starts[i], starts[i + 1]):

@@ -81,6 +81,38 @@ def test_checkpointing_takes_less_memory(make):
     assert kept == 4 * a_layer + (2 + 4) * x and again == a_layer + (2 + 4) * x
 
 
+def address_space():
+    """Bytes of virtual memory of this process."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmSize"))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="tells of itself in /proc only on Linux")
+def test_no_more_address_space_than_one_long_sequence_wants(make):
+    sizes = {name: getattr(DEEP, name) for name in ("n_embd", "n_head", "n_head_kv", "n_ff", "n_layer", "n_vocab")}
+    ranks = {(layer, slot): (4, 1.0) for layer in range(4) for slot in range(7)}
+    weights, T = make().model.weights, 1 << 18
+    wanted = kernels.trainstep.memory_needed(sizes | {"head_dim": 16, "n_rot": 16}, ranks, T, 1)
+    # room for T sequences of one token each would be 16 times this, half as much again as all the rest
+    cache = 8 * T * 2 * 16
+    before = address_space()
+    step = kernels.trainstep.TrainStep(weights, ranks, T)  # kept until it is measured
+    taken = address_space() - before
+    del step
+    assert sum(wanted.values()) <= taken < sum(wanted.values()) + cache
+
+
+def test_more_sequences_than_ever_before_change_no_bit(make):
+    """A call of many sequences after one of a single: the cache grows, and is as good for a single one again."""
+    short = [Sample(tokens_of(DEEP, n, seed=n).astype(np.int32), np.arange(n) >= 1) for n in (2, 17, 3, 1, 16, 4, 2, 5)]
+    (many,), (single,) = pack(short, 512), pack(samples()[3:], 512)
+    found = [one_pass(made, packed) for made in [make()] for packed in (single, many, single)]
+    for (loss, gradients), packed in zip(found, (single, many, single), strict=True):
+        fresh = one_pass(make(), packed)
+        assert loss == fresh[0] > 0
+        np.testing.assert_array_equal(gradients, fresh[1])
+
+
 @pytest.mark.parametrize("activations", ["int8", "f32"])
 def test_entering_midway_changes_no_bit(make, activations):
     made, data = make(activations=activations, num_layers=2), samples()
