@@ -42,7 +42,7 @@ KERNELS = [
     "decoder",
     "trainstep",
 ]
-COMMON = ["scan", "bpe", "sampling"]
+COMMON = ["scan", "splitter", "bpe", "sampling"]
 
 # -O3 without -ffast-math: masks need infinities, and importing a module must not switch the thread to flush-to-zero.
 # The inner loops stay as written: with adds reordered or sunk, or values carried over, they no longer fit

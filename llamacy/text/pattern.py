@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llamacy.kernels.common.bpe import CLASS_BITS, SPACE_BIT, char_class
+from llamacy.kernels.common.splitter import CLASS_BITS, SPACE_BIT, char_class
 
 OP_MATCH, OP_RUN, OP_SPLIT, OP_JUMP, OP_LOOK, OP_END = range(6)
 ALL_ASCII = (1 << 128) - 1
@@ -273,7 +273,7 @@ class _Program:
 
 @lru_cache(maxsize=64)
 def compile_pattern(text):
-    """Return one stage for bpe.Splitter: the arrays of the struct Stage from `code` on, in its order."""
+    """Return one stage for a Splitter: the arrays of the struct Stage from `code` on, in its order."""
     options = parse(text).options
     if len(options) > 32:
         raise ValueError(f"{len(options)} alternatives in {text!r}, at most 32")

@@ -1,7 +1,7 @@
 """Text to token ids and back, from a model file's `tokenizer.ggml.*` metadata.
 
 Three kinds of vocabulary, one row each in MODELS: `gpt2` (byte-level BPE), `llama` (SentencePiece: merge by score, byte
-fallback) and `gemma4` (BPE on text with U+2581 for spaces). The compiled work is in pyx/bpe.pyx.
+fallback) and `gemma4` (BPE on text with U+2581 for spaces). The compiled work is in pyx/splitter.pyx and bpe.pyx.
 """
 
 from functools import cached_property
