@@ -14,7 +14,7 @@ from .simd cimport *
 from .tiles cimport *
 
 cdef enum:
-    T_BLOCK = 256           # tokens whose inputs stay in L2 while the tiles pass
+    T_BLOCK = 128           # tokens whose inputs stay in L2 while the tiles pass
     S16_BLOCKS = 20
     F32_BLOCKS = 10
 
@@ -344,7 +344,7 @@ cdef void gemm_u8(const Packed* w, const Acts* x, float* y, size_t ldy, int lo, 
     cdef const Kernel* k = w.kernel
     cdef Fine f
     cdef int t0, t1, b, n, tile
-    for t0 in range(0, x.n_rows, 256):
+    for t0 in range(0, x.n_rows, 128):
         t1 = min(t0 + T_BLOCK, x.n_rows)
         b = 0
         while b < w.n_blocks:
@@ -368,7 +368,7 @@ cdef void gemm_s16(const Packed* w, const Acts* x, float* y, size_t ldy, int lo,
     cdef float* m = d + 16 * S16_BLOCKS
     cdef const Kernel* k = w.kernel
     cdef int t0, t1, b, n, tile
-    for t0 in range(0, x.n_rows, 256):
+    for t0 in range(0, x.n_rows, 128):
         t1 = min(t0 + T_BLOCK, x.n_rows)
         b = 0
         while b < w.n_blocks:
@@ -388,7 +388,7 @@ cdef void gemm_f32(const Packed* w, const Acts* x, float* y, size_t ldy, int lo,
     cdef const Kernel* k = w.kernel
     cdef int t0, b, n, tile, n_cols
     cdef size_t nb = w.n_blocks
-    for t0 in range(0, x.n_rows, 256):
+    for t0 in range(0, x.n_rows, 128):
         b = 0
         while b < w.n_blocks:
             n = min(even_chunk(w.n_blocks, F32_BLOCKS), w.n_blocks - b)
