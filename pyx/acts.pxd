@@ -58,4 +58,4 @@ cdef float fine_over(int n_embd) noexcept nogil
 cdef size_t acts_bytes(int n_rows, int n_cols, int precisions) noexcept nogil
 cdef void acts_place(Acts* x, int n_rows, int n_cols, int precisions, uint8_t* memory) noexcept nogil
 cdef void acts_quantize(Acts* x, int lo, int hi, int block_lo, int block_hi) noexcept nogil
-cdef void quantize_gradient(const float* dy, size_t ldy, int n_rows, int lo, int hi, int16_t* q, float* scale) noexcept nogil
+cdef void quantize_gradient(const float* dy, size_t ldy, int n_rows, int T, int lo, int hi, int16_t* q, float* scale) noexcept nogil

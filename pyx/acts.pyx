@@ -128,8 +128,8 @@ cdef void acts_quantize(Acts* x, int lo, int hi, int block_lo, int block_hi) noe
                 round16(x, at + b, a0, a1, block_amax(a0, a1))
 
 
-cdef void quantize_gradient(const float* dy, size_t ldy, int n_rows, int lo, int hi, int16_t* q, float* scale) noexcept nogil:
-    """Round tokens lo..hi of dy (T, N) to int16 of at most 8191 per 128 values; q (T, padded(N, 128)), scale (T, padded(N, 128) / 128).
+cdef void quantize_gradient(const float* dy, size_t ldy, int n_rows, int T, int lo, int hi, int16_t* q, float* scale) noexcept nogil:
+    """Round tokens lo..hi of dy (T, N) to int16 of at most 8191 per 128 values; q (groups of 128, T, 128), scale (groups, T).
 
     The sum of 128 products with weights of at most 2047 fits int32: 128 * 2047 * 8191 = 2146173056 < 2 ** 31.
     """
@@ -153,7 +153,7 @@ cdef void quantize_gradient(const float* dy, size_t ldy, int n_rows, int lo, int
                 peak = vf_max(peak, vf_abs(vf_load(row + i)))
             amax = vf_hmax(peak)
             inverse = G_LIMIT / amax if amax > 0 else 0
-            out = q + (<size_t>t * groups + g) * BACK_ROWS
+            out = q + (g * <size_t>T + t) * BACK_ROWS
             for i in range(0, BACK_ROWS, 16):
                 vi_store_s16(out + i, vf_to_i(vf_mul(vf_load(row + i), vf_set1(inverse))))
-            scale[<size_t>t * groups + g] = amax / G_LIMIT
+            scale[g * <size_t>T + t] = amax / G_LIMIT

@@ -470,32 +470,73 @@ cdef inline void round_panel(const float* panel, int rows, int16_t* q, float* sc
     memset(q + 16 * rows, 0, 32 * <size_t>(BACK_ROWS - rows))
 
 
+cdef inline void close_row(float* y, vf d, float scale, vi s) noexcept nogil:
+    """y[16] += d * scale * s"""
+    vf_store(y, vf_fma(vf_mul(d, vf_set1(scale)), vi_to_f(s), vf_load(y)))
+
+
+cdef inline void back_tile(const int16_t* q, const float* d, int turns, const int16_t* a0, size_t lda, const float* scale, size_t lds,
+                           float* y, size_t ldy) noexcept nogil:
+    """y [4 tokens][16] += a panel's product with four tokens' rounded dy"""
+    cdef const int16_t* a1 = a0 + lda
+    cdef const int16_t* a2 = a1 + lda
+    cdef const int16_t* a3 = a2 + lda
+    cdef int _turn
+    cdef vi s0 = vi_zero()
+    cdef vi s1 = s0, s2 = s0, s3 = s0
+    cdef vf vd
+    for _turn in range(turns):
+        steps_s16(q, a0, a1, a2, a3, &s0, &s1, &s2, &s3)
+        steps_s16(q + 128, a0 + 8, a1 + 8, a2 + 8, a3 + 8, &s0, &s1, &s2, &s3)
+        steps_s16(q + 256, a0 + 16, a1 + 16, a2 + 16, a3 + 16, &s0, &s1, &s2, &s3)
+        steps_s16(q + 384, a0 + 24, a1 + 24, a2 + 24, a3 + 24, &s0, &s1, &s2, &s3)
+        q += TILE
+        a0, a1, a2, a3 = a0 + 32, a1 + 32, a2 + 32, a3 + 32
+    vd = vf_load(d)
+    close_row(y, vd, scale[0], s0)
+    close_row(y + ldy, vd, scale[lds], s1)
+    close_row(y + 2 * ldy, vd, scale[2 * lds], s2)
+    close_row(y + 3 * ldy, vd, scale[3 * lds], s3)
+
+
+cdef inline void back_last(const int16_t* q, const float* d, int turns, const int16_t* dyq, const float* dys, int n_tokens,
+                           float* y, size_t ldy) noexcept nogil:
+    """The same for the last n_tokens % 4, beside earlier ones whose results are thrown away"""
+    cdef float sums[64]
+    cdef Rows r
+    cdef int t = n_tokens & ~3, new
+    while t < n_tokens:
+        new = rows_at(&r, t, n_tokens)
+        tile_load(sums, y + t * ldy, ldy, &r, False)
+        back_tile(q, d, turns, dyq + BACK_ROWS * r.first, BACK_ROWS * r.stride, dys + r.first, r.stride, sums, 16)
+        tile_store(sums, y + t * ldy, ldy, &r)
+        t += new
+
+
 cdef void backward_s16(const Packed* w, const int16_t* dyq, const float* dys, int n_tokens, float* dx, size_t ldx, int lo, int hi) noexcept nogil:
     cdef uint8_t memory[4 * 32 * BACK_ROWS + 2 * 32 * BACK_ROWS + 128 + 64]
     cdef float* panel = <float*>aligned(memory)
     cdef int16_t* q = <int16_t*>(panel + 32 * BACK_ROWS)
     cdef float* scale = <float*>(q + 32 * BACK_ROWS)
-    cdef float sums[64]
-    cdef Rows r
+    cdef const int16_t* a
+    cdef const float* s
     cdef float* out
-    cdef int b, group, rows, t, new, half, groups = (w.n_rows + BACK_ROWS - 1) // BACK_ROWS
-    cdef size_t at
+    cdef int b, group, rows, t, half, halves, groups = (w.n_rows + BACK_ROWS - 1) // BACK_ROWS
     for b in range(lo, hi):
+        halves = 2 if 32 * b + 16 < w.n_cols else 1
         for group in range(groups):
             rows = unpack_back(w, group, b, panel)
             round_panel(panel, rows, q, scale)
             round_panel(panel + 16, rows, q + 16 * BACK_ROWS, scale + 16)
-            for half in range(2 if 32 * b + 16 < w.n_cols else 1):
-                t = 0
-                while t < n_tokens:
-                    new = rows_at(&r, t, n_tokens)
-                    at = r.first * groups + group
-                    out = dx + t * ldx + 32 * b + 16 * half
-                    tile_load(sums, out, ldx, &r, False)
-                    panel_s16(q + 16 * BACK_ROWS * half, scale + 16 * half, scale, 1, back_turns, dyq + BACK_ROWS * at,
-                              BACK_ROWS * groups * r.stride, dys + at, dys, groups * r.stride, False, sums)
-                    tile_store(sums, out, ldx, &r)
-                    t += new
+            a, s, out = dyq + BACK_ROWS * <size_t>n_tokens * group, dys + <size_t>n_tokens * group, dx + 32 * b
+            # both halves at once: the second finds the tokens in L1
+            for t in range(0, n_tokens - 3, 4):
+                for half in range(halves):
+                    back_tile(q + 16 * BACK_ROWS * half, scale + 16 * half, back_turns, a + BACK_ROWS * t, BACK_ROWS, s + t, 1,
+                              out + t * ldx + 16 * half, ldx)
+            if n_tokens & 3:
+                for half in range(halves):
+                    back_last(q + 16 * BACK_ROWS * half, scale + 16 * half, back_turns, a, s, n_tokens, out + 16 * half, ldx)
 
 
 cdef void matmul_backward_tiles(const Packed* w, const float* dy, size_t ldy, const int16_t* dyq, const float* dys, int n_tokens, float* dx, size_t ldx, int lo, int hi) noexcept nogil:

@@ -129,7 +129,7 @@ def matmul_backward(PackedMatrix w, const float[:, ::1] dy, activations="int16",
         raise ValueError(f"dy has {dy.shape[1]} columns, wanted {w.w.n_rows}")
     if activations != "f32":
         qp = &q[0]
-        quantize_gradient(&dy[0, 0], dy.shape[1], w.w.n_rows, 0, T, qp, &scale[0])
+        quantize_gradient(&dy[0, 0], dy.shape[1], w.w.n_rows, T, 0, T, qp, &scale[0])
     per = (w.w.n_blocks + n_threads - 1) // n_threads
     for i in prange(n_threads, num_threads=n_threads, schedule="static", chunksize=1, nogil=True):
         matmul_backward_tiles(&w.w, &dy[0, 0], dy.shape[1], qp, &scale[0], T, &dx[0, 0], dx.shape[1],

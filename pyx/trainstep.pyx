@@ -422,7 +422,7 @@ cdef class TrainStep:
             for m in range(share(rows, i, n), share(rows, i + 1, n)):
                 self.losses[first + m] = cross_entropy(b.logits + m * <size_t>c.vocab_p, c.n_vocab, self.targets[self.scored[first + m]], self.weight)
                 if backward and g.q != NULL:
-                    quantize_gradient(b.logits, c.vocab_p, c.n_vocab, m, m + 1, g.q, g.scale)
+                    quantize_gradient(b.logits, c.vocab_p, c.n_vocab, rows, m, m + 1, g.q, g.scale)
             if not backward:
                 continue
             meet(&self.team)
@@ -444,13 +444,13 @@ cdef class TrainStep:
         g.scale = self.b.dy_scale + at // 128
         return g
 
-    cdef void leave(self, int layer, int slot, const float* dy, size_t ldy, Gradient g, int lo, int hi) noexcept nogil:
-        """Tokens lo..hi of a matrix's dy: rounded, and the gradient of its low-rank input, with both transposes."""
+    cdef void leave(self, int layer, int slot, const float* dy, size_t ldy, Gradient g, int rows, int lo, int hi) noexcept nogil:
+        """Tokens lo..hi of `rows` of a matrix's dy: rounded, and the gradient of its low-rank input, with both transposes."""
         cdef Pair* p = self.pair(layer, slot)
         cdef Buffers* b = &self.b
         cdef size_t ldt = padded(self.T, 16), at = self.u_at(layer, slot)
         if g.q != NULL:
-            quantize_gradient(dy, ldy, self.weights.layers[layer].linear[slot].w.n_rows, lo, hi, g.q, g.scale)
+            quantize_gradient(dy, ldy, self.weights.layers[layer].linear[slot].w.n_rows, rows, lo, hi, g.q, g.scale)
         if p.rank:
             pair_input_backward(p, dy + lo * ldy, ldy, hi - lo, b.du + lo * <size_t>self.extent.ldu + at, self.extent.ldu)
             turn_rows(b.du + at, self.extent.ldu, lo, hi, p.rank, b.dut + at * ldt, ldt)
@@ -495,7 +495,7 @@ cdef class TrainStep:
         self.recall_rows(k.up, b.up, c.ff_p, lo, hi)
         for t in range(lo, hi):
             swiglu(b.gate + t * c.ff_p, b.up + t * c.ff_p, c.ff_p, b.h + t * c.ff_p)
-        self.leave(layer, DOWN, dx, c.embd_p, g, lo, hi)
+        self.leave(layer, DOWN, dx, c.embd_p, g, rows, lo, hi)
         meet(&self.team)
         self.linear_backward(layer, DOWN, b.h, c.ff_p, dx, c.embd_p, g, rows, b.dh, c.ff_p, i, n)
         meet(&self.team)
@@ -503,8 +503,8 @@ cdef class TrainStep:
         for t in range(lo, hi):
             swiglu_backward(b.dh + t * c.ff_p, c.ff_p, b.gate + t * c.ff_p, b.up + t * c.ff_p)
             rms_norm(k.mid + t * c.embd_p, l.ffn_norm, c.n_embd, c.rms_eps, b.normed + t * c.embd_p)
-        self.leave(layer, GATE, b.gate, c.ff_p, gate, lo, hi)
-        self.leave(layer, UP, b.up, c.ff_p, up, lo, hi)
+        self.leave(layer, GATE, b.gate, c.ff_p, gate, rows, lo, hi)
+        self.leave(layer, UP, b.up, c.ff_p, up, rows, lo, hi)
         meet(&self.team)
         self.linear_backward(layer, GATE, b.normed, c.embd_p, b.gate, c.ff_p, gate, rows, b.part, c.embd_p, i, n)
         self.linear_backward(layer, UP, b.normed, c.embd_p, b.up, c.ff_p, up, rows, b.part, c.embd_p, i, n)
@@ -524,7 +524,7 @@ cdef class TrainStep:
         cdef Gradient g = self.gradient(0)
         self.clear(datt, c.q_p, lo, hi)
         self.recall_rows(k.att, b.att, c.q_p, lo, hi)
-        self.leave(layer, O, dx, c.embd_p, g, lo, hi)
+        self.leave(layer, O, dx, c.embd_p, g, rows, lo, hi)
         meet(&self.team)
         self.linear_backward(layer, O, b.att, c.q_p, dx, c.embd_p, g, rows, datt, c.q_p, i, n)
         meet(&self.team)
@@ -572,9 +572,9 @@ cdef class TrainStep:
             rope_backward(b.q + t * c.q_p, c.n_head, c.head_dim, c.n_rot, b.cosine + t * c.n_rot // 2, b.sine + t * c.n_rot // 2, c.rope_layout)
             rope_backward(b.dk + t * c.q_p, c.n_head_kv, c.head_dim, c.n_rot, b.cosine + t * c.n_rot // 2, b.sine + t * c.n_rot // 2, c.rope_layout)
             rms_norm(k.x + t * c.embd_p, l.attn_norm, c.n_embd, c.rms_eps, b.normed + t * c.embd_p)
-        self.leave(layer, Q, b.q, c.q_p, g, lo, hi)
-        self.leave(layer, K, b.dk, c.q_p, gk, lo, hi)
-        self.leave(layer, V, b.dv, c.q_p, gv, lo, hi)
+        self.leave(layer, Q, b.q, c.q_p, g, self.T, lo, hi)
+        self.leave(layer, K, b.dk, c.q_p, gk, self.T, lo, hi)
+        self.leave(layer, V, b.dv, c.q_p, gv, self.T, lo, hi)
         meet(&self.team)
         self.linear_backward(layer, Q, b.normed, c.embd_p, b.q, c.q_p, g, self.T, dn, c.embd_p, i, n)
         self.linear_backward(layer, K, b.normed, c.embd_p, b.dk, c.q_p, gk, self.T, dn, c.embd_p, i, n)
