@@ -6,7 +6,6 @@ rounded per block of 32. The float operations of one output element and their or
 only, never on T, on the thread count or on the tile it falls in.
 """
 
-from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int8_t, int16_t, uint8_t
 from libc.string cimport memset
 
