@@ -14,6 +14,7 @@ from .tiles cimport *
 
 cdef enum:
     T_BLOCK = 128           # tokens whose inputs stay in L2 while the tiles pass
+    FEW = 16                # inputs up to which tiles are multiplied as they stream by: unpacking would not pay
     S16_BLOCKS = 20
     F32_BLOCKS = 10
 
@@ -57,12 +58,6 @@ cdef inline void tile_store(const float* sums, float* y, size_t ldy, const Rows*
     cdef int i
     for i in range(r.skip, 4):
         vf_store(y + (i - r.skip) * ldy, vf_load(sums + 16 * i))
-
-
-cdef inline void close_block(float* sums, vf d, vf m, float scale, float total, vi s, bint has_min) noexcept nogil:
-    """sums[16] += d * scale * s + m * total, as matvec does it"""
-    cdef vf y = vf_fma(vf_mul(d, vf_set1(scale)), vi_to_f(s), vf_load(sums))
-    vf_store(sums, vf_fma1(m, total, y) if has_min else y)
 
 
 # A block's steps are written out: a loop over them would end in a mispredicted branch, once a block.
@@ -399,6 +394,19 @@ cdef void gemm_f32(const Packed* w, const Acts* x, float* y, size_t ldy, int lo,
             b += n
 
 
+cdef inline void few_tokens(const Packed* w, const Acts* x, int tile, float* y, size_t ldy) noexcept nogil:
+    """One row group's products straight from its tiles: inputs in fours, the rest one by one"""
+    cdef const Kernel* k = w.kernel
+    cdef const uint8_t* tiles = w.tiles + <size_t>tile * w.n_blocks * k.tile_bytes
+    cdef int t = 0
+    while t + 4 <= x.n_rows:
+        k.matvec4(tiles, w.n_blocks, x, t, y + t * ldy, ldy)
+        t += 4
+    while t < x.n_rows:
+        k.matvec(tiles, w.n_blocks, w.n_cols, x, t, y + t * ldy)
+        t += 1
+
+
 cdef void matmul_tiles(const Packed* w, const Acts* x, int precision, float* y, size_t ldy, int lo, int hi) noexcept nogil:
     """y[t][16 lo .. 16 hi) = W x for all T inputs; rows of y hold N padded to 16.
 
@@ -408,13 +416,14 @@ cdef void matmul_tiles(const Packed* w, const Acts* x, int precision, float* y, 
     cdef int t, tile
     precision = precision_of(w, precision)
     # matvec knows one form of inputs, the fastest that its type has
-    if x.n_rows < 4 and (precision == precision_of(w, INT8) or (precision == INT16 and k.depth)):
+    if x.n_rows < (FEW + 1 if k.matvec4 != NULL else 4) and precision == precision_of(w, INT8):
+        for tile in range(lo, hi):
+            few_tokens(w, x, tile, y + 16 * tile, ldy)
+        return
+    if x.n_rows < 4 and precision == INT16 and k.depth:
         for tile in range(lo, hi):
             for t in range(x.n_rows):
-                if precision == INT16 and k.depth:
-                    matvec_split(w, x, t, tile, y + t * ldy + 16 * tile)
-                else:
-                    k.matvec(w.tiles + <size_t>tile * w.n_blocks * k.tile_bytes, w.n_blocks, w.n_cols, x, t, y + t * ldy + 16 * tile)
+                matvec_split(w, x, t, tile, y + t * ldy + 16 * tile)
         return
     if precision == INT8:
         gemm_u8(w, x, y, ldy, lo, hi)

@@ -7,6 +7,7 @@ ctypedef void (*unpack_s16_fn)(const uint8_t* tile, int n, int16_t* q, float* d,
 ctypedef void (*unpack_f32_fn)(const uint8_t* tile, int n, float* w) noexcept nogil
 ctypedef void (*pack_fn)(const uint8_t* rows, size_t row_bytes, int n_rows, int b, int n_cols, uint8_t* tile) noexcept nogil
 ctypedef void (*matvec_fn)(const uint8_t* tile, int nb, int n_cols, const Acts* x, size_t t, float* y) noexcept nogil
+ctypedef void (*matvec4_fn)(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy) noexcept nogil
 
 cdef struct Kernel:             # one row per quantised type
     const char* name
@@ -21,6 +22,7 @@ cdef struct Kernel:             # one row per quantised type
     unpack_s16_fn unpack_s16    # NULL: not an integer type
     unpack_f32_fn unpack_f32
     matvec_fn matvec
+    matvec4_fn matvec4          # inputs t .. t + 3 together, y (4, ldy); NULL: only the panels' product
 
 cdef const Kernel* find_kind(int number) except NULL
 cdef int kind_count() noexcept nogil

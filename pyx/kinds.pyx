@@ -78,47 +78,117 @@ cdef inline vi quads_dot(const uint8_t* tile, bint fifth, vb high, const int8_t*
     return vi_add(s, vh_sum(h)) if fifth else vh_sum(h)
 
 
-cdef struct Low:            # a block's product with an input's low bits, to be added when its panel ends, as the GEMM does it
-    vf scale
-    vf sum
+cdef void quads_low(const uint8_t* tile, int b, int end, const Acts* x, size_t t, float* y,
+                    bint fifth, int tile_bytes, bint wide) noexcept nogil:
+    """y[16] += blocks b .. end of the product with input t's low bits. A call: inlined, its loop would spill the caller's."""
+    cdef size_t at = t * x.n_blocks
+    cdef vb high
+    while b < end:
+        if x.fine8[at + b]:
+            high = quad_high(tile, fifth)
+            close_block(y, quad_scale(tile, fifth, wide), vf_set1(0), low_factor(x.scale8[at + b]), 0,
+                        quads_dot(tile, fifth, high, x.low8 + 32 * (at + b)), False)
+        tile += tile_bytes
+        b += 1
 
 
 cdef inline void matvec_quads(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y,
                               bint fifth, int offset, bint has_min, int tile_bytes, bint wide) noexcept nogil:
-    """y[16] = the row group's product with 8-bit input t"""
+    """y[16] = the row group's product with 8-bit input t; low bits when a panel of the GEMM would end, as it does it"""
     cdef const int8_t* a = x.q8 + 32 * t * nb
-    cdef const int8_t* low = x.low8 + 32 * t * nb
-    cdef const uint8_t* fine = x.fine8 + t * nb
     cdef const float* scale = x.scale8 + t * nb
     cdef const float* total = x.sum8 + t * nb
-    cdef int b = 0, end, j, n_low, chunk = even_chunk(nb, U8_BLOCKS)
-    cdef Low lows[U8_BLOCKS]
-    cdef vb high
+    cdef int b = 0, first, chunk = even_chunk(nb, U8_BLOCKS)
     cdef vi s
     cdef vf d, m, acc = vf_set1(0)
     while b < nb:
-        end, n_low = min(b + chunk, nb), 0
-        while b < end:
+        first = b
+        while b < min(first + chunk, nb):
+            prefetch(tile + 2304)
+            prefetch(tile + 2368)
+            prefetch(tile + 2432)
+            prefetch(tile + 2496)
+            prefetch(tile + 2560)
+            s = quads_dot(tile, fifth, quad_high(tile, fifth), a + 32 * b)
+            d = quad_scale(tile, fifth, wide)
+            m = quad_min(tile, fifth, wide) if has_min else vf_mul(d, vf_set1(<float>-offset))
+            acc = vf_fma(vf_mul(d, vf_set1(scale[b])), vi_to_f(s), acc)
+            acc = vf_fma1(m, total[b], acc)
+            tile += tile_bytes
+            b += 1
+        vf_store(y, acc)
+        quads_low(tile - (b - first) * tile_bytes, first, b, x, t, y, fifth, tile_bytes, wide)
+        acc = vf_load(y)
+
+
+cdef inline void step4(vb w, const int8_t* a0, const int8_t* a1, const int8_t* a2, const int8_t* a3,
+                       vh* h0, vh* h1, vh* h2, vh* h3) noexcept nogil:
+    h0[0] = vh_dot(h0[0], w, a0)
+    h1[0] = vh_dot(h1[0], w, a1)
+    h2[0] = vh_dot(h2[0], w, a2)
+    h3[0] = vh_dot(h3[0], w, a3)
+
+
+cdef inline void half4(const uint8_t* tile, bint fifth, vb high, int g, const int8_t* a0, const int8_t* a1, const int8_t* a2,
+                       const int8_t* a3, vh* h0, vh* h1, vh* h2, vh* h3) noexcept nogil:
+    """h += 16 rows' codes of 16 columns from 4 g on times four inputs' values"""
+    step4(quad(tile, fifth, high, g), a0 + 4 * g, a1 + 4 * g, a2 + 4 * g, a3 + 4 * g, h0, h1, h2, h3)
+    g += 1
+    step4(quad(tile, fifth, high, g), a0 + 4 * g, a1 + 4 * g, a2 + 4 * g, a3 + 4 * g, h0, h1, h2, h3)
+    g += 1
+    step4(quad(tile, fifth, high, g), a0 + 4 * g, a1 + 4 * g, a2 + 4 * g, a3 + 4 * g, h0, h1, h2, h3)
+    g += 1
+    step4(quad(tile, fifth, high, g), a0 + 4 * g, a1 + 4 * g, a2 + 4 * g, a3 + 4 * g, h0, h1, h2, h3)
+
+
+cdef inline void matvec4_quads(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy,
+                               bint fifth, int offset, bint has_min, int tile_bytes, bint wide) noexcept nogil:
+    """y (4, ldy): matvec_quads of the four inputs from t on, a tile being read and widened once for them"""
+    cdef const int8_t* a0 = x.q8 + 32 * t * nb
+    cdef const int8_t* a1 = a0 + 32 * nb
+    cdef const int8_t* a2 = a1 + 32 * nb
+    cdef const int8_t* a3 = a2 + 32 * nb
+    cdef const float* scale = x.scale8 + t * nb
+    cdef const float* total = x.sum8 + t * nb
+    cdef int b = 0, first, i, chunk = even_chunk(nb, U8_BLOCKS)
+    cdef vb high
+    cdef vh h0, h1, h2, h3
+    cdef vi s0, s1, s2, s3
+    cdef vf d, m
+    for i in range(4):
+        vf_store(y + i * ldy, vf_set1(0))
+    while b < nb:
+        first = b
+        while b < min(first + chunk, nb):
             prefetch(tile + 2304)
             prefetch(tile + 2368)
             prefetch(tile + 2432)
             prefetch(tile + 2496)
             prefetch(tile + 2560)
             high = quad_high(tile, fifth)
-            s = quads_dot(tile, fifth, high, a + 32 * b)
+            h0 = vh_zero()
+            h1, h2, h3 = h0, h0, h0
+            half4(tile, fifth, high, 0, a0, a1, a2, a3, &h0, &h1, &h2, &h3)
+            if fifth:
+                s0, s1, s2, s3 = vh_sum(h0), vh_sum(h1), vh_sum(h2), vh_sum(h3)
+                h0 = vh_zero()
+                h1, h2, h3 = h0, h0, h0
+            half4(tile, fifth, high, 4, a0, a1, a2, a3, &h0, &h1, &h2, &h3)
+            if fifth:
+                s0, s1, s2, s3 = vi_add(s0, vh_sum(h0)), vi_add(s1, vh_sum(h1)), vi_add(s2, vh_sum(h2)), vi_add(s3, vh_sum(h3))
+            else:
+                s0, s1, s2, s3 = vh_sum(h0), vh_sum(h1), vh_sum(h2), vh_sum(h3)
             d = quad_scale(tile, fifth, wide)
             m = quad_min(tile, fifth, wide) if has_min else vf_mul(d, vf_set1(<float>-offset))
-            acc = vf_fma(vf_mul(d, vf_set1(scale[b])), vi_to_f(s), acc)
-            acc = vf_fma1(m, total[b], acc)
-            if fine[b]:
-                lows[n_low].scale = vf_mul(d, vf_set1(low_factor(scale[b])))
-                lows[n_low].sum = vi_to_f(quads_dot(tile, fifth, high, low + 32 * b))
-                n_low += 1
+            close_block(y, d, m, scale[b], total[b], s0, True)
+            close_block(y + ldy, d, m, scale[nb + b], total[nb + b], s1, True)
+            close_block(y + 2 * ldy, d, m, scale[2 * nb + b], total[2 * nb + b], s2, True)
+            close_block(y + 3 * ldy, d, m, scale[3 * nb + b], total[3 * nb + b], s3, True)
+            a0, a1, a2, a3 = a0 + 32, a1 + 32, a2 + 32, a3 + 32
             tile += tile_bytes
             b += 1
-        for j in range(n_low):
-            acc = vf_fma(lows[j].scale, lows[j].sum, acc)
-    vf_store(y, acc)
+        for i in range(4):
+            quads_low(tile - (b - first) * tile_bytes, first, b, x, t + i, y + i * ldy, fifth, tile_bytes, wide)
 
 
 # ======== pairs: 8-bit types ========
@@ -129,27 +199,8 @@ cdef void unpack_pairs_s16(const uint8_t* tile, int n, int16_t* q, float* d, flo
         for p in range(16):
             vw_store(q + 32 * p, vw_load_s8(<const int8_t*>tile + 32 * p))
         vf_store(d + 16 * b, vf_load_f16(tile + TILE))
-        tile += 544
+        tile += PAIRS
         q += TILE
-
-
-cdef void matvec_q8_0(const uint8_t* tile, int nb, int n_cols, const Acts* x, size_t t, float* y) noexcept nogil:
-    """y[16] = the row group's product with 16-bit input t"""
-    cdef const int16_t* a = x.q16 + 32 * t * nb
-    cdef const float* scale = x.scale16 + t * nb
-    cdef int b, p
-    cdef vi s
-    cdef vf acc = vf_set1(0)
-    for b in range(nb):
-        for p in range(9):
-            prefetch(tile + 3264 + 64 * p)
-        s = vi_zero()
-        for p in range(16):
-            s = vi_dot(s, vw_load_s8(<const int8_t*>tile + 32 * p), a + 2 * p)
-        acc = vf_fma(vf_mul(vf_load_f16(tile + TILE), vf_set1(scale[b])), vi_to_f(s), acc)
-        tile += 544
-        a += 32
-    vf_store(y, acc)
 
 
 # ======== integer types as f32 ========
@@ -240,6 +291,9 @@ cdef void f32_q4_0(const uint8_t* tile, int n, float* w) noexcept nogil:
 cdef void matvec_q4_0(const uint8_t* tile, int nb, int k, const Acts* x, size_t t, float* y) noexcept nogil:
     matvec_quads(tile, nb, x, t, y, False, 8, False, 288, False)
 
+cdef void matvec4_q4_0(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy) noexcept nogil:
+    matvec4_quads(tile, nb, x, t, y, ldy, False, 8, False, 288, False)
+
 
 cdef void pack_q4_1(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
     pack_quads(rows, rb, n, b, tile, codes_q4_1, 20, False, True)
@@ -255,6 +309,9 @@ cdef void f32_q4_1(const uint8_t* tile, int n, float* w) noexcept nogil:
 
 cdef void matvec_q4_1(const uint8_t* tile, int nb, int k, const Acts* x, size_t t, float* y) noexcept nogil:
     matvec_quads(tile, nb, x, t, y, False, 0, True, 320, False)
+
+cdef void matvec4_q4_1(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy) noexcept nogil:
+    matvec4_quads(tile, nb, x, t, y, ldy, False, 0, True, 320, False)
 
 
 cdef void pack_q5_0(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
@@ -272,6 +329,9 @@ cdef void f32_q5_0(const uint8_t* tile, int n, float* w) noexcept nogil:
 cdef void matvec_q5_0(const uint8_t* tile, int nb, int k, const Acts* x, size_t t, float* y) noexcept nogil:
     matvec_quads(tile, nb, x, t, y, True, 16, False, 352, False)
 
+cdef void matvec4_q5_0(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy) noexcept nogil:
+    matvec4_quads(tile, nb, x, t, y, ldy, True, 16, False, 352, False)
+
 
 cdef void pack_q5_1(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
     pack_quads(rows, rb, n, b, tile, codes_q5_1, 24, True, True)
@@ -287,6 +347,9 @@ cdef void f32_q5_1(const uint8_t* tile, int n, float* w) noexcept nogil:
 
 cdef void matvec_q5_1(const uint8_t* tile, int nb, int k, const Acts* x, size_t t, float* y) noexcept nogil:
     matvec_quads(tile, nb, x, t, y, True, 0, True, 384, False)
+
+cdef void matvec4_q5_1(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy) noexcept nogil:
+    matvec4_quads(tile, nb, x, t, y, ldy, True, 0, True, 384, False)
 
 
 cdef inline void pack_wide_quads(const uint8_t* rows, size_t row_bytes, int n_rows, int b, uint8_t* tile,
@@ -325,6 +388,9 @@ cdef void f32_q4_k(const uint8_t* tile, int n, float* w) noexcept nogil:
 cdef void matvec_q4_k(const uint8_t* tile, int nb, int k, const Acts* x, size_t t, float* y) noexcept nogil:
     matvec_quads(tile, nb, x, t, y, False, 0, True, 384, True)
 
+cdef void matvec4_q4_k(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy) noexcept nogil:
+    matvec4_quads(tile, nb, x, t, y, ldy, False, 0, True, 384, True)
+
 
 cdef void pack_q5_k(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
     pack_wide_quads(rows, rb, n, b, tile, group_q5_k, 176, True)
@@ -341,11 +407,14 @@ cdef void f32_q5_k(const uint8_t* tile, int n, float* w) noexcept nogil:
 cdef void matvec_q5_k(const uint8_t* tile, int nb, int k, const Acts* x, size_t t, float* y) noexcept nogil:
     matvec_quads(tile, nb, x, t, y, True, 0, True, 448, True)
 
+cdef void matvec4_q5_k(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy) noexcept nogil:
+    matvec4_quads(tile, nb, x, t, y, ldy, True, 0, True, 448, True)
+
 
 cdef void pack_q8_0(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
     cdef const block_q8_0* x
     cdef int r, p
-    memset(tile, 0, 544)
+    memset(tile, 0, PAIRS)
     for r in range(n):
         x = <const block_q8_0*>(rows + r * rb) + b
         for p in range(16):
@@ -353,7 +422,7 @@ cdef void pack_q8_0(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t
         memcpy(tile + TILE + 2 * r, &x.d, 2)
 
 cdef void f32_q8_0(const uint8_t* tile, int n, float* w) noexcept nogil:
-    unpack_f32(tile, n, w, unpack_pairs_s16, 544, False)
+    unpack_f32(tile, n, w, unpack_pairs_s16, PAIRS, False)
 
 
 # ---- floats ----
@@ -410,32 +479,32 @@ cdef void matvec_bf16(const uint8_t* tile, int nb, int k, const Acts* x, size_t 
 
 
 cdef Kernel KERNELS[26]
-KERNELS[0] = Kernel("F32", 0, 1, 4, 2048, 0, False, pack_f32, NULL, NULL, f32_f32, matvec_f32)
-KERNELS[1] = Kernel("F16", 1, 1, 2, 1024, 0, False, pack_f16, NULL, NULL, f32_f16, matvec_f16)
-KERNELS[2] = Kernel("BF16", 30, 1, 2, 1024, 0, False, pack_f16, NULL, NULL, f32_bf16, matvec_bf16)
-KERNELS[3] = Kernel("Q4_0", 2, 32, 18, 288, 8, True, pack_q4_0, u8_q4_0, s16_q4_0, f32_q4_0, matvec_q4_0)
-KERNELS[4] = Kernel("Q4_1", 3, 32, 20, 320, 8, True, pack_q4_1, u8_q4_1, s16_q4_1, f32_q4_1, matvec_q4_1)
-KERNELS[5] = Kernel("Q5_0", 6, 32, 22, 352, 4, True, pack_q5_0, u8_q5_0, s16_q5_0, f32_q5_0, matvec_q5_0)
-KERNELS[6] = Kernel("Q5_1", 7, 32, 24, 384, 4, True, pack_q5_1, u8_q5_1, s16_q5_1, f32_q5_1, matvec_q5_1)
-KERNELS[7] = Kernel("Q8_0", 8, 32, 34, 544, 0, False, pack_q8_0, NULL, unpack_pairs_s16, f32_q8_0, matvec_q8_0)
-KERNELS[8] = Kernel("Q2_K", 10, 256, 84, HALVES, 0, False, pack_q2_k, NULL, NULL, f32_halves, matvec_halves)
-KERNELS[9] = Kernel("Q3_K", 11, 256, 110, WIDE, 0, False, pack_q3_k, NULL, s16_wide, f32_wide, matvec_wide)
-KERNELS[10] = Kernel("Q4_K", 12, 256, 144, 384, 8, True, pack_q4_k, u8_q4_k, s16_q4_k, f32_q4_k, matvec_q4_k)
-KERNELS[11] = Kernel("Q5_K", 13, 256, 176, 448, 4, True, pack_q5_k, u8_q5_k, s16_q5_k, f32_q5_k, matvec_q5_k)
-KERNELS[12] = Kernel("Q6_K", 14, 256, 210, SCALED, 0, False, pack_q6_k, NULL, s16_scaled, f32_scaled, matvec_scaled)
-KERNELS[13] = Kernel("IQ4_NL", 20, 32, 18, WIDE, 0, False, pack_iq4_nl, NULL, s16_wide, f32_wide, matvec_wide)
-KERNELS[14] = Kernel("IQ4_XS", 23, 256, 136, WIDE, 0, False, pack_iq4_xs, NULL, s16_wide, f32_wide, matvec_wide)
-KERNELS[15] = Kernel("MXFP4", 39, 32, 17, WIDE, 0, False, pack_mxfp4, NULL, s16_wide, f32_wide, matvec_wide)
-KERNELS[16] = Kernel("Q8_K", 15, 256, 292, WIDE, 0, False, pack_q8_k, NULL, s16_wide, f32_wide, matvec_wide)
-KERNELS[17] = Kernel("TQ1_0", 34, 256, 54, WIDE, 0, False, pack_tq1_0, NULL, s16_wide, f32_wide, matvec_wide)
-KERNELS[18] = Kernel("TQ2_0", 35, 256, 66, WIDE, 0, False, pack_tq2_0, NULL, s16_wide, f32_wide, matvec_wide)
-KERNELS[19] = Kernel("IQ2_XXS", 16, 256, 66, WIDE, 0, False, pack_iq2_xxs, NULL, s16_wide, f32_wide, matvec_wide)
-KERNELS[20] = Kernel("IQ2_XS", 17, 256, 74, SCALED, 0, False, pack_iq2_xs, NULL, s16_scaled, f32_scaled, matvec_scaled)
-KERNELS[21] = Kernel("IQ2_S", 22, 256, 82, SCALED, 0, False, pack_iq2_s, NULL, s16_scaled, f32_scaled, matvec_scaled)
-KERNELS[22] = Kernel("IQ3_XXS", 18, 256, 98, WIDE, 0, False, pack_iq3_xxs, NULL, s16_wide, f32_wide, matvec_wide)
-KERNELS[23] = Kernel("IQ3_S", 21, 256, 110, WIDE, 0, False, pack_iq3_s, NULL, s16_wide, f32_wide, matvec_wide)
-KERNELS[24] = Kernel("IQ1_S", 19, 256, 50, WIDE, 0, False, pack_iq1_s, NULL, s16_wide, f32_wide, matvec_wide)
-KERNELS[25] = Kernel("IQ1_M", 29, 256, 56, SCALED, 0, False, pack_iq1_m, NULL, s16_scaled, f32_scaled, matvec_scaled)
+KERNELS[0] = Kernel("F32", 0, 1, 4, 2048, 0, False, pack_f32, NULL, NULL, f32_f32, matvec_f32, NULL)
+KERNELS[1] = Kernel("F16", 1, 1, 2, 1024, 0, False, pack_f16, NULL, NULL, f32_f16, matvec_f16, NULL)
+KERNELS[2] = Kernel("BF16", 30, 1, 2, 1024, 0, False, pack_f16, NULL, NULL, f32_bf16, matvec_bf16, NULL)
+KERNELS[3] = Kernel("Q4_0", 2, 32, 18, 288, 8, True, pack_q4_0, u8_q4_0, s16_q4_0, f32_q4_0, matvec_q4_0, matvec4_q4_0)
+KERNELS[4] = Kernel("Q4_1", 3, 32, 20, 320, 8, True, pack_q4_1, u8_q4_1, s16_q4_1, f32_q4_1, matvec_q4_1, matvec4_q4_1)
+KERNELS[5] = Kernel("Q5_0", 6, 32, 22, 352, 4, True, pack_q5_0, u8_q5_0, s16_q5_0, f32_q5_0, matvec_q5_0, matvec4_q5_0)
+KERNELS[6] = Kernel("Q5_1", 7, 32, 24, 384, 4, True, pack_q5_1, u8_q5_1, s16_q5_1, f32_q5_1, matvec_q5_1, matvec4_q5_1)
+KERNELS[7] = Kernel("Q8_0", 8, 32, 34, PAIRS, 0, False, pack_q8_0, NULL, unpack_pairs_s16, f32_q8_0, matvec_q8_0, matvec4_q8_0)
+KERNELS[8] = Kernel("Q2_K", 10, 256, 84, HALVES, 0, False, pack_q2_k, NULL, NULL, f32_halves, matvec_halves, NULL)
+KERNELS[9] = Kernel("Q3_K", 11, 256, 110, WIDE, 0, False, pack_q3_k, NULL, s16_wide, f32_wide, matvec_wide, matvec4_wide)
+KERNELS[10] = Kernel("Q4_K", 12, 256, 144, 384, 8, True, pack_q4_k, u8_q4_k, s16_q4_k, f32_q4_k, matvec_q4_k, matvec4_q4_k)
+KERNELS[11] = Kernel("Q5_K", 13, 256, 176, 448, 4, True, pack_q5_k, u8_q5_k, s16_q5_k, f32_q5_k, matvec_q5_k, matvec4_q5_k)
+KERNELS[12] = Kernel("Q6_K", 14, 256, 210, SCALED, 0, False, pack_q6_k, NULL, s16_scaled, f32_scaled, matvec_scaled, matvec4_scaled)
+KERNELS[13] = Kernel("IQ4_NL", 20, 32, 18, WIDE, 0, False, pack_iq4_nl, NULL, s16_wide, f32_wide, matvec_wide, matvec4_wide)
+KERNELS[14] = Kernel("IQ4_XS", 23, 256, 136, WIDE, 0, False, pack_iq4_xs, NULL, s16_wide, f32_wide, matvec_wide, matvec4_wide)
+KERNELS[15] = Kernel("MXFP4", 39, 32, 17, WIDE, 0, False, pack_mxfp4, NULL, s16_wide, f32_wide, matvec_wide, matvec4_wide)
+KERNELS[16] = Kernel("Q8_K", 15, 256, 292, WIDE, 0, False, pack_q8_k, NULL, s16_wide, f32_wide, matvec_wide, matvec4_wide)
+KERNELS[17] = Kernel("TQ1_0", 34, 256, 54, WIDE, 0, False, pack_tq1_0, NULL, s16_wide, f32_wide, matvec_wide, matvec4_wide)
+KERNELS[18] = Kernel("TQ2_0", 35, 256, 66, WIDE, 0, False, pack_tq2_0, NULL, s16_wide, f32_wide, matvec_wide, matvec4_wide)
+KERNELS[19] = Kernel("IQ2_XXS", 16, 256, 66, WIDE, 0, False, pack_iq2_xxs, NULL, s16_wide, f32_wide, matvec_wide, matvec4_wide)
+KERNELS[20] = Kernel("IQ2_XS", 17, 256, 74, SCALED, 0, False, pack_iq2_xs, NULL, s16_scaled, f32_scaled, matvec_scaled, matvec4_scaled)
+KERNELS[21] = Kernel("IQ2_S", 22, 256, 82, SCALED, 0, False, pack_iq2_s, NULL, s16_scaled, f32_scaled, matvec_scaled, matvec4_scaled)
+KERNELS[22] = Kernel("IQ3_XXS", 18, 256, 98, WIDE, 0, False, pack_iq3_xxs, NULL, s16_wide, f32_wide, matvec_wide, matvec4_wide)
+KERNELS[23] = Kernel("IQ3_S", 21, 256, 110, WIDE, 0, False, pack_iq3_s, NULL, s16_wide, f32_wide, matvec_wide, matvec4_wide)
+KERNELS[24] = Kernel("IQ1_S", 19, 256, 50, WIDE, 0, False, pack_iq1_s, NULL, s16_wide, f32_wide, matvec_wide, matvec4_wide)
+KERNELS[25] = Kernel("IQ1_M", 29, 256, 56, SCALED, 0, False, pack_iq1_m, NULL, s16_scaled, f32_scaled, matvec_scaled, matvec4_scaled)
 
 
 cdef const Kernel* find_kind(int number) except NULL:

@@ -43,6 +43,12 @@ cdef inline vf quad_min(const uint8_t* tile, bint fifth, bint wide) noexcept nog
     return vf_load(<const float*>tile + 16) if wide else vf_load_f16(tile + 32)
 
 
+cdef inline void close_block(float* sums, vf d, vf m, float scale, float total, vi s, bint has_min) noexcept nogil:
+    """sums[16] += d * scale * s + m * total: how every product of rounded inputs ends a block"""
+    cdef vf y = vf_fma(vf_mul(d, vf_set1(scale)), vi_to_f(s), vf_load(sums))
+    vf_store(sums, vf_fma1(m, total, y) if has_min else y)
+
+
 # ---- packing: 16 rows of blocks to a tile ----
 
 cdef inline void write_quads(uint8_t* tile, const uint32_t* codes, bint fifth) noexcept nogil:

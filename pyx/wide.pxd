@@ -5,6 +5,7 @@ from libc.stdint cimport int16_t, uint8_t
 from .acts cimport Acts
 
 cdef enum:                  # bytes of a tile
+    PAIRS = 544
     WIDE = 576
     SCALED = 640
     HALVES = 704
@@ -33,4 +34,8 @@ cdef void f32_scaled(const uint8_t* tile, int n, float* w) noexcept nogil
 cdef void f32_halves(const uint8_t* tile, int n, float* w) noexcept nogil
 cdef void matvec_wide(const uint8_t* tile, int nb, int n_cols, const Acts* x, size_t t, float* y) noexcept nogil
 cdef void matvec_scaled(const uint8_t* tile, int nb, int n_cols, const Acts* x, size_t t, float* y) noexcept nogil
+cdef void matvec_q8_0(const uint8_t* tile, int nb, int n_cols, const Acts* x, size_t t, float* y) noexcept nogil
+cdef void matvec4_q8_0(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy) noexcept nogil
+cdef void matvec4_wide(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy) noexcept nogil
+cdef void matvec4_scaled(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy) noexcept nogil
 cdef void matvec_halves(const uint8_t* tile, int nb, int n_cols, const Acts* x, size_t t, float* y) noexcept nogil

@@ -139,25 +139,6 @@ cdef void f32_wide(const uint8_t* tile, int n, float* w) noexcept nogil:
         w += TILE
 
 
-cdef void matvec_wide(const uint8_t* tile, int nb, int n_cols, const Acts* x, size_t t, float* y) noexcept nogil:
-    """y[16] = the row group's product with 16-bit input t"""
-    cdef const int16_t* a = x.q16 + 32 * t * nb
-    cdef const float* scale = x.scale16 + t * nb
-    cdef int b, p
-    cdef vi s
-    cdef vf acc = vf_set1(0)
-    for b in range(nb):
-        for p in range(9):
-            prefetch(tile + 6 * WIDE + 64 * p)
-        s = vi_zero()
-        for p in range(16):
-            s = vi_dot(s, vw_load_s8(<const int8_t*>tile + 32 * p), a + 2 * p)
-        acc = vf_fma(vf_mul(vf_load(<const float*>(tile + TILE)), vf_set1(scale[b])), vi_to_f(s), acc)
-        tile += WIDE
-        a += 32
-    vf_store(y, acc)
-
-
 # ======== scaled: an 8-bit scale per 16 columns ========
 # |s * code| <= 128 * 32 = 4096 (Q6_K; IQ2: 31 * 43, IQ1_M: 15 * 9): fits int16, and the sum of 32 products with inputs of
 # at most S16_LIMIT = 16319 fits int32: 32 * 4096 * 16319 = 2138963968 < 2 ** 31.
@@ -190,7 +171,19 @@ cdef void f32_scaled(const uint8_t* tile, int n, float* w) noexcept nogil:
         w += TILE
 
 
-cdef void matvec_scaled(const uint8_t* tile, int nb, int n_cols, const Acts* x, size_t t, float* y) noexcept nogil:
+# ======== one token's product, and four tokens' ========
+
+cdef inline vw pair_of(const uint8_t* tile, int p, int tile_bytes) noexcept nogil:
+    return scaled_pair(tile, p) if tile_bytes == SCALED else vw_load_s8(<const int8_t*>tile + 32 * p)
+
+
+cdef inline vf pairs_scale(const uint8_t* tile, int tile_bytes) noexcept nogil:
+    if tile_bytes == PAIRS:
+        return vf_load_f16(tile + TILE)
+    return vf_load(<const float*>(tile + TILE + (64 if tile_bytes == SCALED else 0)))
+
+
+cdef inline void matvec_pairs(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, int tile_bytes) noexcept nogil:
     """y[16] = the row group's product with 16-bit input t"""
     cdef const int16_t* a = x.q16 + 32 * t * nb
     cdef const float* scale = x.scale16 + t * nb
@@ -198,15 +191,86 @@ cdef void matvec_scaled(const uint8_t* tile, int nb, int n_cols, const Acts* x, 
     cdef vi s
     cdef vf acc = vf_set1(0)
     for b in range(nb):
-        for p in range(10):
-            prefetch(tile + 6 * SCALED + 64 * p)
+        for p in range(tile_bytes // 64 + 1):
+            prefetch(tile + 6 * tile_bytes + 64 * p)
         s = vi_zero()
         for p in range(16):
-            s = vi_dot(s, scaled_pair(tile, p), a + 2 * p)
-        acc = vf_fma(vf_mul(vf_load(<const float*>(tile + TILE + 64)), vf_set1(scale[b])), vi_to_f(s), acc)
-        tile += SCALED
+            s = vi_dot(s, pair_of(tile, p, tile_bytes), a + 2 * p)
+        acc = vf_fma(vf_mul(pairs_scale(tile, tile_bytes), vf_set1(scale[b])), vi_to_f(s), acc)
+        tile += tile_bytes
         a += 32
     vf_store(y, acc)
+
+
+cdef inline void pair4(vw w, const int16_t* a0, const int16_t* a1, const int16_t* a2, const int16_t* a3,
+                       vi* s0, vi* s1, vi* s2, vi* s3) noexcept nogil:
+    s0[0] = vi_dot(s0[0], w, a0)
+    s1[0] = vi_dot(s1[0], w, a1)
+    s2[0] = vi_dot(s2[0], w, a2)
+    s3[0] = vi_dot(s3[0], w, a3)
+
+
+cdef inline void pairs4(const uint8_t* tile, int p, const int16_t* a0, const int16_t* a1, const int16_t* a2, const int16_t* a3,
+                        vi* s0, vi* s1, vi* s2, vi* s3, int tile_bytes) noexcept nogil:
+    """s += 16 rows' codes of 8 columns from 2 p on times four inputs' values"""
+    pair4(pair_of(tile, p, tile_bytes), a0 + 2 * p, a1 + 2 * p, a2 + 2 * p, a3 + 2 * p, s0, s1, s2, s3)
+    p += 1
+    pair4(pair_of(tile, p, tile_bytes), a0 + 2 * p, a1 + 2 * p, a2 + 2 * p, a3 + 2 * p, s0, s1, s2, s3)
+    p += 1
+    pair4(pair_of(tile, p, tile_bytes), a0 + 2 * p, a1 + 2 * p, a2 + 2 * p, a3 + 2 * p, s0, s1, s2, s3)
+    p += 1
+    pair4(pair_of(tile, p, tile_bytes), a0 + 2 * p, a1 + 2 * p, a2 + 2 * p, a3 + 2 * p, s0, s1, s2, s3)
+
+
+cdef inline void matvec4_pairs(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy, int tile_bytes) noexcept nogil:
+    """y (4, ldy): matvec_pairs of the four inputs from t on"""
+    cdef const int16_t* a0 = x.q16 + 32 * t * nb
+    cdef const int16_t* a1 = a0 + 32 * nb
+    cdef const int16_t* a2 = a1 + 32 * nb
+    cdef const int16_t* a3 = a2 + 32 * nb
+    cdef const float* scale = x.scale16 + t * nb
+    cdef int b, p
+    cdef vi s0, s1, s2, s3
+    cdef vf d, none = vf_set1(0)
+    for p in range(4):
+        vf_store(y + p * ldy, none)
+    for b in range(nb):
+        for p in range(tile_bytes // 64 + 1):
+            prefetch(tile + 6 * tile_bytes + 64 * p)
+        s0 = vi_zero()
+        s1, s2, s3 = s0, s0, s0
+        pairs4(tile, 0, a0, a1, a2, a3, &s0, &s1, &s2, &s3, tile_bytes)
+        pairs4(tile, 4, a0, a1, a2, a3, &s0, &s1, &s2, &s3, tile_bytes)
+        pairs4(tile, 8, a0, a1, a2, a3, &s0, &s1, &s2, &s3, tile_bytes)
+        pairs4(tile, 12, a0, a1, a2, a3, &s0, &s1, &s2, &s3, tile_bytes)
+        d = pairs_scale(tile, tile_bytes)
+        close_block(y, d, none, scale[b], 0, s0, False)
+        close_block(y + ldy, d, none, scale[nb + b], 0, s1, False)
+        close_block(y + 2 * ldy, d, none, scale[2 * nb + b], 0, s2, False)
+        close_block(y + 3 * ldy, d, none, scale[3 * nb + b], 0, s3, False)
+        tile += tile_bytes
+        a0, a1, a2, a3 = a0 + 32, a1 + 32, a2 + 32, a3 + 32
+
+
+cdef void matvec_q8_0(const uint8_t* tile, int nb, int n_cols, const Acts* x, size_t t, float* y) noexcept nogil:
+    matvec_pairs(tile, nb, x, t, y, PAIRS)
+
+cdef void matvec4_q8_0(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy) noexcept nogil:
+    matvec4_pairs(tile, nb, x, t, y, ldy, PAIRS)
+
+
+cdef void matvec_wide(const uint8_t* tile, int nb, int n_cols, const Acts* x, size_t t, float* y) noexcept nogil:
+    matvec_pairs(tile, nb, x, t, y, WIDE)
+
+cdef void matvec4_wide(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy) noexcept nogil:
+    matvec4_pairs(tile, nb, x, t, y, ldy, WIDE)
+
+
+cdef void matvec_scaled(const uint8_t* tile, int nb, int n_cols, const Acts* x, size_t t, float* y) noexcept nogil:
+    matvec_pairs(tile, nb, x, t, y, SCALED)
+
+cdef void matvec4_scaled(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy) noexcept nogil:
+    matvec4_pairs(tile, nb, x, t, y, ldy, SCALED)
 
 
 # ======== halves: a minimum per 16 columns, f32 inputs ========

@@ -20,7 +20,7 @@ FLOATS, SYMMETRIC, WITH_MINIMUM = ["F32", "F16", "BF16"], ["Q4_0", "Q5_0", "Q8_0
 TYPES = FLOATS + SYMMETRIC + WITH_MINIMUM
 OFFSETS = {"Q4_0": 8, "Q5_0": 16}
 LARGEST = {"int8": 127, "int16": 16319}  # codes of rounded inputs
-TOKENS = [1, 2, 3, 4, 5, 9]
+TOKENS = [1, 2, 3, 4, 5, 9, 18]
 # (N, K): a tile and a block; neither whole tiles nor whole vectors; more blocks than any path unpacks at a time
 SIZES = [(16, 32), (1, 32), (33, 96), (40, 1120)]
 ODD_COLUMNS = [(17, 1), (5, 37), (19, 300)]  # only floats have rows that are not whole blocks
@@ -96,7 +96,7 @@ def test_matmul_is_within_the_rounding_of_its_inputs(isa, name, activations):
 @pytest.mark.parametrize("name", TYPES)
 def test_one_token_or_many_and_any_number_of_threads_are_bitwise_equal(isa, name, activations):
     module = kernels.load("matmul", isa)
-    for (n, k), t in zip(sizes(name), (9, 5, 259, 7, 3, 6, 5), strict=False):
+    for (n, k), t in zip(sizes(name), (9, 5, 259, 7, 19, 6, 16), strict=False):
         matrix, x = packed(module, name, random_rows(name, n, k), k), inputs(t, k)
         together = module.matmul(matrix, x, activations)
         alone = np.vstack([module.matmul(matrix, x[i : i + 1], activations) for i in range(t)])
@@ -105,7 +105,8 @@ def test_one_token_or_many_and_any_number_of_threads_are_bitwise_equal(isa, name
             np.testing.assert_array_equal(module.matmul(matrix, x, activations, n_threads), together)
 
 
-@pytest.mark.parametrize("t, k", [(7, 256), (7, 1440), (261, 96)])  # one panel of blocks, two, two of tokens
+# one panel of blocks, two; straight from the tiles, unpacked; two panels of tokens
+@pytest.mark.parametrize("t, k", [(7, 256), (7, 1440), (19, 1440), (261, 96)])
 @pytest.mark.parametrize("name", [name for name in TYPES if name in OFFSETS or name in WITH_MINIMUM])
 def test_blocks_far_above_the_usual_get_low_bits(isa, name, t, k):
     """A block 1000 times the others: its step is that of 15 bits, which plain 8 bits would miss by far."""
