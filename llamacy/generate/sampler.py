@@ -77,12 +77,22 @@ class Candidates:
     by: it stands for tokens that were left out early because no later stage could keep them.
     """
 
-    __slots__ = ("row", "ids", "values", "is_sorted", "log_total")
+    __slots__ = ("row", "ids", "values", "is_sorted", "log_total", "_changed")
 
     def __init__(self, row):
-        self.row = row
+        self.row, self._changed = row, []
         self.ids = self.values = self.log_total = None
         self.is_sorted = False
+
+    def change(self, ids):
+        """Return the row to change at `ids`, until restore(): copying it would cost more than everything else."""
+        self._changed.append((ids, self.row[ids]))
+        return self.row
+
+    def restore(self):
+        """Put back what was changed in the row."""
+        for ids, values in reversed(self._changed):
+            self.row[ids] = values
 
     def keep(self, which):
         """Keep the candidates at `which`: a slice, a mask or ascending positions."""
@@ -116,8 +126,7 @@ def likeliest(row):
 def add_bias(candidates, sampler, history):
     if sampler.bias is not None:
         ids, values = sampler.bias
-        candidates.row = candidates.row.copy()
-        np.add.at(candidates.row, ids, values)
+        np.add.at(candidates.change(ids), ids, values)
 
 
 def penalize_repeats(candidates, sampler, history):
@@ -125,9 +134,7 @@ def penalize_repeats(candidates, sampler, history):
     if p.repeat_last_n == 0 or (p.repeat_penalty, p.presence_penalty, p.frequency_penalty) == (1, 0, 0):
         return
     window = np.array(history if p.repeat_last_n < 0 else history[-p.repeat_last_n :], np.int32)
-    if sampler.bias is None:
-        candidates.row = candidates.row.copy()
-    vocabulary.penalize(candidates.row, window, p.repeat_penalty, p.frequency_penalty, p.presence_penalty)
+    vocabulary.penalize(candidates.change(window), window, p.repeat_penalty, p.frequency_penalty, p.presence_penalty)
 
 
 def keep_top_k(candidates, sampler, history):
@@ -206,9 +213,9 @@ class Sampler:
     def sample(self, logits, history, constraint=None):
         """Return the id of the next token.
 
-        logits: (V) float32, C-contiguous, left as it is; history: all ids before it, oldest first, for the penalties.
-        constraint: what says which tokens may come (grammar.Constraint): most choices are allowed, so first a few are
-        tried, and only then all tokens looked at.
+        logits: (V) float32, C-contiguous, writable, in the end as it was; history: all ids before it, oldest first, for
+        the penalties. constraint: what says which tokens may come (grammar.Constraint): most choices are allowed, so
+        first a few are tried, and only then all tokens looked at.
         """
         chosen = self._choose(logits, history)
         if constraint is None or constraint.allows(chosen):
@@ -223,12 +230,15 @@ class Sampler:
 
     def _choose(self, logits, history):
         candidates = Candidates(logits)
-        for stage in ROW_STAGES:
-            stage(candidates, self, history)
-        if self.params.temperature <= 0:
-            return likeliest(candidates.row)
-        for stage in STAGES:
-            stage(candidates, self, history)
+        try:
+            for stage in ROW_STAGES:
+                stage(candidates, self, history)
+            if self.params.temperature <= 0:
+                return likeliest(candidates.row)
+            for stage in STAGES:
+                stage(candidates, self, history)
+        finally:
+            candidates.restore()
         return self._draw(candidates)
 
     def _draw(self, candidates):
