@@ -529,22 +529,23 @@ cdef void backward_s16(const Packed* w, const int16_t* dyq, const float* dys, in
     cdef const int16_t* a
     cdef const float* s
     cdef float* out
-    cdef int b, group, rows, t, half, halves, groups = (w.n_rows + BACK_ROWS - 1) // BACK_ROWS
-    for b in range(lo, hi):
-        halves = 2 if 32 * b + 16 < w.n_cols else 1
+    cdef int b, b0, group, rows, t, half, halves, groups = (w.n_rows + BACK_ROWS - 1) // BACK_ROWS
+    for b0 in range(lo, hi, 2):
         for group in range(groups):
-            rows = unpack_back(w, group, b, panel)
-            round_panel(panel, rows, q, scale)
-            round_panel(panel + 16, rows, q + 16 * BACK_ROWS, scale + 16)
-            a, s, out = dyq + BACK_ROWS * <size_t>n_tokens * group, dys + <size_t>n_tokens * group, dx + 32 * b
-            # both halves at once: the second finds the tokens in L1
-            for t in range(0, n_tokens - 3, 4):
-                for half in range(halves):
-                    back_tile(q + 16 * BACK_ROWS * half, scale + 16 * half, back_turns, a + BACK_ROWS * t, BACK_ROWS, s + t, 1,
-                              out + t * ldx + 16 * half, ldx)
-            if n_tokens & 3:
-                for half in range(halves):
-                    back_last(q + 16 * BACK_ROWS * half, scale + 16 * half, back_turns, a, s, n_tokens, out + 16 * half, ldx)
+            a, s = dyq + BACK_ROWS * <size_t>n_tokens * group, dys + <size_t>n_tokens * group
+            for b in range(b0, min(b0 + 2, hi)):
+                halves, out = 2 if 32 * b + 16 < w.n_cols else 1, dx + 32 * b
+                rows = unpack_back(w, group, b, panel)
+                round_panel(panel, rows, q, scale)
+                round_panel(panel + 16, rows, q + 16 * BACK_ROWS, scale + 16)
+                # both halves at once: the second finds the tokens in L1
+                for t in range(0, n_tokens - 3, 4):
+                    for half in range(halves):
+                        back_tile(q + 16 * BACK_ROWS * half, scale + 16 * half, back_turns, a + BACK_ROWS * t, BACK_ROWS, s + t, 1,
+                                  out + t * ldx + 16 * half, ldx)
+                if n_tokens & 3:
+                    for half in range(halves):
+                        back_last(q + 16 * BACK_ROWS * half, scale + 16 * half, back_turns, a, s, n_tokens, out + 16 * half, ldx)
 
 
 cdef void matmul_backward_tiles(const Packed* w, const float* dy, size_t ldy, const int16_t* dyq, const float* dys, int n_tokens, float* dx, size_t ldx, int lo, int hi) noexcept nogil:

@@ -72,9 +72,11 @@ cdef inline void turn_rows(const float* u, size_t ldu, int lo, int hi, int rank,
 
 cdef inline void pair_gradient(const float* left, size_t ldl, int rank, const float* right, size_t ldr, int n_tokens, float* g, size_t ldg, int lo, int hi) noexcept nogil:
     """g (r, n) += left (r, T) right (T, n) for column tiles lo..hi: dA = du^T x, dB^T = u^T dy"""
-    cdef int tile
-    for tile in range(lo, hi):
-        panel_add(right + 16 * tile, ldr, n_tokens, left, ldl, rank, g + 16 * tile, ldg)
+    cdef int tile, t
+    # tokens a few at a time: their columns lie on pages and cache sets of their own
+    for t in range(0, n_tokens, 32):
+        for tile in range(lo, hi):
+            panel_add(right + t * ldr + 16 * tile, ldr, min(32, n_tokens - t), left + t, ldl, rank, g + 16 * tile, ldg)
 
 
 cdef inline void pair_backward(const Pair* p, const float* du, size_t ldu, int rows, float* dx, size_t ldx, int lo, int hi) noexcept nogil:

@@ -16,6 +16,8 @@ from .weights cimport Config
 cdef enum:
     HEAD_ROWS = 128         # tokens whose logits exist at a time
     UNIT_ROWS = 64          # query rows of one attention unit, about
+    UNIT_TILES = 2          # row tiles of a product, and column blocks of a backward one, that a thread takes at a time
+    UNIT_BLOCKS = 2
 
 cdef struct Extent:         # what the layout depends on, besides the model
     int T
@@ -36,7 +38,9 @@ cdef struct Kept:           # one layer's activations, all (T, ...); in the last
     void* gate              # F
     void* up
 
-cdef struct Gradient:       # dy of one matrix in the form that its backward product wants
+cdef struct Gradient:       # dy of one matrix, and the form that its backward product wants
+    const float* dy
+    size_t ld
     int16_t* q              # NULL: f32
     float* scale
 
@@ -162,21 +166,35 @@ cdef inline size_t place_kept(Kept* kept, const Config* c, const Extent* e, uint
     return at
 
 
-cdef inline void keep(const float* x, size_t n, int item, void* kept, size_t at) noexcept nogil:
-    """kept[at .. at + n) = x[n], rounded to bf16 where an item has 2 bytes; n and at are multiples of 16."""
+cdef inline void keep(const float* x, void* kept, size_t ld, int lo, int hi, int item) noexcept nogil:
+    """Rows lo..hi of x (T, ld), rounded to bf16 where an item has 2 bytes; ld is a multiple of 16."""
     cdef size_t i
     if item == 4:
-        memcpy(<float*>kept + at, x, 4 * n)
+        memcpy(<float*>kept + lo * ld, x + lo * ld, 4 * ld * (hi - lo))
         return
-    for i in range(0, n, 16):
-        vf_store_bf16(<int16_t*>kept + at + i, vf_load(x + i))
+    for i in range(lo * ld, hi * ld, 16):
+        vf_store_bf16(<int16_t*>kept + i, vf_load(x + i))
 
 
-cdef inline void recall(const void* kept, size_t at, size_t n, int item, float* x) noexcept nogil:
-    """x[n] = kept[at .. at + n)"""
+cdef inline void recall(const void* kept, float* x, size_t ld, int lo, int hi, int item) noexcept nogil:
+    """Rows lo..hi of x (T, ld) as they were kept"""
     cdef size_t i
     if item == 4:
-        memcpy(x, <const float*>kept + at, 4 * n)
+        memcpy(x + lo * ld, <const float*>kept + lo * ld, 4 * ld * (hi - lo))
         return
-    for i in range(0, n, 16):
-        vf_store(x + i, vf_load_bf16(<const int16_t*>kept + at + i))
+    for i in range(lo * ld, hi * ld, 16):
+        vf_store(x + i, vf_load_bf16(<const int16_t*>kept + i))
+
+
+cdef inline void sum_groups(float* row, int n_head_kv, int group, int head_dim) noexcept nogil:
+    """A row's query-head gradients (n_head, head_dim) added up per KV head, to the row's first columns"""
+    cdef int h, g, j
+    cdef const float* x
+    cdef float* total
+    for h in range(n_head_kv):
+        x, total = row + h * group * head_dim, row + h * head_dim
+        for j in range(head_dim):
+            total[j] = x[j]
+        for g in range(1, group):
+            for j in range(head_dim):
+                total[j] += x[g * head_dim + j]

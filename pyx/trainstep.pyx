@@ -274,19 +274,28 @@ cdef class TrainStep:
         if p.rank:
             pair_output(p, self.kept[layer].u + self.u_at(layer, slot), self.extent.ldu, a.n_rows, y, ldy, lo, hi)
 
-    cdef void add_linear(self, int layer, int slot, const Acts* a, const float* x, const int* row, float* y, int i, int n) noexcept nogil:
-        """y = x + the product, columns dealt to threads; row: where the rows of x stand, NULL for one after the other"""
-        cdef int n_tiles = self.weights.layers[layer].linear[slot].w.n_tiles, lo = share(n_tiles, i, n), hi = share(n_tiles, i + 1, n)
-        cdef size_t ld = self.weights.config.embd_p, at
-        cdef const float* source
-        cdef int t, tile
-        self.linear(layer, slot, a, self.b.part, ld, lo, hi)
-        for t in range(a.n_rows):
-            source = x + ld * (row[t] if row != NULL else t)
-            for tile in range(lo, hi):
-                at = t * ld + 16 * tile
-                vf_store(y + at, vf_add(vf_load(source + 16 * tile), vf_load(self.b.part + at)))
+    cdef void linears(self, int layer, int slot, int n_linear, const Acts* a, float** y, const size_t* ldy) noexcept nogil:
+        """The outputs of matrices with the same input, UNIT_TILES row tiles at a time to the thread that is free first"""
+        cdef int j, tile, n_tiles, at = 0, unit = claim(&self.team)
+        for j in range(n_linear):
+            n_tiles = self.weights.layers[layer].linear[slot + j].w.n_tiles
+            for tile in range(0, n_tiles, 2):
+                if at == unit:
+                    self.linear(layer, slot + j, a, y[j], ldy[j], tile, min(tile + UNIT_TILES, n_tiles))
+                    unit = claim(&self.team)
+                at += 1
         meet(&self.team)
+
+    cdef void add_linear(self, int layer, int slot, const Acts* a, const float* x, const int* row, float* y, int i, int n) noexcept nogil:
+        """y = x + the product; row: where the rows of x stand, NULL for one after the other. Each thread its share of rows."""
+        cdef size_t ld = self.weights.config.embd_p, j
+        cdef const float* source
+        cdef int t
+        self.linears(layer, slot, 1, a, &self.b.part, &ld)
+        for t in range(share(a.n_rows, i, n), share(a.n_rows, i + 1, n)):
+            source = x + ld * (row[t] if row != NULL else t)
+            for j in range(0, ld, 16):
+                vf_store(y + t * ld + j, vf_add(vf_load(source + j), vf_load(self.b.part + t * ld + j)))
 
     cdef Head cached(self, int segment, int kv_head) noexcept nogil:
         """Where a sequence's keys and values of the current layer lie; sequences begin at multiples of 16 positions."""
@@ -310,23 +319,24 @@ cdef class TrainStep:
         cdef int per = max(1, UNIT_ROWS // group), rows = self.rows(layer)
         cdef bint last = layer == c.n_layer - 1, keeping = self.keeping and layer >= self.extent.first_layer
         cdef float* att = b.datt if last else b.att
+        cdef float* y[3]
+        cdef size_t ldy[3]
         cdef Head head
         self.place_input(&a, b.normed, c.embd_p, c.n_embd, self.T)
         for t in range(lo, hi):
             rms_norm(k.x + t * c.embd_p, l.attn_norm, c.n_embd, c.rms_eps, b.normed + t * c.embd_p)
         self.enter(layer, Q, 3, &a, lo, hi, self.scratch(i))
         meet(&self.team)
-        self.linear(layer, Q, &a, b.q, c.q_p, share(l.linear[Q].w.n_tiles, i, n), share(l.linear[Q].w.n_tiles, i + 1, n))
-        self.linear(layer, K, &a, b.k, c.kv_p, share(l.linear[K].w.n_tiles, i, n), share(l.linear[K].w.n_tiles, i + 1, n))
-        self.linear(layer, V, &a, b.v, c.kv_p, share(l.linear[V].w.n_tiles, i, n), share(l.linear[V].w.n_tiles, i + 1, n))
-        meet(&self.team)
+        y[0], y[1], y[2] = b.q, b.k, b.v
+        ldy[0], ldy[1], ldy[2] = c.q_p, c.kv_p, c.kv_p
+        self.linears(layer, Q, 3, &a, y, ldy)
         for t in range(lo, hi):
             rope(b.q + t * c.q_p, c.n_head, c.head_dim, c.n_rot, b.cosine + t * c.n_rot // 2, b.sine + t * c.n_rot // 2, c.rope_layout)
             rope(b.k + t * c.kv_p, c.n_head_kv, c.head_dim, c.n_rot, b.cosine + t * c.n_rot // 2, b.sine + t * c.n_rot // 2, c.rope_layout)
         if keeping:
-            self.keep_rows(b.q, k.q, c.q_p, lo, hi)
-            self.keep_rows(b.k, k.k, c.kv_p, lo, hi)
-            self.keep_rows(b.v, k.v, c.kv_p, lo, hi)
+            keep(b.q, k.q, c.q_p, lo, hi, self.extent.item)
+            keep(b.k, k.k, c.kv_p, lo, hi, self.extent.item)
+            keep(b.v, k.v, c.kv_p, lo, hi, self.extent.item)
         for s in range(self.n_segments):
             for h in range(c.n_head_kv):
                 head = self.cached(s, h)
@@ -352,17 +362,11 @@ cdef class TrainStep:
             for t in range(lo, hi):
                 memcpy(att + t * c.q_p, b.att + self.scored[t] * <size_t>c.q_p, 4 * <size_t>c.q_p)
         if keeping:
-            self.keep_rows(att, k.att, c.q_p, lo, hi)
+            keep(att, k.att, c.q_p, lo, hi, self.extent.item)
         self.place_input(&a, att, c.q_p, c.n_head * c.head_dim, rows)
         self.enter(layer, O, 1, &a, lo, hi, self.scratch(i))
         meet(&self.team)
         self.add_linear(layer, O, &a, k.x, self.scored if last else NULL, k.mid, i, n)
-
-    cdef void keep_rows(self, const float* x, void* kept, size_t ld, int lo, int hi) noexcept nogil:
-        keep(x + lo * ld, (hi - lo) * ld, self.extent.item, kept, lo * ld)
-
-    cdef void recall_rows(self, const void* kept, float* x, size_t ld, int lo, int hi) noexcept nogil:
-        recall(kept, lo * ld, (hi - lo) * ld, self.extent.item, x + lo * ld)
 
     cdef float attention_scale(self) noexcept nogil:
         return <float>(1 / (<double>self.weights.config.head_dim) ** 0.5)
@@ -375,18 +379,19 @@ cdef class TrainStep:
         cdef Buffers* b = &self.b
         cdef Acts a
         cdef int rows = self.rows(layer), t, lo = share(rows, i, n), hi = share(rows, i + 1, n)
-        cdef int tile_lo = share(l.linear[UP].w.n_tiles, i, n), tile_hi = share(l.linear[UP].w.n_tiles, i + 1, n)
+        cdef float* y[2]
+        cdef size_t ldy[2]
         self.place_input(&a, b.normed, c.embd_p, c.n_embd, rows)
         for t in range(lo, hi):
             rms_norm(k.mid + t * c.embd_p, l.ffn_norm, c.n_embd, c.rms_eps, b.normed + t * c.embd_p)
         self.enter(layer, GATE, 2, &a, lo, hi, self.scratch(i))
         meet(&self.team)
-        self.linear(layer, GATE, &a, b.gate, c.ff_p, tile_lo, tile_hi)
-        self.linear(layer, UP, &a, b.up, c.ff_p, tile_lo, tile_hi)
-        meet(&self.team)
+        y[0], y[1] = b.gate, b.up
+        ldy[0], ldy[1] = c.ff_p, c.ff_p
+        self.linears(layer, GATE, 2, &a, y, ldy)
         if self.keeping and layer >= self.extent.first_layer:
-            self.keep_rows(b.gate, k.gate, c.ff_p, lo, hi)
-            self.keep_rows(b.up, k.up, c.ff_p, lo, hi)
+            keep(b.gate, k.gate, c.ff_p, lo, hi, self.extent.item)
+            keep(b.up, k.up, c.ff_p, lo, hi, self.extent.item)
         self.place_input(&a, b.h, c.ff_p, c.n_ff, rows)
         for t in range(lo, hi):
             swiglu(b.gate + t * c.ff_p, b.up + t * c.ff_p, c.ff_p, b.h + t * c.ff_p)
@@ -404,7 +409,7 @@ cdef class TrainStep:
         cdef const float* x = self.kept[c.n_layer].x
         cdef Acts a
         cdef Gradient g
-        cdef int first, m, t, rows
+        cdef int first, m, t, rows, unit
         self.clear(b.tail, c.embd_p, share(self.n_targets, i, n), share(self.n_targets, i + 1, n))
         for first in range(0, self.n_targets, 128):
             rows = min(HEAD_ROWS, self.n_targets - first)
@@ -416,9 +421,12 @@ cdef class TrainStep:
                 if a.q16 != NULL:
                     acts_quantize(&a, m, m + 1, 0, a.n_blocks)
             meet(&self.team)
-            matmul_tiles(&l.w, &a, self.precision, b.logits, c.vocab_p, share(l.w.n_tiles, i, n), share(l.w.n_tiles, i + 1, n))
+            unit = claim(&self.team)
+            while 16 * unit < l.w.n_tiles:
+                matmul_tiles(&l.w, &a, self.precision, b.logits, c.vocab_p, 16 * unit, min(16 * unit + 16, l.w.n_tiles))
+                unit = claim(&self.team)
             meet(&self.team)
-            g = self.gradient(0)
+            g = self.gradient(b.logits, c.vocab_p, 0)
             for m in range(share(rows, i, n), share(rows, i + 1, n)):
                 self.losses[first + m] = cross_entropy(b.logits + m * <size_t>c.vocab_p, c.n_vocab, self.targets[self.scored[first + m]], self.weight)
                 if backward and g.q != NULL:
@@ -426,8 +434,11 @@ cdef class TrainStep:
             if not backward:
                 continue
             meet(&self.team)
-            matmul_backward_tiles(&l.w, b.logits, c.vocab_p, g.q, g.scale, rows, b.drows, c.embd_p,
-                                  share(l.w.n_blocks, i, n), share(l.w.n_blocks, i + 1, n))
+            unit = claim(&self.team)
+            while UNIT_BLOCKS * unit < l.w.n_blocks:
+                matmul_backward_tiles(&l.w, b.logits, c.vocab_p, g.q, g.scale, rows, b.drows, c.embd_p,
+                                      UNIT_BLOCKS * unit, min(UNIT_BLOCKS * (unit + 1), l.w.n_blocks))
+                unit = claim(&self.team)
             meet(&self.team)
             for m in range(share(rows, i, n), share(rows, i + 1, n)):
                 t = first + m
@@ -437,47 +448,77 @@ cdef class TrainStep:
 
     # ---- backward ----
 
-    cdef Gradient gradient(self, size_t at) noexcept nogil:
-        """Where a rounded dy goes; `at`: values (multiple of 128) taken by others before."""
+    cdef Gradient gradient(self, const float* dy, size_t ld, size_t at) noexcept nogil:
+        """One matrix's dy; `at`: values (multiple of 128) of b.rounded_dy taken by others before."""
         cdef Gradient g
+        g.dy, g.ld = dy, ld
         g.q = self.b.rounded_dy + at if self.precision != EXACT else NULL
         g.scale = self.b.dy_scale + at // 128
         return g
 
-    cdef void leave(self, int layer, int slot, const float* dy, size_t ldy, Gradient g, int rows, int lo, int hi) noexcept nogil:
+    cdef void leave(self, int layer, int slot, const Gradient* g, int rows, int lo, int hi) noexcept nogil:
         """Tokens lo..hi of `rows` of a matrix's dy: rounded, and the gradient of its low-rank input, with both transposes."""
         cdef Pair* p = self.pair(layer, slot)
         cdef Buffers* b = &self.b
         cdef size_t ldt = padded(self.T, 16), at = self.u_at(layer, slot)
         if g.q != NULL:
-            quantize_gradient(dy, ldy, self.weights.layers[layer].linear[slot].w.n_rows, rows, lo, hi, g.q, g.scale)
+            quantize_gradient(g.dy, g.ld, self.weights.layers[layer].linear[slot].w.n_rows, rows, lo, hi, g.q, g.scale)
         if p.rank:
-            pair_input_backward(p, dy + lo * ldy, ldy, hi - lo, b.du + lo * <size_t>self.extent.ldu + at, self.extent.ldu)
+            pair_input_backward(p, g.dy + lo * g.ld, g.ld, hi - lo, b.du + lo * <size_t>self.extent.ldu + at, self.extent.ldu)
             turn_rows(b.du + at, self.extent.ldu, lo, hi, p.rank, b.dut + at * ldt, ldt)
             turn_rows(self.kept[layer].u + at, self.extent.ldu, lo, hi, p.rank, b.ut + at * ldt, ldt)
 
-    cdef void linear_backward(self, int layer, int slot, const float* x, size_t ldx, const float* dy, size_t ldy, Gradient g, int rows, float* dx, size_t lddx, int i, int n) noexcept nogil:
-        """dB, dA and (dx not NULL) dx += W^T dy + A^T du over `rows` tokens; columns of each dealt to threads."""
+    cdef void linears_backward(self, int layer, int slot, int n_linear, const float* x, size_t ldx, const Gradient* dy, int rows,
+                               float* dx, size_t lddx, int i) noexcept nogil:
+        """dB, dA and (dx not NULL) dx = W^T dy + A^T du, summed over matrices with the same input, of `rows` tokens.
+
+        Columns are dealt in units, those of dx first; x and dy of a unit's columns stay near while all is done with them.
+        """
+        cdef int b, j, tile, at = 0, unit = claim(&self.team), n_blocks = self.weights.layers[layer].linear[slot].w.n_blocks
+        cdef Pair* p
+        if dx != NULL:
+            for b in range(0, n_blocks, 2):
+                if at == unit:
+                    self.input_backward(layer, slot, n_linear, dy, rows, dx, lddx, b, min(b + UNIT_BLOCKS, n_blocks), i)
+                    unit = claim(&self.team)
+                at += 1
+        for j in range(n_linear):
+            p = self.pair(layer, slot + j)
+            for tile in range(0, max(p.in_p, p.out_p) // 16, 8):
+                if at == unit:
+                    self.pair_gradients(layer, slot + j, x, ldx, dy + j, rows, tile, tile + 8, i)
+                    unit = claim(&self.team)
+                at += 1
+        meet(&self.team)
+
+    cdef void input_backward(self, int layer, int slot, int n_linear, const Gradient* dy, int rows, float* dx, size_t lddx,
+                             int lo, int hi, int i) noexcept nogil:
+        """Column blocks lo..hi of dx"""
+        cdef int j, t, first = 2 * lo, end = min(2 * hi, padded(self.weights.layers[layer].linear[slot].w.n_cols, 16) // 16)
+        cdef Pair* p
+        cdef float* du
+        for t in range(rows):
+            memset(dx + t * lddx + 16 * first, 0, 64 * <size_t>(end - first))
+        for j in range(slot, slot + n_linear):
+            p, du = self.pair(layer, j), self.b.du + self.u_at(layer, j)
+            matmul_backward_tiles(&self.weights.layers[layer].linear[j].w, dy.dy, dy.ld, dy.q, dy.scale, rows, dx, lddx, lo, hi)
+            if p.rank and self.dropping:
+                dropped_backward(p, &self.dropout, layer * N_SLOTS + j, du, self.extent.ldu, rows, dx, lddx, first, end, self.scratch(i))
+            elif p.rank:
+                pair_backward(p, du, self.extent.ldu, rows, dx, lddx, first, end)
+            dy += 1
+
+    cdef void pair_gradients(self, int layer, int slot, const float* x, size_t ldx, const Gradient* dy, int rows, int lo, int hi, int i) noexcept nogil:
+        """Column tiles lo..hi, as far as there are such, of a pair's dB and dA"""
         cdef Pair* p = self.pair(layer, slot)
-        cdef Packed* w = &self.weights.layers[layer].linear[slot].w
-        cdef Buffers* b = &self.b
-        cdef size_t ldt = padded(self.T, 16), at = self.u_at(layer, slot)
-        cdef int lo = share(w.n_blocks, i, n), hi = share(w.n_blocks, i + 1, n), in_tiles = p.in_p // 16, out_tiles = p.out_p // 16
-        cdef int a_lo = share(in_tiles, i, n), a_hi = share(in_tiles, i + 1, n), matrix = layer * N_SLOTS + slot
+        cdef size_t ldt = padded(self.T, 16), at = self.u_at(layer, slot) * ldt
+        cdef int end = min(hi, p.in_p // 16)
         if p.rank:
-            pair_gradient(b.ut + at * ldt, ldt, p.rank, dy, ldy, rows, p.gbt, p.out_p, share(out_tiles, i, n), share(out_tiles, i + 1, n))
+            pair_gradient(self.b.ut + at, ldt, p.rank, dy.dy, dy.ld, rows, p.gbt, p.out_p, lo, min(hi, p.out_p // 16))
         if p.rank and self.dropping:
-            dropped_gradient(p, &self.dropout, matrix, b.dut + at * ldt, ldt, x, ldx, rows, a_lo, a_hi, self.scratch(i))
+            dropped_gradient(p, &self.dropout, layer * N_SLOTS + slot, self.b.dut + at, ldt, x, ldx, rows, lo, end, self.scratch(i))
         elif p.rank:
-            pair_gradient(b.dut + at * ldt, ldt, p.rank, x, ldx, rows, p.ga, p.in_p, a_lo, a_hi)
-        if dx == NULL:
-            return
-        matmul_backward_tiles(w, dy, ldy, g.q, g.scale, rows, dx, lddx, lo, hi)
-        a_lo, a_hi = min(2 * lo, in_tiles), min(2 * hi, in_tiles)
-        if p.rank and self.dropping:
-            dropped_backward(p, &self.dropout, matrix, b.du + at, self.extent.ldu, rows, dx, lddx, a_lo, a_hi, self.scratch(i))
-        elif p.rank:
-            pair_backward(p, b.du + at, self.extent.ldu, rows, dx, lddx, a_lo, a_hi)
+            pair_gradient(self.b.dut + at, ldt, p.rank, x, ldx, rows, p.ga, p.in_p, lo, end)
 
     cdef void clear(self, float* x, size_t ld, int lo, int hi) noexcept nogil:
         memset(x + lo * ld, 0, 4 * ld * (hi - lo))
@@ -489,26 +530,23 @@ cdef class TrainStep:
         cdef Buffers* b = &self.b
         cdef int rows = self.rows(layer), t, lo = share(rows, i, n), hi = share(rows, i + 1, n)
         cdef float* dx = self.gradient_of(layer)
-        cdef Gradient g = self.gradient(0), gate = g, up = self.gradient(rows * padded(c.n_ff, 128))
-        self.clear(b.dh, c.ff_p, lo, hi)
-        self.recall_rows(k.gate, b.gate, c.ff_p, lo, hi)
-        self.recall_rows(k.up, b.up, c.ff_p, lo, hi)
+        cdef Gradient down = self.gradient(dx, c.embd_p, 0)
+        cdef Gradient g[2]
+        g[0], g[1] = self.gradient(b.gate, c.ff_p, 0), self.gradient(b.up, c.ff_p, rows * padded(c.n_ff, 128))
+        recall(k.gate, b.gate, c.ff_p, lo, hi, self.extent.item)
+        recall(k.up, b.up, c.ff_p, lo, hi, self.extent.item)
         for t in range(lo, hi):
             swiglu(b.gate + t * c.ff_p, b.up + t * c.ff_p, c.ff_p, b.h + t * c.ff_p)
-        self.leave(layer, DOWN, dx, c.embd_p, g, rows, lo, hi)
+        self.leave(layer, DOWN, &down, rows, lo, hi)
         meet(&self.team)
-        self.linear_backward(layer, DOWN, b.h, c.ff_p, dx, c.embd_p, g, rows, b.dh, c.ff_p, i, n)
-        meet(&self.team)
-        self.clear(b.part, c.embd_p, lo, hi)
+        self.linears_backward(layer, DOWN, 1, b.h, c.ff_p, &down, rows, b.dh, c.ff_p, i)
         for t in range(lo, hi):
             swiglu_backward(b.dh + t * c.ff_p, c.ff_p, b.gate + t * c.ff_p, b.up + t * c.ff_p)
             rms_norm(k.mid + t * c.embd_p, l.ffn_norm, c.n_embd, c.rms_eps, b.normed + t * c.embd_p)
-        self.leave(layer, GATE, b.gate, c.ff_p, gate, rows, lo, hi)
-        self.leave(layer, UP, b.up, c.ff_p, up, rows, lo, hi)
+        self.leave(layer, GATE, g, rows, lo, hi)
+        self.leave(layer, UP, g + 1, rows, lo, hi)
         meet(&self.team)
-        self.linear_backward(layer, GATE, b.normed, c.embd_p, b.gate, c.ff_p, gate, rows, b.part, c.embd_p, i, n)
-        self.linear_backward(layer, UP, b.normed, c.embd_p, b.up, c.ff_p, up, rows, b.part, c.embd_p, i, n)
-        meet(&self.team)
+        self.linears_backward(layer, GATE, 2, b.normed, c.embd_p, g, rows, b.part, c.embd_p, i)
         for t in range(lo, hi):
             rms_norm_backward(k.mid + t * c.embd_p, l.ffn_norm, b.part + t * c.embd_p, c.n_embd, c.rms_eps, dx + t * c.embd_p)
 
@@ -521,13 +559,11 @@ cdef class TrainStep:
         cdef int rows = self.rows(layer), t, from_row, lo = share(rows, i, n), hi = share(rows, i + 1, n)
         cdef float* datt = b.dh if last else b.datt
         cdef float* dx = self.gradient_of(layer)
-        cdef Gradient g = self.gradient(0)
-        self.clear(datt, c.q_p, lo, hi)
-        self.recall_rows(k.att, b.att, c.q_p, lo, hi)
-        self.leave(layer, O, dx, c.embd_p, g, rows, lo, hi)
+        cdef Gradient g = self.gradient(dx, c.embd_p, 0)
+        recall(k.att, b.att, c.q_p, lo, hi, self.extent.item)
+        self.leave(layer, O, &g, rows, lo, hi)
         meet(&self.team)
-        self.linear_backward(layer, O, b.att, c.q_p, dx, c.embd_p, g, rows, datt, c.q_p, i, n)
-        meet(&self.team)
+        self.linears_backward(layer, O, 1, b.att, c.q_p, &g, rows, datt, c.q_p, i)
         if not last:
             return
         for t in range(share(self.T, i, n), share(self.T, i + 1, n)):
@@ -547,11 +583,13 @@ cdef class TrainStep:
         cdef Buffers* b = &self.b
         cdef int t, s, h, unit, j, lo = share(self.T, i, n), hi = share(self.T, i + 1, n), group = c.n_head // c.n_head_kv
         cdef size_t at, q_width = padded(c.n_head * c.head_dim, 128), kv_width = padded(c.n_head_kv * c.head_dim, 128)
-        cdef Gradient g = self.gradient(0), gk = self.gradient(self.T * q_width), gv = self.gradient(self.T * (q_width + kv_width))
+        cdef Gradient g[3]
         cdef float* dn = b.part if layer > self.extent.first_layer else NULL
-        self.recall_rows(k.q, b.q, c.q_p, lo, hi)
-        self.recall_rows(k.k, b.k, c.kv_p, lo, hi)
-        self.recall_rows(k.v, b.v, c.kv_p, lo, hi)
+        g[0], g[1] = self.gradient(b.q, c.q_p, 0), self.gradient(b.dk, c.q_p, self.T * q_width)
+        g[2] = self.gradient(b.dv, c.q_p, self.T * (q_width + kv_width))
+        recall(k.q, b.q, c.q_p, lo, hi, self.extent.item)
+        recall(k.k, b.k, c.kv_p, lo, hi, self.extent.item)
+        recall(k.v, b.v, c.kv_p, lo, hi, self.extent.item)
         self.output_backward(layer, i, n)
         unit, j = claim(&self.team), 0
         for s in range(self.n_segments):
@@ -565,32 +603,17 @@ cdef class TrainStep:
                     unit = claim(&self.team)
                 j += 1
         meet(&self.team)
-        self.clear(b.part, c.embd_p, lo, hi)
         for t in range(lo, hi):
-            self.sum_groups(b.dk + t * c.q_p, group)
-            self.sum_groups(b.dv + t * c.q_p, group)
+            sum_groups(b.dk + t * c.q_p, c.n_head_kv, group, c.head_dim)
+            sum_groups(b.dv + t * c.q_p, c.n_head_kv, group, c.head_dim)
             rope_backward(b.q + t * c.q_p, c.n_head, c.head_dim, c.n_rot, b.cosine + t * c.n_rot // 2, b.sine + t * c.n_rot // 2, c.rope_layout)
             rope_backward(b.dk + t * c.q_p, c.n_head_kv, c.head_dim, c.n_rot, b.cosine + t * c.n_rot // 2, b.sine + t * c.n_rot // 2, c.rope_layout)
             rms_norm(k.x + t * c.embd_p, l.attn_norm, c.n_embd, c.rms_eps, b.normed + t * c.embd_p)
-        self.leave(layer, Q, b.q, c.q_p, g, self.T, lo, hi)
-        self.leave(layer, K, b.dk, c.q_p, gk, self.T, lo, hi)
-        self.leave(layer, V, b.dv, c.q_p, gv, self.T, lo, hi)
+        for j in range(3):
+            self.leave(layer, Q + j, g + j, self.T, lo, hi)
         meet(&self.team)
-        self.linear_backward(layer, Q, b.normed, c.embd_p, b.q, c.q_p, g, self.T, dn, c.embd_p, i, n)
-        self.linear_backward(layer, K, b.normed, c.embd_p, b.dk, c.q_p, gk, self.T, dn, c.embd_p, i, n)
-        self.linear_backward(layer, V, b.normed, c.embd_p, b.dv, c.q_p, gv, self.T, dn, c.embd_p, i, n)
-        meet(&self.team)
+        self.linears_backward(layer, Q, 3, b.normed, c.embd_p, g, self.T, dn, c.embd_p, i)
+        if dn == NULL:
+            return
         for t in range(lo, hi):
             rms_norm_backward(k.x + t * c.embd_p, l.attn_norm, b.part + t * c.embd_p, c.n_embd, c.rms_eps, b.dx + t * c.embd_p)
-
-    cdef void sum_groups(self, float* row, int group) noexcept nogil:
-        """A row's query-head gradients (n_head, head_dim) added up per KV head, to the row's first columns"""
-        cdef Config* c = &self.weights.config
-        cdef int h, g, j
-        cdef float total
-        for h in range(c.n_head_kv):
-            for j in range(c.head_dim):
-                total = 0
-                for g in range(group):
-                    total += row[(h * group + g) * c.head_dim + j]
-                row[h * c.head_dim + j] = total
