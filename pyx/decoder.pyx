@@ -7,12 +7,13 @@ meet at a spinning barrier; who computes what never changes a result.
 from cython.parallel cimport parallel
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from .attention cimport CHUNK, Head, attend, attend_bytes, attend_part, join_parts, part_floats, store_kv, tile_part_bytes
 from .acts cimport *
 from .mlp cimport swiglu
 from .norm cimport rms_norm
+from .pace cimport Pace, note_step
 from .rope cimport rope, rope_angles
 from .simd cimport *
 from .team cimport *
@@ -25,6 +26,7 @@ import numpy as np
 cdef enum:
     ROWS = 64               # query rows of one attention unit, about
     SPLIT_TOKENS = 32       # tokens of a step up to which the past is dealt among the threads chunk by chunk
+    PACED = 16              # tokens of a step up to which a thread is left out where that is quicker
     ALONE = 64              # blocks of one row that each thread rounds for itself sooner than all do it and meet
 
 PRECISIONS = {"f32": EXACT, "int8": INT8, "int16": INT16}
@@ -79,6 +81,7 @@ cdef class Session:
     cdef uint8_t[::1] scratch, work, own
     cdef int[::1] seen                  # per slot: the last call of find_runs that met it
     cdef int n_calls
+    cdef Pace pace
     cdef float[:, ::1] u
     cdef Run* runs
     cdef Step step_
@@ -165,7 +168,9 @@ cdef class Session:
         cdef Step* s = &self.step_
         cdef Config* c = &self.weights.config
         cdef float[:, ::1] logits = np.empty((len(logits_at), c.embd_p if hidden else c.vocab_p), np.float32)
-        cdef int width = c.n_embd if hidden else c.n_vocab
+        cdef int width = c.n_embd if hidden else c.n_vocab, n_threads
+        cdef bint few
+        cdef double began
         self.check(tokens, positions, slots, logits_at, lora_scales)
         if len(tokens) == 0:
             return np.asarray(logits)[:, :width]
@@ -180,8 +185,13 @@ cdef class Session:
         if self.weights.n_lora:
             s.u, s.ldu = &self.u[0, 0], self.u.shape[1]
         self.find_runs()
-        with nogil, parallel(num_threads=self.n_threads):
+        few = s.T <= PACED and self.n_threads > 1
+        n_threads = self.n_threads - (few and self.pace.fewer)
+        began = omp_get_wtime()
+        with nogil, parallel(num_threads=n_threads):
             self.run(enter(&self.team), omp_get_num_threads())
+        if few:
+            note_step(&self.pace, s.T, omp_get_wtime() - began, self.team.sleeps)
         return np.asarray(logits)[:, :width]
 
     cdef check(self, tokens, positions, slots, logits_at, lora_scales):
@@ -440,3 +450,15 @@ cdef class Session:
             meet(&self.team)
         self.low_rank(l, 1, &a, i, n)
         self.linears(l, 1, &a, &s.logits, &ld, &lo, &hi)
+
+
+def paces(seconds_all, seconds_fewer, sleeps, n_steps):
+    """Which of n_steps one-token steps leave a thread out, where a step takes so long and so many waits end asleep in it with
+    all threads; a list of bool. For the tests: see pace.pxd."""
+    cdef Pace p
+    memset(&p, 0, sizeof(p))
+    left_out = []
+    for _step in range(n_steps):
+        left_out.append(bool(p.fewer))
+        note_step(&p, 1, seconds_fewer if p.fewer else seconds_all, 0 if p.fewer else sleeps)
+    return left_out

@@ -5,6 +5,7 @@ from .simd cimport pause
 cdef extern from "<omp.h>" nogil:
     int omp_get_thread_num()
     int omp_get_num_threads()
+    double omp_get_wtime()
 
 cdef extern from *:
     int _add "__atomic_add_fetch"(int*, int, int) noexcept nogil
@@ -45,6 +46,7 @@ cdef struct Team:
     int claimed
     int asleep
     int patience        # spins of a wait now
+    int sleeps          # waits that ended asleep since the region began
 
 
 cdef inline int enter(Team* team) noexcept nogil:
@@ -54,6 +56,7 @@ cdef inline int enter(Team* team) noexcept nogil:
     """
     _store(&team.n, omp_get_num_threads(), RELEASE)
     _store(&team.patience, SPINS, RELEASE)
+    _store(&team.sleeps, 0, RELEASE)
     return omp_get_thread_num()
 
 
@@ -86,6 +89,7 @@ cdef inline void meet(Team* team) noexcept nogil:
     # Threads may overwrite each other's number: it is only a guess at how long waiting pays.
     if slept:
         _store(&team.patience, max(FEWEST, patience // 2), RELEASE)
+        _add(&team.sleeps, 1, ACQ_REL)
     elif patience < SPINS:
         _store(&team.patience, patience + REGAINED, RELEASE)
 
