@@ -1,12 +1,18 @@
 """What `make bench` measures: one row per measure, with the command of ours and of the engine it is compared with."""
 
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from llamacy.cli.bench import samples_of
+from llamacy.formats.model_file import open_model
+from llamacy.text.tokenizer import Tokenizer
+
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "bench" / "work"
+INSTRUCTIONS = ROOT / "examples" / "instructions.jsonl"
 DEFAULT_MODEL = ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 LLAMA_CPP, IK_LLAMA_CPP, PEFT = "llama.cpp", "ik_llama.cpp", "PEFT + torch f32"
 
@@ -19,7 +25,7 @@ class Case:
     only the figures count; peak_aim: the most bytes we want to take. streams: every token reads all weights once, so
     that the read bandwidth is a limit to compare with. heavy: measured in one round only, and not in a quick run.
     Without `theirs` there is no peer: it does not fit or does not open the file. memory, disk: bytes that the machine
-    must have for a case so large that not every machine does.
+    must have for a case so large that not every machine does. unit: of the figures, unless `timed`.
     """
 
     name: str
@@ -36,6 +42,7 @@ class Case:
     ik_aim: float = 1
     memory: float = 0
     disk: float = 0
+    unit: str = "tokens/s"
 
 
 def speed(model, aim, prompt=0, generate=0, depth=0, ik_aim=1):
@@ -92,6 +99,20 @@ def training(model, aim, batch_size, tokens, peak_aim, rank=8, **more):
     )
 
 
+def instructions(model, aim, batch_size, tokens, rank=8):
+    """Return the case of epochs over instruction data, answers learnt; PEFT pads a batch's samples to its longest."""
+    sizes = ("--batch-size", batch_size, "--ctx-size", tokens, "--lora-r", rank, "-r", "{repetitions}")
+    return Case(
+        f"training on {INSTRUCTIONS.name} in {batch_size}s, r {rank}, {model}",
+        model,
+        PEFT,
+        ("bin/bench", "-m", "{model}", "--train-data", INSTRUCTIONS, "-p", 0, "-n", 0, *sizes, *OURS),
+        ("peer_peft.py", "{model}", batch_size, "{samples}", rank, "{threads}", "{repetitions}"),
+        aim,
+        unit="samples/s",
+    )
+
+
 OURS = ("-t", "{threads}", "-o", "json")
 SMOL, SMALL, LARGE = "SmolLM2 Q4_1", "135M shape Q4_0", "1.1B shape Q4_0"
 CASES = [
@@ -102,6 +123,7 @@ CASES = [
     first_token(SMOL, 1),
     training(SMALL, 3, 1, 256, peak_aim=0.5e9),
     training(SMALL, 3, 4, 256, peak_aim=1e9),
+    instructions(SMOL, 4, 8, 256),
     speed("SmolLM2 Q4_0", 1.4, generate=64),
     speed("SmolLM2 Q4_K_M", 1.7, generate=64),
     speed("SmolLM2 Q8_0", 1.4, generate=64),
@@ -136,4 +158,14 @@ def model_file(name, peer_python):
         python = peer_python if kind == "SmolLM2" else sys.executable
         subprocess.run([python, ROOT / "bench" / script, *arguments], check=True, stdout=subprocess.DEVNULL)
         part.rename(path)
+    return path
+
+
+def samples_file(model):
+    """Return the path of the instruction data as tokens, [[ids, learnt 0 or 1], ...]: peers read what we do."""
+    path = WORK / f"{model.stem}-{INSTRUCTIONS.stem}.json"
+    WORK.mkdir(exist_ok=True)
+    with open_model(model) as file:
+        samples = samples_of([INSTRUCTIONS], Tokenizer.from_metadata(file.metadata), 256)
+    path.write_text(json.dumps([[sample.ids.tolist(), sample.trained.astype(int).tolist()] for sample in samples]))
     return path

@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.cases import CASES, DEFAULT_MODEL, IK_LLAMA_CPP, ROOT, model_file, model_path
+from bench.cases import CASES, DEFAULT_MODEL, IK_LLAMA_CPP, ROOT, model_file, model_path, samples_file
 from bench.peer_ik_llama_cpp import version
 from bench.report import lines_of, table
 from llamacy import __version__, kernels
@@ -65,6 +65,7 @@ def bandwidth_now(threads):
 def measure(case, rounds, repetitions, python, threads, ik):
     """Return a case's result: all sides' samples and medians, the ratios to the peers, the peaks."""
     values = {"model": model_file(case.model, python), "threads": threads, "repetitions": repetitions, "ik": ik}
+    values |= {"samples": samples_file(values["model"])} if "{samples}" in case.theirs else {}
     sides = {"llamacy": case.ours} | ({case.peer: case.theirs} if case.theirs else {})
     sides |= {IK_LLAMA_CPP: case.ik} if ik and case.ik else {}
     found, bandwidths = {side: [] for side in sides}, []
@@ -78,7 +79,7 @@ def measure(case, rounds, repetitions, python, threads, ik):
     ratios = {side: 1 / ratio if case.timed else ratio for side, ratio in times.items()}
     return {
         "name": case.name,
-        "unit": "s" if case.timed else "tokens/s",
+        "unit": "s" if case.timed else case.unit,
         "peer": case.peer if case.theirs else None,
         "medians": medians,
         "ratio": ratios.get(case.peer),

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +11,15 @@ import pytest
 from bench import peer_ik_llama_cpp
 from bench import run as bench_run
 from bench.bandwidth import read_bandwidth
-from bench.cases import CASES, ROOT, Case
+from bench.cases import CASES, INSTRUCTIONS, ROOT, Case, samples_file
 from bench.make_model import N_VOCAB, SHAPES, metadata_of, tensors_of
 from bench.run import weight_bytes
 from llamacy.cli import bench
 from llamacy.cli.run import run
 from llamacy.formats.gguf_writer import write_gguf
+from llamacy.formats.model_file import open_model
 from llamacy.formats.types import by_name
+from llamacy.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +45,32 @@ def test_rows_of_every_kind(tiny, capsys):
         assert row["stddev_ts"] == pytest.approx(np.std(row["samples_ts"], ddof=1))
         assert row["n_threads"] == 1
         assert row["peak_rss_bytes"] > 10_000_000
+
+
+def test_epochs_over_data_are_told_in_samples(tiny, tmp_path, capsys):
+    data = tmp_path / "three.jsonl"
+    data.write_text("".join(json.dumps({"instruction": f"Say {n}.", "output": n}) + "\n" for n in ("a", "bb", "ccc")))
+    sizes = ["--train-data", str(data), "-p", "0", "-n", "0", "--batch-size", "2", "-r", "2", "-t", "1"]
+    assert run(bench.main, ["-m", tiny, *sizes, "-o", "json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["test"] == "train three.jsonl x2 r8" and row["unit"] == "samples"
+    assert row["samples_ts"] == pytest.approx([3e9 / ns for ns in row["samples_ns"]], rel=1e-3)
+    assert run(bench.main, ["-m", tiny, *sizes]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split("|")[6].strip().endswith(" samples/s")
+
+
+def test_peers_read_the_same_samples(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.cases.WORK", tmp_path)
+    samples = json.loads(samples_file(Path(tiny)).read_text())
+    with open_model(tiny) as file:
+        tokenizer = Tokenizer.from_metadata(file.metadata)
+        for line, (ids, learnt) in zip(INSTRUCTIONS.read_text("utf-8").splitlines(), samples, strict=True):
+            answer = [i for i, one in zip(ids, learnt, strict=True) if one and i != tokenizer.eos_id]
+            assert (
+                b"".join(map(tokenizer.token_bytes, answer)).decode().replace("▁", " ").strip()
+                == json.loads(line)["output"]
+            )
+            assert not learnt[0]
 
 
 def test_the_table(tiny, capsys):

@@ -2,7 +2,8 @@
 
 `pp512` is a prompt of 512 tokens, `tg128` the generation of 128 one after another, `tg128 x8` that of eight sequences
 at once, ` @ d4096` any of them with 4096 tokens already in the cache. Random tokens: no test depends on what they are.
-`train 1x256 r8` is LoRA on all linear matrices: forward, backward and update. Every test runs once unmeasured first.
+`train 1x256 r8` is LoRA on all linear matrices: forward, backward and update; with data, `train data.jsonl x4 r8`, its
+speed is in samples per second, an epoch each time. Every test runs once unmeasured first.
 """
 
 import json
@@ -28,7 +29,7 @@ SEED = 1
 
 @dataclass
 class Row:
-    """One measured test; times in nanoseconds, speeds in tokens per second, named as llama-bench names them."""
+    """One measured test; times in nanoseconds, speeds in `unit` per second, named as llama-bench names them."""
 
     test: str
     n_prompt: int = 0
@@ -37,6 +38,7 @@ class Row:
     n_parallel: int = 1
     n_train: int = 0
     lora_r: int = 0
+    unit: str = "tokens"
     avg_ns: float = 0.0
     stddev_ns: float = 0.0
     avg_ts: float = 0.0
@@ -45,9 +47,9 @@ class Row:
     samples_ts: list = field(default_factory=list)
     peak_rss_bytes: int = 0
 
-    def fill(self, seconds, n_tokens):
-        """Set the figures from the repetitions' times, each for `n_tokens`."""
-        speeds = [n_tokens / s for s in seconds]
+    def fill(self, seconds, n):
+        """Set the figures from the repetitions' times, each for `n` tokens (or what the unit is)."""
+        speeds = [n / s for s in seconds]
         self.samples_ns, self.samples_ts = [round(s * 1e9) for s in seconds], speeds
         self.avg_ns, self.stddev_ns = _mean_and_deviation(self.samples_ns)
         self.avg_ts, self.stddev_ts = _mean_and_deviation(speeds)
@@ -93,16 +95,23 @@ def measure(model, row, repetitions):
     return row.fill(seconds[1:], n_each * row.n_parallel)
 
 
-def measure_training(model, row, repetitions):
-    """Fill `row` with the times of optimiser steps over `n_parallel` sequences of `n_train` random, learnt tokens."""
-    # Late: 5 MB that the peak of the other tests need not carry.
+def new_trainer(model, row, n_ctx):
+    """Return a Trainer of a new adapter for steps of `n_parallel` sequences of up to `n_ctx` tokens."""
+    # Late, here and below: 5 MB that the peak of the other tests need not carry.
     from llamacy.train.options import TrainOptions
-    from llamacy.train.samples import Sample
     from llamacy.train.trainer import Trainer
 
-    options = TrainOptions(n_ctx=row.n_train + 1, batch_size=row.n_parallel, rank=row.lora_r, alpha=2.0 * row.lora_r)
+    options = TrainOptions(n_ctx=n_ctx, batch_size=row.n_parallel, rank=row.lora_r, alpha=2.0 * row.lora_r)
     trainer = Trainer(model, options)
     trainer.init_lora(options.rank, options.file_alpha, options.targets, SEED)
+    return trainer
+
+
+def measure_training(model, row, repetitions):
+    """Fill `row` with the times of optimiser steps over `n_parallel` sequences of `n_train` random, learnt tokens."""
+    from llamacy.train.samples import Sample
+
+    trainer = new_trainer(model, row, row.n_train + 1)
     random = np.random.default_rng(SEED)
     # One more id than are read: every token has a next one to predict.
     trained = np.arange(row.n_train + 1) > 0
@@ -110,9 +119,29 @@ def measure_training(model, row, repetitions):
     for _ in range(repetitions + 1):
         ids = random.integers(0, model.config.n_vocab, (row.n_parallel, row.n_train + 1), np.int32)
         begin = time.perf_counter()
-        trainer.step([[Sample(sequence, trained) for sequence in ids]], options.learning_rate)
+        trainer.step([[Sample(sequence, trained) for sequence in ids]], trainer.options.learning_rate)
         seconds.append(time.perf_counter() - begin)
     return row.fill(seconds[1:], row.n_parallel * row.n_train)
+
+
+def samples_of(paths, tokenizer, n_ctx):
+    """Return the samples of data files as `finetune` makes them, only the answers to be learnt; no messages."""
+    from llamacy.train.data import Encoder, open_data
+
+    data = open_data(paths, Encoder(tokenizer, n_ctx))
+    return [data[i] for i in range(len(data))]
+
+
+def measure_samples(model, row, repetitions, paths, n_ctx):
+    """Fill `row` with the times of epochs over the samples in `paths`, `n_parallel` in a step, in file order."""
+    samples, trainer = samples_of(paths, model.tokenizer, n_ctx), new_trainer(model, row, n_ctx)
+    seconds = []
+    for _ in range(repetitions + 1):
+        begin = time.perf_counter()
+        for i in range(0, len(samples), row.n_parallel):
+            trainer.step([samples[i : i + row.n_parallel]], trainer.options.learning_rate)
+        seconds.append(time.perf_counter() - begin)
+    return row.fill(seconds[1:], len(samples))
 
 
 def rows_of(args):
@@ -122,7 +151,11 @@ def rows_of(args):
         suffix = (f" x{parallel}" if parallel > 1 else "") + (f" @ d{depth}" if depth else "")
         rows += [Row(f"pp{n}{suffix}", n, 0, depth, parallel) for n in args.n_prompt if n]
         rows += [Row(f"tg{n}{suffix}", 0, n, depth, parallel) for n in args.n_gen if n]
-    if args.train:
+    if args.train_data:
+        files = "+".join(os.path.basename(path) for path in args.train_data)
+        name = f"train {files} x{args.batch_size} r{args.lora_r}"
+        rows.append(Row(name, n_parallel=args.batch_size, lora_r=args.lora_r, unit="samples"))
+    elif args.train:
         name = f"train {args.batch_size}x{args.ctx_size} r{args.lora_r}"
         rows.append(Row(name, n_parallel=args.batch_size, n_train=args.ctx_size, lora_r=args.lora_r))
     return rows
@@ -164,6 +197,7 @@ def as_markdown(rows):
     for row in rows:
         size, params = f"{row['model_size'] / 2**20:.2f} MiB", f"{row['model_n_params'] / 1e6:.2f} M"
         speed = f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}"
+        speed += " samples/s" if row["unit"] == "samples" else ""
         lines.append((row["model_type"], size, params, str(row["n_threads"]), row["test"], speed))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
@@ -192,9 +226,15 @@ def build_parser():
     parser.add_argument("-o", "--output", choices=["md", "json"], default="md", help="how the rows are printed")
     group = parser.add_argument_group("training")
     group.add_argument("--train", action="store_true", help="measure LoRA training steps on random tokens too")
+    group.add_argument(
+        "--train-data",
+        action="append",
+        metavar="FILE",
+        help="measure epochs over a file's instructions too, only the answers learnt, in samples per second",
+    )
     for flag, default, text in (
         ("--batch-size", 1, "sequences in a step"),
-        ("--ctx-size", 256, "tokens in a sequence"),
+        ("--ctx-size", 256, "tokens in a sequence, of data: at most"),
         ("--lora-r", 8, "rank of the adapter"),
     ):
         group.add_argument(flag, type=whole(1), default=default, metavar="N", help=text)
@@ -209,12 +249,15 @@ def main(argv):
     args = build_parser().parse_args(argv)
     rows = rows_of(args)
     if not rows:
-        raise UsageError("nothing to measure: wanted -p or -n above 0, or --train")
+        raise UsageError("nothing to measure: wanted -p or -n above 0, --train or --train-data")
     model = open_model_from(args)
     results = []
     for row in rows:
-        fill = measure_training if row.n_train else measure
-        results.append(facts_of(args, model) | asdict(fill(model, row, args.repetitions)))
-        print(f"{row.test}: {row.avg_ts:.2f} tokens/s", file=sys.stderr)
+        if row.unit == "samples":
+            measure_samples(model, row, args.repetitions, args.train_data, args.ctx_size)
+        else:
+            (measure_training if row.n_train else measure)(model, row, args.repetitions)
+        results.append(facts_of(args, model) | asdict(row))
+        print(f"{row.test}: {row.avg_ts:.2f} {row.unit}/s", file=sys.stderr)
     print(json.dumps(results, indent=2) if args.output == "json" else as_markdown(results))
     return 0
