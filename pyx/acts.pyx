@@ -93,7 +93,7 @@ cdef inline void round8(Acts* x, size_t at, vf a0, vf a1, float limit) noexcept 
         vi_store_s8(x.low8 + 32 * at, l0)
         vi_store_s8(x.low8 + 32 * at + 16, l1)
         total += <float>vi_hsum(vi_add(l0, l1)) / 128
-    x.scale8[at] = amax / 127
+    x.scale8[at] = amax * <float>(1.0 / 127)
     x.sum8[at] = x.scale8[at] * total
 
 

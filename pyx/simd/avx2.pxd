@@ -71,6 +71,11 @@ cdef extern from "immintrin.h" nogil:
     __m256i _mm256_cvtepi8_epi16(__m128i)
     __m256i _mm256_cvtepi8_epi32(__m128i)
     __m128i _mm_unpackhi_epi64(__m128i, __m128i)
+    __m128i _mm_add_epi32(__m128i, __m128i)
+    __m128i _mm_shuffle_epi32(__m128i, int)
+    __m128i _mm256_extracti128_si256(__m256i, int)
+    __m128i _lower "_mm256_castsi256_si128"(__m256i)
+    int _mm_cvtsi128_si32(__m128i)
     __m256i _mm256_cvtepu16_epi32(__m128i)
     __m256i _mm256_packs_epi32(__m256i, __m256i)
     __m256i _mm256_packs_epi16(__m256i, __m256i)
@@ -327,9 +332,10 @@ cdef inline vi vf_to_i(vf a) noexcept nogil:
 
 
 cdef inline int32_t vi_hsum(vi a) noexcept nogil:
-    cdef int32_t x[8]
-    _mm256_storeu_si256(<__m256i*>x, _mm256_add_epi32(a.lo, a.hi))
-    return ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]))
+    cdef __m256i x = _mm256_add_epi32(a.lo, a.hi)
+    cdef __m128i h = _mm_add_epi32(_lower(x), _mm256_extracti128_si256(x, 1))
+    h = _mm_add_epi32(h, _mm_unpackhi_epi64(h, h))
+    return _mm_cvtsi128_si32(_mm_add_epi32(h, _mm_shuffle_epi32(h, 1)))
 
 
 cdef inline void vi_store_s16(int16_t* p, vi a) noexcept nogil:
@@ -344,10 +350,6 @@ cdef inline void vi_store_s8(int8_t* p, vi a) noexcept nogil:
     x = _mm256_packs_epi16(x, x)
     x = _mm256_permutevar8x32_epi32(x, _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5))
     _mm_storeu_si128(<__m128i*>p, _lower(x))
-
-
-cdef extern from "immintrin.h" nogil:
-    __m128i _lower "_mm256_castsi256_si128"(__m256i)
 
 
 cdef inline vb vb_load(const uint8_t* p) noexcept nogil:
