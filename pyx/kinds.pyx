@@ -104,11 +104,11 @@ cdef inline void matvec_quads(const uint8_t* tile, int nb, const Acts* x, size_t
     while b < nb:
         first = b
         while b < min(first + chunk, nb):
-            prefetch(tile + 2304)
-            prefetch(tile + 2368)
-            prefetch(tile + 2432)
-            prefetch(tile + 2496)
-            prefetch(tile + 2560)
+            prefetch(tile + 1536)
+            prefetch(tile + 1600)
+            prefetch(tile + 1664)
+            prefetch(tile + 1728)
+            prefetch(tile + 1792)
             s = quads_dot(tile, fifth, quad_high(tile, fifth), a + 32 * b)
             d = quad_scale(tile, fifth, wide)
             m = quad_min(tile, fifth, wide) if has_min else vf_mul(d, vf_set1(<float>-offset))
@@ -160,11 +160,11 @@ cdef inline void matvec4_quads(const uint8_t* tile, int nb, const Acts* x, size_
     while b < nb:
         first = b
         while b < min(first + chunk, nb):
-            prefetch(tile + 2304)
-            prefetch(tile + 2368)
-            prefetch(tile + 2432)
-            prefetch(tile + 2496)
-            prefetch(tile + 2560)
+            prefetch(tile + 1536)
+            prefetch(tile + 1600)
+            prefetch(tile + 1664)
+            prefetch(tile + 1728)
+            prefetch(tile + 1792)
             high = quad_high(tile, fifth)
             h0 = vh_zero()
             h1, h2, h3 = h0, h0, h0

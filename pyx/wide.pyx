@@ -192,7 +192,7 @@ cdef inline void matvec_pairs(const uint8_t* tile, int nb, const Acts* x, size_t
     cdef vf acc = vf_set1(0)
     for b in range(nb):
         for p in range(tile_bytes // 64 + 1):
-            prefetch(tile + 6 * tile_bytes + 64 * p)
+            prefetch(tile + 3 * tile_bytes + 64 * p)
         s = vi_zero()
         for p in range(16):
             s = vi_dot(s, pair_of(tile, p, tile_bytes), a + 2 * p)
@@ -236,7 +236,7 @@ cdef inline void matvec4_pairs(const uint8_t* tile, int nb, const Acts* x, size_
         vf_store(y + p * ldy, none)
     for b in range(nb):
         for p in range(tile_bytes // 64 + 1):
-            prefetch(tile + 6 * tile_bytes + 64 * p)
+            prefetch(tile + 3 * tile_bytes + 64 * p)
         s0 = vi_zero()
         s1, s2, s3 = s0, s0, s0
         pairs4(tile, 0, a0, a1, a2, a3, &s0, &s1, &s2, &s3, tile_bytes)
