@@ -310,12 +310,13 @@ cdef class Session:
         """x += the product"""
         cdef Step* s = &self.step_
         cdef size_t ld = self.weights.config.embd_p
-        cdef int lo = share(l.w.n_tiles, i, n), hi = share(l.w.n_tiles, i + 1, n), t, tile
+        cdef int lo, hi, t, tile, turn = 0
         self.low_rank(l, 1, a, i, n)
-        self.linears(l, 1, a, &s.part, &ld, &lo, &hi)
-        for t in range(s.T):
-            for tile in range(lo, hi):
-                vf_store(s.x + t * ld + 16 * tile, vf_add(vf_load(s.x + t * ld + 16 * tile), vf_load(s.part + t * ld + 16 * tile)))
+        while deal(&self.team, l.w.n_tiles, i, n, &turn, &lo, &hi):
+            self.linears(l, 1, a, &s.part, &ld, &lo, &hi)
+            for t in range(s.T):
+                for tile in range(lo, hi):
+                    vf_store(s.x + t * ld + 16 * tile, vf_add(vf_load(s.x + t * ld + 16 * tile), vf_load(s.part + t * ld + 16 * tile)))
         meet(&self.team)
 
     cdef void attention(self, int layer, int i, int n) noexcept nogil:
@@ -327,18 +328,19 @@ cdef class Session:
         cdef size_t ldy[3]
         cdef int lo[3]
         cdef int hi[3]
-        cdef int j, before = 0, all_tiles = 0
+        cdef int j, first, last, before, turn = 0, all_tiles = 0
         self.norm_rows(&a, l.linear, 3, l.attn_norm, i, n)
         y[0], y[1], y[2] = s.q, s.k, s.v
         ldy[0], ldy[1], ldy[2] = c.q_p, c.kv_p, c.kv_p
         for j in range(3):
             all_tiles += l.linear[j].w.n_tiles
         self.low_rank(l.linear, 3, &a, i, n)
-        for j in range(3):
-            lo[j] = max(share(all_tiles, i, n) - before, 0)
-            hi[j] = min(share(all_tiles, i + 1, n) - before, l.linear[j].w.n_tiles)
-            before += l.linear[j].w.n_tiles
-        self.linears(l.linear, 3, &a, y, ldy, lo, hi)
+        while deal(&self.team, all_tiles, i, n, &turn, &first, &last):
+            before = 0
+            for j in range(3):
+                lo[j], hi[j] = max(first - before, 0), min(last - before, l.linear[j].w.n_tiles)
+                before += l.linear[j].w.n_tiles
+            self.linears(l.linear, 3, &a, y, ldy, lo, hi)
         meet(&self.team)
         if not s.apart:
             for j in range(share(s.T * c.n_head_kv, i, n), share(s.T * c.n_head_kv, i + 1, n)):
@@ -414,17 +416,16 @@ cdef class Session:
         cdef size_t ldy[2]
         cdef int lo[2]
         cdef int hi[2]
-        cdef int t
+        cdef int t, turn = 0
         self.norm_rows(&a, &l.linear[GATE], 2, l.ffn_norm, i, n)
         y[0], y[1], ldy[0], ldy[1] = s.gate, s.up, c.ff_p, c.ff_p
         self.low_rank(&l.linear[GATE], 2, &a, i, n)
         # The same tiles of gate and up go to the same thread, which then multiplies them.
-        lo[0] = share(l.linear[GATE].w.n_tiles, i, n)
-        hi[0] = share(l.linear[GATE].w.n_tiles, i + 1, n)
-        lo[1], hi[1] = lo[0], hi[0]
-        self.linears(&l.linear[GATE], 2, &a, y, ldy, lo, hi)
-        for t in range(s.T):
-            swiglu(s.gate + t * c.ff_p + 16 * lo[0], s.up + t * c.ff_p + 16 * lo[0], 16 * (hi[0] - lo[0]), s.gate + t * c.ff_p + 16 * lo[0])
+        while deal(&self.team, l.linear[GATE].w.n_tiles, i, n, &turn, lo, hi):
+            lo[1], hi[1] = lo[0], hi[0]
+            self.linears(&l.linear[GATE], 2, &a, y, ldy, lo, hi)
+            for t in range(s.T):
+                swiglu(s.gate + t * c.ff_p + 16 * lo[0], s.up + t * c.ff_p + 16 * lo[0], 16 * (hi[0] - lo[0]), s.gate + t * c.ff_p + 16 * lo[0])
         meet(&self.team)
         self.round_rows(&a, &l.linear[DOWN], s.gate, c.ff_p, i, n)
         self.add_linear(&l.linear[DOWN], &a, i, n)
@@ -437,7 +438,7 @@ cdef class Session:
         cdef Acts a
         cdef size_t ld = c.vocab_p
         cdef bint alone = s.M == 1 and not s.hidden
-        cdef int m, lo = share(l.w.n_tiles, i, n), hi = share(l.w.n_tiles, i + 1, n)
+        cdef int m, lo, hi, turn = 0
         cdef float* normed = s.logits if s.hidden else self.own_normed(i) if alone else s.normed
         self.inputs(&a, l, 1, normed, c.embd_p, s.M, self.own_rounded(i) if alone else s.rounded)
         for m in range(0 if alone else share(s.M, i, n), 1 if alone else share(s.M, i + 1, n)):
@@ -449,7 +450,8 @@ cdef class Session:
         if not alone:
             meet(&self.team)
         self.low_rank(l, 1, &a, i, n)
-        self.linears(l, 1, &a, &s.logits, &ld, &lo, &hi)
+        while deal(&self.team, l.w.n_tiles, i, n, &turn, &lo, &hi):
+            self.linears(l, 1, &a, &s.logits, &ld, &lo, &hi)
 
 
 def paces(seconds_all, seconds_fewer, sleeps, n_steps):

@@ -38,6 +38,7 @@ cdef enum:
     SPINS = 2000        # some tens of microseconds; then the core is given away: another program wants it, or fewer are there
     FEWEST = 100        # where waits end asleep again and again, spinning is not worth it: halved each time, down to this,
     REGAINED = 20       # won back by waits that end awake, and wholly at the next step
+    LATE = 8            # one part in this many of a range goes to whoever is free
 
 cdef struct Team:
     int n               # threads
@@ -102,3 +103,22 @@ cdef inline int claim(Team* team) noexcept nogil:
 cdef inline int share(int n, int i, int of) noexcept nogil:
     """Where part i of `of` nearly equal parts of range(n) begins."""
     return <int>(<long long>n * i // of)
+
+
+cdef inline bint deal(Team* team, int total, int i, int n, int* turn, int* lo, int* hi) noexcept nogil:
+    """Thread i's next part lo..hi of range(total); False when nothing is left. Before the first part turn is 0.
+
+    First most of its fair share, which memory streams best; the rest in n pieces to whoever is free: a thread whose core
+    or memory is slow just now is not waited for as long. Since the last meet nothing else may have been claimed.
+    """
+    cdef int fixed = total - total // LATE if n > 1 else total, piece = (total - fixed + n - 1) // n
+    turn[0] += 1
+    if turn[0] == 1:
+        lo[0], hi[0] = share(fixed, i, n), share(fixed, i + 1, n)
+        if lo[0] < hi[0]:
+            return True
+    if piece == 0:
+        return False
+    lo[0] = fixed + claim(team) * piece
+    hi[0] = min(lo[0] + piece, total)
+    return lo[0] < total
