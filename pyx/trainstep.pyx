@@ -267,23 +267,30 @@ cdef class TrainStep:
             elif p.rank:
                 pair_input(p, a.f32 + lo * a.ld, a.ld, hi - lo, u, self.extent.ldu)
 
-    cdef void linear(self, int layer, int slot, const Acts* a, float* y, size_t ldy, int lo, int hi) noexcept nogil:
-        """Row tiles lo..hi of y = W x + bias + B u"""
+    cdef void linear(self, int layer, int slot, const Acts* a, int first, float* y, size_t ldy, int lo, int hi) noexcept nogil:
+        """Row tiles lo..hi of y = W x + bias + B u; first: where the rows of a begin in u"""
         cdef Pair* p = self.pair(layer, slot)
         linear_tiles(&self.weights.layers[layer].linear[slot], 0, a, self.precision, NULL, 0, y, ldy, lo, hi)
         if p.rank:
-            pair_output(p, self.kept[layer].u + self.u_at(layer, slot), self.extent.ldu, a.n_rows, y, ldy, lo, hi)
+            pair_output(p, self.kept[layer].u + first * <size_t>self.extent.ldu + self.u_at(layer, slot), self.extent.ldu, a.n_rows, y, ldy, lo, hi)
 
     cdef void linears(self, int layer, int slot, int n_linear, const Acts* a, float** y, const size_t* ldy) noexcept nogil:
-        """The outputs of matrices with the same input, UNIT_TILES row tiles at a time to the thread that is free first"""
-        cdef int j, tile, n_tiles, at = 0, unit = claim(&self.team)
-        for j in range(n_linear):
-            n_tiles = self.weights.layers[layer].linear[slot + j].w.n_tiles
-            for tile in range(0, n_tiles, 2):
-                if at == unit:
-                    self.linear(layer, slot + j, a, y[j], ldy[j], tile, min(tile + UNIT_TILES, n_tiles))
-                    unit = claim(&self.team)
-                at += 1
+        """The outputs of matrices with the same input, UNIT_TILES row tiles at a time to the thread that is free first.
+
+        Tokens in parts that L2 holds: all tiles pass before the next part's turn.
+        """
+        cdef int j, tile, n_tiles, first, k, at = 0, unit = claim(&self.team), parts = (a.n_rows + UNIT_TOKENS - 1) // UNIT_TOKENS
+        cdef Acts part
+        for k in range(parts):
+            first = share(a.n_rows, k, parts)
+            part = some_rows(a, first, share(a.n_rows, k + 1, parts))
+            for j in range(n_linear):
+                n_tiles = self.weights.layers[layer].linear[slot + j].w.n_tiles
+                for tile in range(0, n_tiles, 2):
+                    if at == unit:
+                        self.linear(layer, slot + j, &part, first, y[j] + first * ldy[j], ldy[j], tile, min(tile + UNIT_TILES, n_tiles))
+                        unit = claim(&self.team)
+                    at += 1
         meet(&self.team)
 
     cdef void add_linear(self, int layer, int slot, const Acts* a, const float* x, const int* row, float* y, int i, int n) noexcept nogil:
