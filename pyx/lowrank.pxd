@@ -23,6 +23,19 @@ cdef struct Pair:
     float* gbt              # (r, N)
 
 
+cdef inline void pair_size(Pair* p, int rank, float scale, int n_in, int n_out) noexcept nogil:
+    p.rank, p.width, p.scale, p.n_in, p.n_out = rank, <int>padded(rank, 16), scale, n_in, n_out
+    p.in_p, p.out_p = <int>padded(n_in, 16), <int>padded(n_out, 16)
+
+
+cdef inline int columns_before(const Pair* pairs, int slot) noexcept nogil:
+    """The column of a layer's joint low-rank inputs where one matrix's part begins; pairs: of its first matrix on"""
+    cdef int i, at = 0
+    for i in range(slot):
+        at += pairs[i].width
+    return at
+
+
 cdef inline void pair_transpose(Pair* p, int lo, int hi) noexcept nogil:
     """Refresh at and bn from a and bt, rows lo..hi of both."""
     cdef int i, j

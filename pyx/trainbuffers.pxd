@@ -5,10 +5,10 @@
 # cache, whose size also depends on the number of sequences, grows when a call wants more than those before.
 
 from libc.stdint cimport int16_t, uint8_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from .acts cimport INT16, Acts, acts_bytes, padded
-from .attention cimport attend_backward_bytes, attend_bytes
+from .attention cimport CHUNK, KV_F32, Head, attend_backward_bytes, attend_bytes, tile_part_bytes
 from .dropout cimport dropout_floats
 from .simd cimport *
 from .weights cimport Config
@@ -212,3 +212,24 @@ cdef inline void sum_groups(float* row, int n_head_kv, int group, int head_dim) 
         for g in range(1, group):
             for j in range(head_dim):
                 total[j] += x[g * head_dim + j]
+
+
+cdef inline void clear_rows(float* x, size_t ld, int lo, int hi) noexcept nogil:
+    """Rows lo..hi of x (T, ld) = 0"""
+    memset(x + lo * ld, 0, 4 * ld * (hi - lo))
+
+
+cdef inline Head cached_head(const Buffers* b, const Config* c, const int* starts, int segment, int kv_head) noexcept nogil:
+    """Where a sequence's keys and values of the current layer lie; sequences begin at multiples of 16 positions."""
+    cdef Head h
+    cdef size_t width = padded(c.head_dim, 16), length = padded(starts[segment + 1] - starts[segment], 16)
+    # each sequence before this one took at most 15 positions more than its length
+    cdef size_t before = starts[segment] + 16 * <size_t>segment
+    h.tiles = b.cache + 8 * width * (c.n_head_kv * before + kv_head * length)
+    h.stride = CHUNK // 16 * 2 * tile_part_bytes(c.head_dim, KV_F32)
+    h.k_type, h.v_type = KV_F32, KV_F32
+    return h
+
+
+cdef inline float attention_scale(const Config* c) noexcept nogil:
+    return <float>(1 / (<double>c.head_dim) ** 0.5)

@@ -16,7 +16,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from .acts cimport *
-from .attention cimport CHUNK, KV_F32, Head, attend, attend_backward, store_kv, tile_part_bytes
+from .attention cimport Head, attend, attend_backward, store_kv
 from .dropout cimport Dropout, dropped_backward, dropped_gradient, dropped_input
 from .loss cimport cross_entropy
 from .lowrank cimport *
@@ -128,8 +128,7 @@ cdef class TrainStep:
             if not (0 <= layer < c.n_layer and 0 <= slot < N_SLOTS and rank >= 1):
                 raise ValueError(f"layer {layer}, matrix {slot}, rank {rank}: not of this model")
             l, p = &self.weights.layers[layer].linear[slot], self.pair(layer, slot)
-            p.rank, p.width, p.scale, p.n_in, p.n_out = rank, padded(rank, 16), scale, l.w.n_cols, l.w.n_rows
-            p.in_p, p.out_p = padded(p.n_in, 16), padded(p.n_out, 16)
+            pair_size(p, rank, scale, l.w.n_cols, l.w.n_rows)
             self.layout.append((layer, slot, rank, p.n_in, p.n_out, size, size + p.rank * p.in_p))
             size += p.rank * (p.in_p + p.out_p)
             turned += p.width * (p.in_p + p.out_p)
@@ -139,19 +138,11 @@ cdef class TrainStep:
         for layer, slot, _, _, _, a, b in self.layout:
             p = self.pair(layer, slot)
             p.a, p.bt, p.ga, p.gbt = &params[a], &params[b], &grads[a], &grads[b]
-            p.at = &self.turned[turned]
-            p.bn = p.at + p.width * p.in_p
+            p.at, p.bn = &self.turned[turned], &self.turned[turned + p.width * p.in_p]
             turned += p.width * (p.in_p + p.out_p)
 
     cdef Pair* pair(self, int layer, int slot) noexcept nogil:
         return self.pairs + layer * N_SLOTS + slot
-
-    cdef int u_at(self, int layer, int slot) noexcept nogil:
-        """The column of Kept.u where a matrix's part begins."""
-        cdef int i, at = 0
-        for i in range(slot):
-            at += self.pair(layer, i).width
-        return at
 
     # ---- the call ----
 
@@ -261,7 +252,7 @@ cdef class TrainStep:
             acts_quantize(a, lo, hi, 0, a.n_blocks)
         for j in range(slot, slot + n_linear):
             p = self.pair(layer, j)
-            u = self.kept[layer].u + <size_t>lo * self.extent.ldu + self.u_at(layer, j)
+            u = self.kept[layer].u + <size_t>lo * self.extent.ldu + columns_before(self.pair(layer, 0), j)
             if p.rank and self.dropping:
                 dropped_input(p, &self.dropout, layer * N_SLOTS + j, lo, a.f32 + lo * a.ld, a.ld, hi - lo, u, self.extent.ldu, work)
             elif p.rank:
@@ -270,9 +261,10 @@ cdef class TrainStep:
     cdef void linear(self, int layer, int slot, const Acts* a, int first, float* y, size_t ldy, int lo, int hi) noexcept nogil:
         """Row tiles lo..hi of y = W x + bias + B u; first: where the rows of a begin in u"""
         cdef Pair* p = self.pair(layer, slot)
+        cdef size_t ldu = self.extent.ldu
         linear_tiles(&self.weights.layers[layer].linear[slot], 0, a, self.precision, NULL, 0, y, ldy, lo, hi)
         if p.rank:
-            pair_output(p, self.kept[layer].u + first * <size_t>self.extent.ldu + self.u_at(layer, slot), self.extent.ldu, a.n_rows, y, ldy, lo, hi)
+            pair_output(p, self.kept[layer].u + first * ldu + columns_before(self.pair(layer, 0), slot), ldu, a.n_rows, y, ldy, lo, hi)
 
     cdef void linears(self, int layer, int slot, int n_linear, const Acts* a, float** y, const size_t* ldy) noexcept nogil:
         """The outputs of matrices with the same input, UNIT_TILES row tiles at a time to the thread that is free first.
@@ -304,18 +296,6 @@ cdef class TrainStep:
             for j in range(0, ld, 16):
                 vf_store(y + t * ld + j, vf_add(vf_load(source + j), vf_load(self.b.part + t * ld + j)))
 
-    cdef Head cached(self, int segment, int kv_head) noexcept nogil:
-        """Where a sequence's keys and values of the current layer lie; sequences begin at multiples of 16 positions."""
-        cdef Config* c = &self.weights.config
-        cdef Head h
-        cdef size_t width = padded(c.head_dim, 16), length = padded(self.starts[segment + 1] - self.starts[segment], 16)
-        # each sequence before this one took at most 15 positions more than its length
-        cdef size_t before = self.starts[segment] + 16 * <size_t>segment
-        h.tiles = self.b.cache + 8 * width * (c.n_head_kv * before + kv_head * length)
-        h.stride = CHUNK // 16 * 2 * tile_part_bytes(c.head_dim, KV_F32)
-        h.k_type, h.v_type = KV_F32, KV_F32
-        return h
-
     cdef void attention(self, int layer, int i, int n) noexcept nogil:
         cdef Config* c = &self.weights.config
         cdef Layer* l = &self.weights.layers[layer]
@@ -346,7 +326,7 @@ cdef class TrainStep:
             keep(b.v, k.v, c.kv_p, lo, hi, self.extent.item)
         for s in range(self.n_segments):
             for h in range(c.n_head_kv):
-                head = self.cached(s, h)
+                head = cached_head(b, c, self.starts, s, h)
                 for t in range(max(lo, self.starts[s]), min(hi, self.starts[s + 1])):
                     store_kv(&head, self.position[t], c.head_dim, b.k + t * c.kv_p + h * c.head_dim, b.v + t * c.kv_p + h * c.head_dim)
         meet(&self.team)
@@ -356,9 +336,9 @@ cdef class TrainStep:
             while first < self.starts[s + 1]:
                 for h in range(c.n_head_kv):
                     if j == unit:
-                        head = self.cached(s, h)
+                        head = cached_head(b, c, self.starts, s, h)
                         count = min(per, self.starts[s + 1] - first)
-                        attend(b.q + first * c.q_p + h * group * c.head_dim, c.q_p, count, group, c.head_dim, self.attention_scale(),
+                        attend(b.q + first * c.q_p + h * group * c.head_dim, c.q_p, count, group, c.head_dim, attention_scale(c),
                                self.position[first], &head, b.att + first * c.q_p + h * group * c.head_dim, c.q_p, self.scratch(i))
                         unit = claim(&self.team)
                     j += 1
@@ -374,9 +354,6 @@ cdef class TrainStep:
         self.enter(layer, O, 1, &a, lo, hi, self.scratch(i))
         meet(&self.team)
         self.add_linear(layer, O, &a, k.x, self.scored if last else NULL, k.mid, i, n)
-
-    cdef float attention_scale(self) noexcept nogil:
-        return <float>(1 / (<double>self.weights.config.head_dim) ** 0.5)
 
     cdef void mlp(self, int layer, bint onward, int i, int n) noexcept nogil:
         """The layer's second half; without `onward` only what its backward pass reads."""
@@ -417,7 +394,7 @@ cdef class TrainStep:
         cdef Acts a
         cdef Gradient g
         cdef int first, m, t, rows, unit
-        self.clear(b.tail, c.embd_p, share(self.n_targets, i, n), share(self.n_targets, i + 1, n))
+        clear_rows(b.tail, c.embd_p, share(self.n_targets, i, n), share(self.n_targets, i + 1, n))
         for first in range(0, self.n_targets, 128):
             rows = min(HEAD_ROWS, self.n_targets - first)
             meet(&self.team)
@@ -467,7 +444,7 @@ cdef class TrainStep:
         """Tokens lo..hi of `rows` of a matrix's dy: rounded, and the gradient of its low-rank input, with both transposes."""
         cdef Pair* p = self.pair(layer, slot)
         cdef Buffers* b = &self.b
-        cdef size_t ldt = padded(self.T, 16), at = self.u_at(layer, slot)
+        cdef size_t ldt = padded(self.T, 16), at = columns_before(self.pair(layer, 0), slot)
         if g.q != NULL:
             quantize_gradient(g.dy, g.ld, self.weights.layers[layer].linear[slot].w.n_rows, rows, lo, hi, g.q, g.scale)
         if p.rank:
@@ -507,7 +484,7 @@ cdef class TrainStep:
         for t in range(rows):
             memset(dx + t * lddx + 16 * first, 0, 64 * <size_t>(end - first))
         for j in range(slot, slot + n_linear):
-            p, du = self.pair(layer, j), self.b.du + self.u_at(layer, j)
+            p, du = self.pair(layer, j), self.b.du + columns_before(self.pair(layer, 0), j)
             matmul_backward_tiles(&self.weights.layers[layer].linear[j].w, dy.dy, dy.ld, dy.q, dy.scale, rows, dx, lddx, lo, hi)
             if p.rank and self.dropping:
                 dropped_backward(p, &self.dropout, layer * N_SLOTS + j, du, self.extent.ldu, rows, dx, lddx, first, end, self.scratch(i))
@@ -518,7 +495,7 @@ cdef class TrainStep:
     cdef void pair_gradients(self, int layer, int slot, const float* x, size_t ldx, const Gradient* dy, int rows, int lo, int hi, int i) noexcept nogil:
         """Column tiles lo..hi, as far as there are such, of a pair's dB and dA"""
         cdef Pair* p = self.pair(layer, slot)
-        cdef size_t ldt = padded(self.T, 16), at = self.u_at(layer, slot) * ldt
+        cdef size_t ldt = padded(self.T, 16), at = columns_before(self.pair(layer, 0), slot) * ldt
         cdef int end = min(hi, p.in_p // 16)
         if p.rank:
             pair_gradient(self.b.ut + at, ldt, p.rank, dy.dy, dy.ld, rows, p.gbt, p.out_p, lo, min(hi, p.out_p // 16))
@@ -526,9 +503,6 @@ cdef class TrainStep:
             dropped_gradient(p, &self.dropout, layer * N_SLOTS + slot, self.b.dut + at, ldt, x, ldx, rows, lo, end, self.scratch(i))
         elif p.rank:
             pair_gradient(self.b.dut + at, ldt, p.rank, x, ldx, rows, p.ga, p.in_p, lo, end)
-
-    cdef void clear(self, float* x, size_t ld, int lo, int hi) noexcept nogil:
-        memset(x + lo * ld, 0, 4 * ld * (hi - lo))
 
     cdef void mlp_backward(self, int layer, int i, int n) noexcept nogil:
         cdef Config* c = &self.weights.config
@@ -576,8 +550,8 @@ cdef class TrainStep:
         for t in range(share(self.T, i, n), share(self.T, i + 1, n)):
             from_row = self.rank_of[t]
             if from_row < 0:
-                self.clear(b.datt, c.q_p, t, t + 1)
-                self.clear(b.dx, c.embd_p, t, t + 1)
+                clear_rows(b.datt, c.q_p, t, t + 1)
+                clear_rows(b.dx, c.embd_p, t, t + 1)
             else:
                 memcpy(b.datt + t * c.q_p, datt + from_row * c.q_p, 4 * <size_t>c.q_p)
                 memcpy(b.dx + t * c.embd_p, dx + from_row * c.embd_p, 4 * <size_t>c.embd_p)
@@ -605,7 +579,7 @@ cdef class TrainStep:
                     at = self.starts[s] * <size_t>c.q_p + h * c.head_dim
                     attend_backward(b.q + at, c.q_p, b.k + self.starts[s] * <size_t>c.kv_p + h // group * c.head_dim,
                                     b.v + self.starts[s] * <size_t>c.kv_p + h // group * c.head_dim, c.kv_p, b.datt + at, c.q_p,
-                                    self.starts[s + 1] - self.starts[s], c.head_dim, self.attention_scale(), b.q + at, c.q_p,
+                                    self.starts[s + 1] - self.starts[s], c.head_dim, attention_scale(c), b.q + at, c.q_p,
                                     b.dk + at, b.dv + at, c.q_p, self.scratch(i))
                     unit = claim(&self.team)
                 j += 1
