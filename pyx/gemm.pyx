@@ -62,30 +62,21 @@ cdef inline void tile_store(const float* sums, float* y, size_t ldy, const Rows*
 
 # A block's steps are written out: a loop over them would end in a mispredicted branch, once a block.
 
-cdef inline void step_u8(const uint8_t* q, const int8_t* a0, const int8_t* a1, const int8_t* a2, const int8_t* a3,
-                         vh* h0, vh* h1, vh* h2, vh* h3) noexcept nogil:
-    cdef vb w = vb_load(q)
-    h0[0] = vh_dot(h0[0], w, a0)
-    h1[0] = vh_dot(h1[0], w, a1)
-    h2[0] = vh_dot(h2[0], w, a2)
-    h3[0] = vh_dot(h3[0], w, a3)
-
-
 cdef inline void part_u8(const uint8_t* q, const int8_t* a0, const int8_t* a1, const int8_t* a2, const int8_t* a3, int depth,
                          vi* s0, vi* s1, vi* s2, vi* s3) noexcept nogil:
     """s += the next depth steps of 4 columns, summed in int16"""
     cdef vh h0 = vh_zero()
     cdef vh h1 = h0, h2 = h0, h3 = h0
-    step_u8(q, a0, a1, a2, a3, &h0, &h1, &h2, &h3)
-    step_u8(q + 64, a0 + 4, a1 + 4, a2 + 4, a3 + 4, &h0, &h1, &h2, &h3)
+    step_u8(vb_load(q), a0, a1, a2, a3, &h0, &h1, &h2, &h3)
+    step_u8(vb_load(q + 64), a0 + 4, a1 + 4, a2 + 4, a3 + 4, &h0, &h1, &h2, &h3)
     if depth >= 4:
-        step_u8(q + 128, a0 + 8, a1 + 8, a2 + 8, a3 + 8, &h0, &h1, &h2, &h3)
-        step_u8(q + 192, a0 + 12, a1 + 12, a2 + 12, a3 + 12, &h0, &h1, &h2, &h3)
+        step_u8(vb_load(q + 128), a0 + 8, a1 + 8, a2 + 8, a3 + 8, &h0, &h1, &h2, &h3)
+        step_u8(vb_load(q + 192), a0 + 12, a1 + 12, a2 + 12, a3 + 12, &h0, &h1, &h2, &h3)
     if depth >= 8:
-        step_u8(q + 256, a0 + 16, a1 + 16, a2 + 16, a3 + 16, &h0, &h1, &h2, &h3)
-        step_u8(q + 320, a0 + 20, a1 + 20, a2 + 20, a3 + 20, &h0, &h1, &h2, &h3)
-        step_u8(q + 384, a0 + 24, a1 + 24, a2 + 24, a3 + 24, &h0, &h1, &h2, &h3)
-        step_u8(q + 448, a0 + 28, a1 + 28, a2 + 28, a3 + 28, &h0, &h1, &h2, &h3)
+        step_u8(vb_load(q + 256), a0 + 16, a1 + 16, a2 + 16, a3 + 16, &h0, &h1, &h2, &h3)
+        step_u8(vb_load(q + 320), a0 + 20, a1 + 20, a2 + 20, a3 + 20, &h0, &h1, &h2, &h3)
+        step_u8(vb_load(q + 384), a0 + 24, a1 + 24, a2 + 24, a3 + 24, &h0, &h1, &h2, &h3)
+        step_u8(vb_load(q + 448), a0 + 28, a1 + 28, a2 + 28, a3 + 28, &h0, &h1, &h2, &h3)
     s0[0], s1[0] = vi_add(s0[0], vh_sum(h0)), vi_add(s1[0], vh_sum(h1))
     s2[0], s3[0] = vi_add(s2[0], vh_sum(h2)), vi_add(s3[0], vh_sum(h3))
 
@@ -188,6 +179,15 @@ cdef inline void steps_s16(const int16_t* q, const int16_t* a0, const int16_t* a
     step_s16(q + 96, a0 + 6, a1 + 6, a2 + 6, a3 + 6, s0, s1, s2, s3)
 
 
+cdef inline void block_s16(const int16_t* q, const int16_t* a0, const int16_t* a1, const int16_t* a2, const int16_t* a3,
+                           vi* s0, vi* s1, vi* s2, vi* s3) noexcept nogil:
+    """s += the products of 32 columns (or rows, backward)"""
+    steps_s16(q, a0, a1, a2, a3, s0, s1, s2, s3)
+    steps_s16(q + 128, a0 + 8, a1 + 8, a2 + 8, a3 + 8, s0, s1, s2, s3)
+    steps_s16(q + 256, a0 + 16, a1 + 16, a2 + 16, a3 + 16, s0, s1, s2, s3)
+    steps_s16(q + 384, a0 + 24, a1 + 24, a2 + 24, a3 + 24, s0, s1, s2, s3)
+
+
 cdef inline void panel_s16(const int16_t* q, const float* d, const float* m, int nb, int turns, const int16_t* a0, size_t lda,
                            const float* scale, const float* total, size_t lds, bint has_min, float* sums) noexcept nogil:
     """sums [4 tokens][16] += the panel's nb blocks of `turns` times 32 columns that share a scale"""
@@ -201,10 +201,7 @@ cdef inline void panel_s16(const int16_t* q, const float* d, const float* m, int
         s0 = vi_zero()
         s1, s2, s3 = s0, s0, s0
         for _turn in range(turns):
-            steps_s16(q, a0, a1, a2, a3, &s0, &s1, &s2, &s3)
-            steps_s16(q + 128, a0 + 8, a1 + 8, a2 + 8, a3 + 8, &s0, &s1, &s2, &s3)
-            steps_s16(q + 256, a0 + 16, a1 + 16, a2 + 16, a3 + 16, &s0, &s1, &s2, &s3)
-            steps_s16(q + 384, a0 + 24, a1 + 24, a2 + 24, a3 + 24, &s0, &s1, &s2, &s3)
+            block_s16(q, a0, a1, a2, a3, &s0, &s1, &s2, &s3)
             q += TILE
             a0, a1, a2, a3 = a0 + 32, a1 + 32, a2 + 32, a3 + 32
         vd = vf_load(d)
@@ -494,10 +491,7 @@ cdef inline void back_tile(const int16_t* q, const float* d, int turns, const in
     cdef vi s1 = s0, s2 = s0, s3 = s0
     cdef vf vd
     for _turn in range(turns):
-        steps_s16(q, a0, a1, a2, a3, &s0, &s1, &s2, &s3)
-        steps_s16(q + 128, a0 + 8, a1 + 8, a2 + 8, a3 + 8, &s0, &s1, &s2, &s3)
-        steps_s16(q + 256, a0 + 16, a1 + 16, a2 + 16, a3 + 16, &s0, &s1, &s2, &s3)
-        steps_s16(q + 384, a0 + 24, a1 + 24, a2 + 24, a3 + 24, &s0, &s1, &s2, &s3)
+        block_s16(q, a0, a1, a2, a3, &s0, &s1, &s2, &s3)
         q += TILE
         a0, a1, a2, a3 = a0 + 32, a1 + 32, a2 + 32, a3 + 32
     vd = vf_load(d)

@@ -104,11 +104,7 @@ cdef inline void matvec_quads(const uint8_t* tile, int nb, const Acts* x, size_t
     while b < nb:
         first = b
         while b < min(first + chunk, nb):
-            prefetch(tile + 1536)
-            prefetch(tile + 1600)
-            prefetch(tile + 1664)
-            prefetch(tile + 1728)
-            prefetch(tile + 1792)
+            prefetch_tile(tile)
             s = quads_dot(tile, fifth, quad_high(tile, fifth), a + 32 * b)
             d = quad_scale(tile, fifth, wide)
             m = quad_min(tile, fifth, wide) if has_min else vf_mul(d, vf_set1(<float>-offset))
@@ -121,24 +117,16 @@ cdef inline void matvec_quads(const uint8_t* tile, int nb, const Acts* x, size_t
         acc = vf_load(y)
 
 
-cdef inline void step4(vb w, const int8_t* a0, const int8_t* a1, const int8_t* a2, const int8_t* a3,
-                       vh* h0, vh* h1, vh* h2, vh* h3) noexcept nogil:
-    h0[0] = vh_dot(h0[0], w, a0)
-    h1[0] = vh_dot(h1[0], w, a1)
-    h2[0] = vh_dot(h2[0], w, a2)
-    h3[0] = vh_dot(h3[0], w, a3)
-
-
 cdef inline void half4(const uint8_t* tile, bint fifth, vb high, int g, const int8_t* a0, const int8_t* a1, const int8_t* a2,
                        const int8_t* a3, vh* h0, vh* h1, vh* h2, vh* h3) noexcept nogil:
     """h += 16 rows' codes of 16 columns from 4 g on times four inputs' values"""
-    step4(quad(tile, fifth, high, g), a0 + 4 * g, a1 + 4 * g, a2 + 4 * g, a3 + 4 * g, h0, h1, h2, h3)
+    step_u8(quad(tile, fifth, high, g), a0 + 4 * g, a1 + 4 * g, a2 + 4 * g, a3 + 4 * g, h0, h1, h2, h3)
     g += 1
-    step4(quad(tile, fifth, high, g), a0 + 4 * g, a1 + 4 * g, a2 + 4 * g, a3 + 4 * g, h0, h1, h2, h3)
+    step_u8(quad(tile, fifth, high, g), a0 + 4 * g, a1 + 4 * g, a2 + 4 * g, a3 + 4 * g, h0, h1, h2, h3)
     g += 1
-    step4(quad(tile, fifth, high, g), a0 + 4 * g, a1 + 4 * g, a2 + 4 * g, a3 + 4 * g, h0, h1, h2, h3)
+    step_u8(quad(tile, fifth, high, g), a0 + 4 * g, a1 + 4 * g, a2 + 4 * g, a3 + 4 * g, h0, h1, h2, h3)
     g += 1
-    step4(quad(tile, fifth, high, g), a0 + 4 * g, a1 + 4 * g, a2 + 4 * g, a3 + 4 * g, h0, h1, h2, h3)
+    step_u8(quad(tile, fifth, high, g), a0 + 4 * g, a1 + 4 * g, a2 + 4 * g, a3 + 4 * g, h0, h1, h2, h3)
 
 
 cdef inline void matvec4_quads(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy,
@@ -160,11 +148,7 @@ cdef inline void matvec4_quads(const uint8_t* tile, int nb, const Acts* x, size_
     while b < nb:
         first = b
         while b < min(first + chunk, nb):
-            prefetch(tile + 1536)
-            prefetch(tile + 1600)
-            prefetch(tile + 1664)
-            prefetch(tile + 1728)
-            prefetch(tile + 1792)
+            prefetch_tile(tile)
             high = quad_high(tile, fifth)
             h0 = vh_zero()
             h1, h2, h3 = h0, h0, h0

@@ -49,6 +49,24 @@ cdef inline void close_block(float* sums, vf d, vf m, float scale, float total, 
     vf_store(sums, vf_fma1(m, total, y) if has_min else y)
 
 
+cdef inline void prefetch_tile(const uint8_t* tile) noexcept nogil:
+    """Ask for what a one-token product will read 1.5 KB from here: 320 bytes, a tile of 4-bit codes"""
+    prefetch(tile + 1536)
+    prefetch(tile + 1600)
+    prefetch(tile + 1664)
+    prefetch(tile + 1728)
+    prefetch(tile + 1792)
+
+
+cdef inline void step_u8(vb w, const int8_t* a0, const int8_t* a1, const int8_t* a2, const int8_t* a3,
+                         vh* h0, vh* h1, vh* h2, vh* h3) noexcept nogil:
+    """h += 16 rows' codes of four columns times four inputs' values"""
+    h0[0] = vh_dot(h0[0], w, a0)
+    h1[0] = vh_dot(h1[0], w, a1)
+    h2[0] = vh_dot(h2[0], w, a2)
+    h3[0] = vh_dot(h3[0], w, a3)
+
+
 # ---- packing: 16 rows of blocks to a tile ----
 
 cdef inline void write_quads(uint8_t* tile, const uint32_t* codes, bint fifth) noexcept nogil:
