@@ -65,7 +65,7 @@ cdef class Weights:
     cdef Layer* layers
     cdef Linear output
     cdef const float* output_norm
-    cdef const uint8_t* embedding
+    cdef const uint8_t* embedding   # NULL: rows of the output matrix
     cdef size_t embedding_row
     cdef const RowType* embedding_type
     cdef double[::1] frequencies

@@ -5,7 +5,7 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 
 from .acts cimport Acts, padded
-from .gemm cimport matmul_tiles, panel_add, precision_of
+from .gemm cimport Packed, matmul_tiles, panel_add, precision_of
 from .matmul cimport PackedMatrix
 from .quants cimport row_type
 from .simd cimport *
@@ -65,12 +65,25 @@ cdef void linear_tiles(const Linear* l, int n_lora, const Acts* x, int precision
         u += lora.width
 
 
+cdef void unpacked_row(const Packed* w, int row, float* x) noexcept nogil:
+    """x[n_cols] = a row of W: from tiles, so that no page of the file is needed, though 16 rows are unpacked for one"""
+    cdef float values[16 * 32]
+    cdef const uint8_t* tile = w.tiles + <size_t>(row // 16) * w.n_blocks * w.kernel.tile_bytes
+    cdef int b, i
+    for b in range(w.n_blocks):
+        w.kernel.unpack_f32(tile, 1, values)
+        for i in range(min(32, w.n_cols - 32 * b)):
+            x[32 * b + i] = values[16 * i + row % 16]
+        tile += w.kernel.tile_bytes
+
+
 cdef class Weights:
     """Everything a step reads: sizes, tensors and adapters. Arrays handed in are kept alive here."""
 
-    def __cinit__(self, config, list layers, output, output_norm, const uint8_t[:, ::1] embedding, int embedding_type):
+    def __cinit__(self, config, list layers, output, output_norm, const uint8_t[:, ::1] embedding=None, int embedding_type=0):
         """config: sizes by Config's names, and frequencies f64 (n_rot / 2,); layers: dicts of NAMES' PackedMatrix,
-        optional "<name>.bias" f32, and attn_norm, ffn_norm f32; output: PackedMatrix (n_vocab, n_embd)."""
+        optional "<name>.bias" f32, and attn_norm, ffn_norm f32; output: PackedMatrix (n_vocab, n_embd); embedding: rows
+        of blocks of type embedding_type, None where the output matrix is the embedding too."""
         cdef int i, j
         cdef Config* c = &self.config
         self.keep, self.adapters, self.embedding_loras, self.norms = [], [], [], {}
@@ -80,11 +93,12 @@ cdef class Weights:
         c.embd_p, c.ff_p, c.vocab_p = padded(c.n_embd, 16), padded(c.n_ff, 16), padded(c.n_vocab, 16)
         c.q_p, c.kv_p = padded(c.n_head * c.head_dim, 16), padded(c.n_head_kv * c.head_dim, 16)
         self.frequencies = np.ascontiguousarray(config["frequencies"], np.float64)
-        self.embedding, self.embedding_row = &embedding[0, 0], embedding.shape[1]
-        self.embedding_type = row_type(embedding_type)
-        if self.embedding_type == NULL:
-            raise ValueError(f"type {embedding_type} has no row function")
-        self.keep.append(embedding)
+        if embedding is not None:
+            self.embedding, self.embedding_row = &embedding[0, 0], embedding.shape[1]
+            self.embedding_type = row_type(embedding_type)
+            if self.embedding_type == NULL:
+                raise ValueError(f"type {embedding_type} has no row function")
+            self.keep.append(embedding)
         self.layers = <Layer*>calloc(c.n_layer, sizeof(Layer))
         if self.layers == NULL:
             raise MemoryError()
@@ -131,7 +145,10 @@ cdef class Weights:
     cdef void embed(self, int token, float* x) noexcept nogil:
         """x[n_embd] = the token's embedding; the padding is zero"""
         cdef int i
-        self.embedding_type.dequantize(self.embedding + token * self.embedding_row, self.config.n_embd // self.embedding_type.block, x)
+        if self.embedding == NULL:
+            unpacked_row(&self.output.w, token, x)
+        else:
+            self.embedding_type.dequantize(self.embedding + token * self.embedding_row, self.config.n_embd // self.embedding_type.block, x)
         for i in range(self.config.n_embd, self.config.embd_p):
             x[i] = 0
         for i in range(self.n_lora):

@@ -9,6 +9,7 @@ speed is in samples per second, an epoch each time. Every test runs once unmeasu
 import json
 import os
 import platform
+import random
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -81,8 +82,8 @@ def measure(model, row, repetitions):
     depth, n_prompt = row.n_depth, row.n_prompt
     n_each, slots = n_prompt + row.n_gen, range(row.n_parallel)
     session = model.new_session(row.n_parallel, depth + n_each)
-    random = np.random.default_rng(SEED)
-    tokens = random.integers(0, model.config.n_vocab, (row.n_parallel, depth + n_each)).tolist()
+    chosen = random.Random(SEED)
+    tokens = [chosen.choices(range(model.config.n_vocab), k=depth + n_each) for _ in slots]
     for slot in slots:
         read_prompt(session, slot, tokens[slot][:depth])
     seconds = []
@@ -112,12 +113,12 @@ def measure_training(model, row, repetitions):
     from llamacy.train.samples import Sample
 
     trainer = new_trainer(model, row, row.n_train + 1)
-    random = np.random.default_rng(SEED)
+    chosen = np.random.default_rng(SEED)
     # One more id than are read: every token has a next one to predict.
     trained = np.arange(row.n_train + 1) > 0
     seconds = []
     for _ in range(repetitions + 1):
-        ids = random.integers(0, model.config.n_vocab, (row.n_parallel, row.n_train + 1), np.int32)
+        ids = chosen.integers(0, model.config.n_vocab, (row.n_parallel, row.n_train + 1), np.int32)
         begin = time.perf_counter()
         trainer.step([[Sample(sequence, trained) for sequence in ids]], trainer.options.learning_rate)
         seconds.append(time.perf_counter() - begin)

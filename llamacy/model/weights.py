@@ -10,7 +10,8 @@ from llamacy.model.architectures import ARCHITECTURES
 def load_weights(file, config, n_threads):
     """Pack every matrix of an open ModelFile (checked against `config`) and return the compiled Weights.
 
-    The mapping's pages of a packed matrix are given back; only the token embedding is read from the file later on.
+    The mapping's pages of a packed matrix are given back; only a token embedding that is not the output matrix too is
+    read from the file later on.
     """
     family = ARCHITECTURES[config.architecture]
     loader = _Loader(file, n_threads)
@@ -32,7 +33,6 @@ def load_weights(file, config, n_threads):
                 layer[key + ".bias"] = loader.vector(bias, shapes[key][0])
         layers.append(layer)
     factors = loader.vector(family.rope_factors, config.n_rot // 2) if family.rope_factors in file.tensors else None
-    embedding = file.tensors[family.embedding]
     sizes = {
         key: getattr(config, key) for key in ("n_embd", "n_head", "n_head_kv", "head_dim", "n_ff", "n_vocab", "n_rot")
     }
@@ -42,8 +42,7 @@ def load_weights(file, config, n_threads):
         layers,
         loader.matrix(output),
         loader.vector(family.output_norm, config.n_embd),
-        loader.embedding(family.embedding, packed_too=tied),
-        embedding.type.number,
+        *(() if tied else loader.embedding(family.embedding)),
     )
 
 
@@ -108,14 +107,13 @@ class _Loader:
         self.file.release(name)
         return packed
 
-    def embedding(self, name, packed_too):
-        """Return the rows that are looked up as they are in the file; checked here where they are not packed too."""
-        rows = self.rows(name)
-        if not packed_too:
-            if not kernels.finite.finite(rows, self.tensor(name).type.number, self.n_threads):
-                raise _not_finite(self.file, name)
-            self.file.release(name)
-        return rows
+    def embedding(self, name):
+        """Return (rows that are looked up as they are in the file, the number of their type)."""
+        rows, number = self.rows(name), self.tensor(name).type.number
+        if not kernels.finite.finite(rows, number, self.n_threads):
+            raise _not_finite(self.file, name)
+        self.file.release(name)
+        return rows, number
 
     def vector(self, name, n):
         self.tensor(name)

@@ -23,18 +23,19 @@ FORWARD = 0.4
 
 
 def weights_bytes(file, config):
-    """Return (bytes of the packed weights, bytes of the token embedding that stays mapped) of an open ModelFile.
+    """Return (bytes of the packed weights, bytes of the token embedding that stays mapped: 0 where it is packed).
 
     What is missing or of an unknown type counts nothing here: loading it will say so.
     """
     family, shapes = ARCHITECTURES[config.architecture], linear_shapes(config)
-    output = family.output if family.output in file.tensors else family.embedding
+    tied = family.output not in file.tensors
+    output = family.embedding if tied else family.output
     wanted = {pattern.format(i): shapes[key] for i in range(config.n_layer) for key, pattern in family.linears.items()}
     wanted[output] = (config.n_vocab, config.n_embd)
     known = set(kernels.matmul.types().values())
     kinds = {name: file.tensors[name].type.number for name in wanted if name in file.tensors}
     packed = sum(kernels.matmul.packed_bytes(kind, *wanted[name]) for name, kind in kinds.items() if kind in known)
-    return packed, file.data(family.embedding).nbytes if family.embedding in file.tensors else 0
+    return packed, 0 if tied or family.embedding not in file.tensors else file.data(family.embedding).nbytes
 
 
 @dataclass(frozen=True)

@@ -196,6 +196,22 @@ def test_a_cache_takes_memory_only_where_it_is_used(tiny):
     assert resident_bytes() - before < 64 * 2 * 2**21 + 32e6  # two huge pages at most for each slot's first chunk
 
 
+def test_no_page_of_the_file_is_needed_to_look_a_tied_embedding_up(tiny):
+    model, _ = tiny(replace(CONFIG, n_vocab=8001), "F32", tied=True)
+    model.file.release("token_embd.weight")
+    before = mapped_bytes(model.path)
+    model.weights.embeddings(range(8001))
+    assert mapped_bytes(model.path) == before < 8001 * 64 * 4 / 2
+
+
+def mapped_bytes(path):
+    """Return how much of the file's mapping is in memory."""
+    with open("/proc/self/smaps") as file:
+        lines = file.read().splitlines()
+    rows = (lines[i + 4] for i, line in enumerate(lines) if line.endswith(str(path)))
+    return sum(int(row.removeprefix("Rss:").split()[0]) * 1024 for row in rows)
+
+
 def resident_bytes():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
