@@ -27,6 +27,7 @@ KERNELS = [
     "kinds",
     "wide",
     "gemm",
+    "streams",
     "matmul",
     "quants",
     "kquants",

@@ -70,8 +70,8 @@ def measure(case, rounds, repetitions, python, threads, ik):
     sides |= {IK_LLAMA_CPP: case.ik} if ik and case.ik else {}
     found, bandwidths = {side: [] for side in sides}, []
     for i in range(1 if case.heavy else rounds):
-        bandwidths += [bandwidth_now(threads)] if case.streams else []
         for side in reversed(sides) if i % 2 else sides:
+            bandwidths += [bandwidth_now(threads)] if case.streams else []
             found[side].append(run(case, sides[side], python, values))
     samples = {side: [speed for result in results for speed in result["ts"]] for side, results in found.items()}
     medians = {side: statistics.median(speeds) for side, speeds in samples.items()}

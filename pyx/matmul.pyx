@@ -8,6 +8,7 @@ from .acts cimport *
 from .finite cimport ScaleField, scale_field, scales_finite
 from .gemm cimport *
 from .kinds cimport Kernel, find_kind, kind_at, kind_count
+from .streams cimport product_tiles
 
 import numpy as np
 
@@ -113,7 +114,7 @@ def matmul(PackedMatrix w, x, activations="int8", int n_threads=1):
         acts_quantize(&acts, 0, T, 0, acts.n_blocks)
     per = (w.w.n_tiles + n_threads - 1) // n_threads
     for i in prange(n_threads, num_threads=n_threads, schedule="static", chunksize=1, nogil=True):
-        matmul_tiles(&w.w, &acts, precision, &y[0, 0], y.shape[1], min(i * per, w.w.n_tiles), min((i + 1) * per, w.w.n_tiles))
+        product_tiles(&w.w, &acts, precision, &y[0, 0], y.shape[1], min(i * per, w.w.n_tiles), min((i + 1) * per, w.w.n_tiles))
     return np.asarray(y)[:, :w.w.n_rows]
 
 
