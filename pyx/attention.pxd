@@ -10,6 +10,7 @@ cdef enum KvType:
     KV_F32 = 0
     KV_F16 = 1
     KV_Q8_0 = 2
+    KV_S16 = 3                  # kv16.pxd
 
 cdef enum:
     CHUNK = 256                 # positions that share a softmax; see attention.pyx

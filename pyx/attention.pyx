@@ -12,6 +12,7 @@ from libc.string cimport memcpy, memset
 
 from .acts cimport padded
 from .gemm cimport panel_add
+from .kv16 cimport STEPS, load_some, round_query, scores16, softmax16, store16, values16
 from .simd cimport *
 from .vmath cimport vf_exp
 
@@ -27,7 +28,7 @@ cdef enum:
 cdef float F16_MAX = 65504
 
 # name of a cache's type -> how Head names it
-KV_TYPES = {"f32": KV_F32, "f16": KV_F16, "q8_0": KV_Q8_0}
+KV_TYPES = {"f32": KV_F32, "f16": KV_F16, "q8_0": KV_Q8_0, "s16": KV_S16}
 
 
 # ======== the cache ========
@@ -35,11 +36,13 @@ KV_TYPES = {"f32": KV_F32, "f16": KV_F16, "q8_0": KV_Q8_0}
 cdef inline size_t element_bytes(int kind) noexcept nogil:
     if kind == KV_F32:
         return 4
-    return 2 if kind == KV_F16 else 1
+    return 1 if kind == KV_Q8_0 else 2
 
 
 cdef inline size_t scales_bytes(int head_dim, int kind) noexcept nogil:
-    """Bytes of a tile's scales: an f16 per position and 32 elements."""
+    """Bytes of a tile's scales: an f16 per position and 32 elements; an f32 per position."""
+    if kind == KV_S16:
+        return STEPS
     return 32 * (padded(head_dim, 32) // 32) if kind == KV_Q8_0 else 0
 
 
@@ -64,6 +67,9 @@ cdef inline void store_row(uint8_t* part, int kind, int head_dim, const float* x
     cdef float d, inverse
     cdef vf most = vf_set1(F16_MAX), least = vf_set1(-F16_MAX)
     cdef int i, b, n
+    if kind == KV_S16:
+        store16(part, head_dim, hdp, x, j, across)
+        return
     for b in range(0, head_dim, 32):
         n = min(32, head_dim - b)
         memset(row, 0, sizeof(row))
@@ -304,20 +310,30 @@ cdef void attend_chunk(const float* q, int rows, int group, int head_dim, int po
     cdef int start = chunk * CHUNK, end = min(start + CHUNK, position + rows // group), n_tiles = (end - start + 15) // 16
     cdef int r, j, g, i, n, lo = max(0, start - position) * group, first, width = 16 * n_tiles
     cdef bint few = rows - lo <= FEW
+    cdef bint whole = head.k_type == KV_S16
     cdef const uint8_t* base = head.tiles + chunk * head.stride
     cdef float* s = work
     cdef float* wide = work + <size_t>rows * LDS
-    if not few:
+    if not few and not whole:
         memset(s + <size_t>lo * LDS, 0, 4 * <size_t>(rows - lo) * LDS)
     for j in range(n_tiles):
         first = max(lo, (start + 16 * j - position) * group)
-        if few:
-            if j + AHEAD < n_tiles:
-                fetch(base + (j + AHEAD) * tile, tile)
+        if few and j + AHEAD < n_tiles:
+            fetch(base + (j + AHEAD) * tile, tile)
+        if whole:
+            scores16(base + j * tile, q + first * hdp, hdp, rows - first, s + first * LDS + 16 * j, LDS)
+        elif few:
             tile_scores(base + j * tile, head_dim, head.k_type, q + first * hdp, hdp, rows - first, s + first * LDS + 16 * j, LDS)
         else:
             widen_keys(base + j * tile, head_dim, head.k_type, wide)
             panel_add(wide, 16, head_dim, q + first * hdp, hdp, rows - first, s + first * LDS + 16 * j, LDS)
+    if head.v_type == KV_S16:
+        for r in range(lo, rows):
+            totals[r] = softmax16(s + r * LDS, min(position + r // group + 1 - start, CHUNK), base + k_bytes, tile, CHUNK // 2, peaks + r)
+        for r in range(lo, rows, 4):
+            n = min(4, rows - r)
+            values16(base + k_bytes, tile, min(n_tiles, (position + (r + n - 1) // group - start) // 16 + 1), hdp, s + r * LDS, LDS, CHUNK // 2, n, o + r * hdp)
+        return
     for r in range(lo, rows):
         totals[r] = softmax(s + r * LDS, min(position + r // group + 1 - start, width), width, peaks + r)
     memset(o + lo * hdp, 0, 4 * (rows - lo) * hdp)
@@ -352,14 +368,16 @@ cdef inline void join(float* o, float* peak, float* total, const float* other, f
         vf_store(o + i, vf_fma1(vf_load(o + i), a, vf_mul(vf_load(other + i), vf_set1(b))))
 
 
-cdef inline void scaled_queries(const float* q, size_t ldq, int n_tokens, int group, int head_dim, float scale, float* out) noexcept nogil:
-    """(n_tokens, group, head_dim) with token stride ldq to rows of padded length, scaled"""
-    cdef size_t hdp = padded(head_dim, 16)
-    cdef int t, g, j
+cdef inline void scaled_queries(const float* q, size_t ldq, int n_tokens, int group, int head_dim, float scale, int kind, float* out) noexcept nogil:
+    """(n_tokens, group, head_dim) with token stride ldq to rows of padded length, scaled, as keys of that kind want them"""
+    cdef int t, g, j, hdp = <int>padded(head_dim, 16)
     for t in range(n_tokens):
         for g in range(group):
-            for j in range(head_dim):
-                out[(t * group + g) * hdp + j] = q[t * ldq + g * head_dim + j] * scale
+            for j in range(0, hdp, 16):
+                vf_store(out + j, vf_mul(load_some(q + t * ldq + g * head_dim + j, head_dim - j), vf_set1(scale)))
+            if kind == KV_S16:
+                round_query(out, hdp)
+            out += hdp
 
 
 cdef void attend(const float* q, size_t ldq, int n_tokens, int group, int head_dim, float scale, int position, const Head* head, float* out, size_t ldo, float* work) noexcept nogil:
@@ -377,7 +395,7 @@ cdef void attend(const float* q, size_t ldq, int n_tokens, int group, int head_d
     cdef float* totals = peaks + rows
     cdef float* part_peaks = totals + rows
     cdef float* part_totals = part_peaks + rows
-    scaled_queries(q, ldq, n_tokens, group, head_dim, scale, qs)
+    scaled_queries(q, ldq, n_tokens, group, head_dim, scale, head.k_type, qs)
     for chunk in range((position + n_tokens - 1) // CHUNK + 1):
         attend_chunk(qs, rows, group, head_dim, position, chunk, head, part, part_peaks, part_totals, part_totals + rows)
         for r in range(max(0, chunk * CHUNK - position) * group, rows):
@@ -385,8 +403,9 @@ cdef void attend(const float* q, size_t ldq, int n_tokens, int group, int head_d
     for t in range(n_tokens):
         for g in range(group):
             r = t * group + g
-            for j in range(head_dim):
-                out[t * ldo + g * head_dim + j] = o[r * hdp + j] / totals[r]
+            for j in range(0, head_dim, 16):
+                vf_store(o + r * hdp + j, vf_div(vf_load(o + r * hdp + j), vf_set1(totals[r])))
+            memcpy(out + t * ldo + g * head_dim, o + r * hdp, 4 * head_dim)
 
 
 cdef void attend_part(const float* q, size_t ldq, int n_tokens, int group, int head_dim, float scale, int position, int chunk, const Head* head,
@@ -399,7 +418,7 @@ cdef void attend_part(const float* q, size_t ldq, int n_tokens, int group, int h
     cdef float* peaks = o + rows * hdp
     cdef float* totals = peaks + rows
     cdef float* to
-    scaled_queries(q, ldq, n_tokens, group, head_dim, scale, qs)
+    scaled_queries(q, ldq, n_tokens, group, head_dim, scale, head.k_type, qs)
     attend_chunk(qs, rows, group, head_dim, position, chunk, head, o, peaks, totals, totals + rows)
     for t in range(max(0, chunk * CHUNK - position), n_tokens):
         for g in range(group):

@@ -89,11 +89,11 @@ cdef class Session:
 
     def __cinit__(self, Weights weights, int n_slots, int n_ctx, int max_batch=512, int n_threads=1, activations="int8",
                   k_type=None, v_type=None):
-        """k_type, v_type: how keys and values are kept, "f32", "f16" or "q8_0"; None: f16, f32 where activations are f32."""
+        """k_type, v_type: how keys and values are kept, one of KV_TYPES; None: s16, f32 where activations are f32."""
         cdef Config* c = &weights.config
         self.weights, self.n_slots, self.n_threads = weights, n_slots, n_threads
         self.n_ctx, self.max_batch, self.precision = n_ctx, max_batch, PRECISIONS[activations]
-        usual = "f32" if self.precision == EXACT else "f16"
+        usual = "f32" if self.precision == EXACT else "s16"
         self.k_type, self.v_type = KV_TYPES[k_type or usual], KV_TYPES[v_type or usual]
         # One chunk of all layers and heads is contiguous, so that the pages of a short sequence (2 MB each) are few.
         # Zeros: untouched pages cost no memory, and no cached value is ever NaN.

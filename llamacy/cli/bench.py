@@ -176,8 +176,8 @@ def facts_of(args, model):
         "model_n_params": n_params,
         "n_threads": args.threads or physical_cores(),
         "activations": args.activations,
-        "type_k": args.cache_type_k or ("f32" if args.activations == "f32" else "f16"),
-        "type_v": args.cache_type_v or ("f32" if args.activations == "f32" else "f16"),
+        "type_k": args.cache_type_k or ("f32" if args.activations == "f32" else "s16"),
+        "type_v": args.cache_type_v or ("f32" if args.activations == "f32" else "s16"),
         "test_time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
 

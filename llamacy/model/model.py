@@ -32,8 +32,8 @@ def load_model(
 
     activations: "int8", "int16" or "f32", how inputs enter the matrix products. threads: None for all CPUs.
     rms_eps, rope_theta, n_ctx (the context it was trained for), overrides (metadata by key): instead of what the file
-    says. cache_types: how sessions keep keys and values, each "f32", "f16" or "q8_0"; None: f16, f32 with activations
-    f32. LlamacyError, one line, for whatever cannot be used.
+    says. cache_types: how sessions keep keys and values, each one of KV_TYPES; None: s16, f32 with activations f32.
+    LlamacyError, one line, for whatever cannot be used.
     """
     if activations not in kernels.matmul.PRECISIONS:
         raise LlamacyError(f"activations {activations!r}: wanted one of {', '.join(kernels.matmul.PRECISIONS)}")

@@ -4,7 +4,9 @@ Bounds. A score is off by e = gamma(2 D + 4) max sum |q| |k| / D^1/2, its expone
 sum moves too) and 8 roundings, the sums over n keys by gamma(2 n). In an f16 cache every key and value is rounded once:
 2^-11 relatively (2^-25 below f16's normal numbers), which moves a score by 2^-11 sum |q| |k| and the output likewise.
 In a q8_0 cache 32 values share a scale d = amax / 127, itself an f16: a value moves by d / 2, or (the scale rounded
-down, the largest code limited) by 127 * 2^-11 d < 0.07 d more.
+down, the largest code limited) by 127 * 2^-11 d < 0.07 d more. In an s16 cache a key's or query's step is the larger of
+amax / 32767 and norm / 46000, a value's amax / 16383; everything moves by half a step. Weights, too, are multiples of a
+step: the largest of weight * step of the value / 32767, or their sum / 130000; their exponentials are 5e-6 off.
 """
 
 import numpy as np
@@ -26,7 +28,8 @@ SHAPES = [
     (257, 6, 1, 40),
     (530, 1, 1, 16),
 ]
-KINDS = [("f32", "f32"), ("f16", "f16"), ("q8_0", "q8_0"), ("f16", "q8_0")]
+KINDS = [("f32", "f32"), ("f16", "f16"), ("q8_0", "q8_0"), ("f16", "q8_0"), ("s16", "s16")]
+KINDS += [("s16", "q8_0"), ("f32", "s16")]
 
 
 def qkv(n, n_head, n_head_kv, head_dim):
@@ -37,20 +40,40 @@ def causal(n):
     return np.tril(np.ones((n, n), bool))
 
 
-def relative_error(q, k, k_error=0.0):
-    """The most that a softmax probability may be off, relatively; k_error: how far a key's elements may be off."""
+def relative_error(q, k, k_error=0.0, q_error=0.0):
+    """The most that a softmax probability may be off, relatively; k_error, q_error: how far elements may be off."""
     group = q.shape[1] // k.shape[1]
     keys, off = (np.repeat(np.broadcast_to(x, k.shape), group, axis=1) for x in (np.abs(k), np.float64(k_error)))
     products = np.einsum("thd,khd->htk", np.abs(q, dtype=np.float64), gamma(2 * q.shape[2] + 4) * keys + off)
+    products += np.einsum("thd,khd->htk", np.broadcast_to(q_error, q.shape), keys + off)
     return np.expm1(2 * products.max() / np.sqrt(q.shape[2])) + gamma(8 + 2 * len(q))
 
 
-def cache_error(x, kind):
+def step_of(x):
+    """The step of every query's or key's codes in products of whole numbers."""
+    x = x.astype(np.float64)
+    return np.maximum(np.abs(x).max(axis=2) / 32767, np.linalg.norm(x, axis=2) / 46000)
+
+
+def weights_error(q, k, v, mask):
+    """How far an output may be off because its weights, times the step of their value, are whole numbers."""
+    group, step = q.shape[1] // v.shape[1], np.abs(v, dtype=np.float64).max(axis=2) / 16383
+    keys, codes, steps = (np.repeat(x, group, axis=1) for x in (k, np.abs(v) / step[..., None], step))
+    scores = np.einsum("thd,khd->htk", q.astype(np.float64), keys) / np.sqrt(q.shape[2])
+    p = np.exp(layers.log_softmax(np.where(mask, scores, -np.inf))) * steps.T[:, None]
+    of_weights = np.maximum(p.max(axis=2) / 32767, p.sum(axis=2) / 130000)
+    return 0.55 * of_weights.T[..., None] * np.einsum("tk,khd->thd", mask.astype(np.float64), codes)
+
+
+def cache_error(x, kind, values=False):
     """How far each cached element may be from what was stored, by the type's definition."""
     if kind == "f32":
         return np.float64(0)
     if kind == "f16":
         return np.abs(x, dtype=np.float64) * 2.0**-11 + 2.0**-25
+    if kind == "s16":
+        step = np.abs(x, dtype=np.float64).max(axis=2) / 16383 if values else step_of(x)
+        return np.broadcast_to(0.501 * step[..., None], x.shape)
     padded = np.zeros((*x.shape[:2], (x.shape[2] + 31) // 32 * 32))
     padded[..., : x.shape[2]] = np.abs(x)
     d = padded.reshape(*x.shape[:2], -1, 32).max(axis=3) / 127
@@ -64,14 +87,17 @@ def test_attention(isa, shape, kinds):
     mask = causal(shape[0])
     exact, _ = layers.attention(q, k, v, mask)
     # the rounded values' share of the output is their errors' weighted mean, at most half as much again where P moves
-    off = np.broadcast_to(cache_error(v, kinds[1]), v.shape)
+    off = np.broadcast_to(cache_error(v, kinds[1], values=True), v.shape)
     sizes, errors = layers.attention(q, k, np.abs(v) + off, mask)[0], layers.attention(q, k, off, mask)[0]
-    relative = relative_error(q, k, cache_error(k, kinds[0]))
+    q_error = cache_error(q, "s16") if kinds[0] == "s16" else 0.0
+    relative = relative_error(q, k, cache_error(k, kinds[0]), q_error)
+    if kinds[1] == "s16":
+        relative, errors = relative + 5e-6, errors + weights_error(q, k, v, mask)
     found = kernels.load("attention", isa).forward(q, k, v, *kinds)
     assert_within(found, exact, relative * sizes + errors)
 
 
-@pytest.mark.parametrize("kind", ["f32", "f16", "q8_0"])
+@pytest.mark.parametrize("kind", ["f32", "f16", "q8_0", "s16"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_one_token_at_a_time_and_chunk_by_chunk_gives_the_same_bits(isa, shape, kind):
     module, arrays = kernels.load("attention", isa), qkv(*shape)
@@ -82,11 +108,32 @@ def test_numbers_that_f16_cannot_hold(isa):
     # one key: its value comes out, as near as the cache's type can hold it
     q, k, v = qkv(1, 1, 1, 32)
     v[0, 0, :3] = 1e6, -1e6, 1e-9
-    for kind, most in (("f16", 65504), ("q8_0", 1e6)):
+    for kind, most in (("f16", 65504), ("q8_0", 1e6), ("s16", 1e6)):
         out = kernels.load("attention", isa).forward(q, k, v, "f16", kind)[0, 0]
         np.testing.assert_allclose(out[:2], [most, -most], rtol=1e-3)
         assert np.isfinite(out).all()
-    assert (kernels.load("attention", isa).forward(q, k, 0 * v, "q8_0") == 0).all()
+    for kind in ("q8_0", "s16"):
+        assert (kernels.load("attention", isa).forward(q, k, 0 * v, kind) == 0).all()
+
+
+def test_whole_numbers_at_their_limits(isa):
+    # sums as near to 2^31 as the type lets them come: all elements and all weights alike, and one that is all there is
+    for spike in (False, True):
+        q, k, v = (np.full(shape, 3.0, np.float32) for shape in ((512, 1, 64), (512, 1, 64), (512, 1, 64)))
+        if spike:
+            q[..., 1:], k[..., 1:], v[..., 1:] = 0, 0, 0
+        found = kernels.load("attention", isa).forward(q, -k, v, "s16")
+        # 256 weights alike are 508 steps each, up to half a step off
+        np.testing.assert_allclose(found, v, rtol=1.1e-3)
+
+
+def test_what_a_later_sequence_finds_in_a_cache_does_not_matter(isa):
+    # values beside a position's own, in the tile that holds it, may be anything that was stored before
+    module, (q, k, v) = kernels.load("attention", isa), qkv(20, 2, 1, 16)
+    for array in (k, v):
+        array[7:] = np.inf
+    before = module.forward(q[:7], k[:7], v[:7], "s16")
+    np.testing.assert_array_equal(module.forward(q, k, v, "s16")[:7], before)
 
 
 def test_no_token_sees_a_later_one(isa):

@@ -139,7 +139,7 @@ def test_slots_mixed_in_one_step_equal_each_alone(tiny, activations):
     assert done == [len(prompt) for prompt in prompts]
 
 
-@pytest.mark.parametrize("cache_types", [(None, None), ("q8_0", "q8_0"), ("q8_0", "f16")])
+@pytest.mark.parametrize("cache_types", [(None, None), ("f16", "f16"), ("q8_0", "q8_0"), ("q8_0", "f16")])
 @pytest.mark.parametrize("isa", kernels.available())
 def test_long_sequences_batched_or_not_on_any_threads_are_bitwise_equal(tiny, isa, cache_types, monkeypatch):
     # over 512 positions: three chunks, dealt to the threads singly where a step is small
