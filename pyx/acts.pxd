@@ -1,6 +1,7 @@
 # T: rows of activations (tokens)   K: columns of the matrix (n_in)   N: rows of the matrix (n_out)
 
-from libc.stdint cimport int8_t, int16_t, uint8_t, uintptr_t
+from libc.stdint cimport int8_t, int16_t, uint8_t, uint64_t, uintptr_t
+from libc.string cimport memcpy
 
 cdef enum Precision:            # how activations enter the product
     EXACT = 1                   # f32
@@ -13,6 +14,11 @@ cdef enum:
     G_LIMIT = 8191
     S16_LIMIT = 16319           # 127 * 128 + 63
     U8_BLOCKS = 40              # blocks of 32 columns unpacked at a time, at most: 20 KB of codes, L1
+    OUTLIERS = 3                # values that a block may set aside
+
+cdef struct Outliers:           # values of a block that its codes do not hold: its codes are 0 there
+    uint8_t k[4]                # their places, 0 .. 31
+    float value[OUTLIERS]
 
 cdef struct Acts:               # T rows of inputs; only the wanted forms are there
     int n_rows
@@ -22,10 +28,10 @@ cdef struct Acts:               # T rows of inputs; only the wanted forms are th
     size_t ld
     int8_t* q8                  # (T, 32 n_blocks), scale (T, n_blocks), sum = scale * sum of the codes
     float* scale8
-    float* sum8
-    int8_t* low8                # where fine8 (T, n_blocks) is 1, the block is scale * q8 + scale / 128 * low8: 15 bits
-    uint8_t* fine8
-    float fine_over             # set where a block's largest value is over this many times the usual one
+    float* sum8                 # and of the outliers
+    Outliers* outliers          # (T, n_blocks); outlier_bits (T, n_blocks): bit i is set where the i-th is there
+    uint8_t* outlier_bits
+    float outlier_over          # what makes one: this many times the mean of all blocks' largest values
     int16_t* q16                # the same, 15 bits: at most S16_LIMIT
     float* scale16
     float* sum16
@@ -43,18 +49,24 @@ cdef inline uint8_t* aligned(void* p) noexcept nogil:
     return <uint8_t*>((<uintptr_t>p + 63) & ~<uintptr_t>63)
 
 
+cdef extern from * nogil:
+    int lowest_bit "__builtin_ctzll"(uint64_t)
+
+
+cdef inline uint64_t eight_bits(const uint8_t* bits, int n) noexcept nogil:
+    """outlier_bits of eight blocks, those of the first n only; bits 8 i to 8 i + 2 are block i's. Reads 8 bytes: scales follow."""
+    cdef uint64_t r
+    memcpy(&r, bits, 8)
+    return r if n >= 8 else r & ((<uint64_t>1 << 8 * n) - 1)
+
+
 cdef inline int even_chunk(int n_blocks, int most) noexcept nogil:
     """n_blocks in equal chunks of at most `most`: no short last one, whose start-up would weigh more"""
     cdef int chunks = (n_blocks + most - 1) // most
     return (n_blocks + chunks - 1) // chunks
 
 
-cdef inline float low_factor(float scale) noexcept nogil:
-    """What a block's low bits count, its scale being `scale`"""
-    return scale * <float>(1.0 / 128)
-
-
-cdef float fine_over(int n_embd) noexcept nogil
+cdef float outlier_over(int n_embd) noexcept nogil
 cdef size_t acts_bytes(int n_rows, int n_cols, int precisions) noexcept nogil
 cdef void acts_place(Acts* x, int n_rows, int n_cols, int precisions, uint8_t* memory) noexcept nogil
 cdef void acts_quantize(Acts* x, int lo, int hi, int block_lo, int block_hi) noexcept nogil

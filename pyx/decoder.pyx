@@ -261,7 +261,7 @@ cdef class Session:
     cdef void inputs(self, Acts* a, const Linear* first, int n_linear, const float* x, size_t ld, int rows, uint8_t* memory) noexcept nogil:
         a.f32, a.ld = x, ld
         acts_place(a, rows, first.w.n_cols, linear_precisions(first, n_linear, self.precision) & ~EXACT, memory)
-        a.fine_over = fine_over(self.weights.config.n_embd)
+        a.outlier_over = outlier_over(self.weights.config.n_embd)
 
     cdef void norm_rows(self, Acts* a, const Linear* first, int n_linear, const float* w, int i, int n) noexcept nogil:
         """a = rms_norm(x) and its rounded forms; a single row is quicker made by each thread than waited for"""

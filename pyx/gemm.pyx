@@ -6,7 +6,7 @@ rounded per block of 32. The float operations of one output element and their or
 only, never on T, on the thread count or on the tile it falls in.
 """
 
-from libc.stdint cimport int8_t, int16_t, uint8_t
+from libc.stdint cimport int8_t, int16_t, uint8_t, uint64_t
 from libc.string cimport memset
 
 from .simd cimport *
@@ -114,51 +114,55 @@ cdef inline void panel_u8(const uint8_t* q, const float* d, const float* m, int 
         a0, a1, a2, a3 = a0 + 32, a1 + 32, a2 + 32, a3 + 32
 
 
-cdef inline void low_u8(const uint8_t* q, vf d, const int8_t** a, const float* factor, float** y, int depth) noexcept nogil:
-    """y[i][16] += a block's products with the low bits a[i] of four tokens"""
-    cdef vi s0 = vi_zero()
-    cdef vi s1 = s0, s2 = s0, s3 = s0
-    cdef vf none = vf_set1(0)
-    block_u8(q, a[0], a[1], a[2], a[3], depth, &s0, &s1, &s2, &s3)
-    close_block(y[0], d, none, factor[0], 0, s0, False)
-    close_block(y[1], d, none, factor[1], 0, s1, False)
-    close_block(y[2], d, none, factor[2], 0, s2, False)
-    close_block(y[3], d, none, factor[3], 0, s3, False)
+cdef struct Columns:        # the outliers of up to T_BLOCK tokens in a panel: which columns they multiply, and with what
+    int n
+    int16_t column[32 * U8_BLOCKS]
+    int end[T_BLOCK]        # token t's entries end here, the next one's begin
+    int16_t which[OUTLIERS * U8_BLOCKS * T_BLOCK]
+    float value[OUTLIERS * U8_BLOCKS * T_BLOCK]
 
 
-cdef struct Fine:           # which of up to T_BLOCK tokens have low bits in each block of a panel
-    int n[U8_BLOCKS]
-    uint8_t who[U8_BLOCKS][T_BLOCK]
+cdef void find_columns(const Acts* x, int b, int n, int t0, int t1, Columns* c) noexcept nogil:
+    cdef int16_t number[32 * U8_BLOCKS]
+    cdef const uint8_t* bits
+    cdef const Outliers* out
+    cdef uint64_t left
+    cdef int t, i, j, k, bit, entries = 0
+    memset(number, 0xff, sizeof(number))
+    c.n = 0
+    for t in range(t0, t1):
+        bits, out = x.outlier_bits + t * <size_t>x.n_blocks + b, x.outliers + t * <size_t>x.n_blocks + b
+        for i in range(0, n, 8):
+            left = eight_bits(bits + i, n - i)
+            while left:
+                bit = lowest_bit(left)
+                left &= left - 1
+                j = i + (bit >> 3)
+                k = 32 * j + out[j].k[bit & 7]
+                if number[k] < 0:
+                    number[k], c.column[c.n] = <int16_t>c.n, <int16_t>k
+                    c.n += 1
+                c.which[entries], c.value[entries] = number[k], out[j].value[bit & 7]
+                entries += 1
+        c.end[t - t0] = entries
 
 
-cdef void find_fine(const Acts* x, int b, int n, int t0, int t1, Fine* f) noexcept nogil:
-    cdef int i, t
-    cdef const uint8_t* fine = x.fine8 + <size_t>t0 * x.n_blocks + b
-    memset(f.n, 0, sizeof(f.n))
-    for t in range(t1 - t0):
-        for i in range(n):
-            f.who[i][f.n[i]] = <uint8_t>t
-            f.n[i] += fine[i]
-        fine += x.n_blocks
-
-
-cdef inline void add_low(const uint8_t* q, const float* d, int b, int n, const Acts* x, int t0, const Fine* f,
-                         float* y, size_t ldy, int depth) noexcept nogil:
-    """y += the panel's products with the low bits: tokens in fours, whichever they are, block after block as matvec does it"""
-    cdef const int8_t* a[4]
-    cdef float* to[4]
-    cdef float factor[4]
-    cdef float nowhere[16]
-    cdef int i, j, k
-    cdef size_t at
-    for i in range(n):
-        for j in range(0, f.n[i], 4):
-            for k in range(4):
-                # the last group's missing tokens add zero times something to nothing
-                at = <size_t>(t0 + f.who[i][min(j + k, f.n[i] - 1)])
-                a[k], factor[k] = x.low8 + 32 * (at * x.n_blocks + b + i), low_factor(x.scale8[at * x.n_blocks + b + i])
-                to[k] = y + (at - t0) * ldy if j + k < f.n[i] else nowhere
-            low_u8(q + TILE * i, vf_load(d + 16 * i), a, factor, to, depth)
+cdef inline void add_columns(const uint8_t* q, const float* d, const Columns* c, int n_tokens, float* w,
+                             float* y, size_t ldy) noexcept nogil:
+    """y += the panel's products with the outliers, block after block as matvec adds them; w: room for c.n columns [16]"""
+    cdef int i, k, t, e = 0
+    cdef vf acc
+    for i in range(c.n):
+        k = c.column[i]
+        vf_store(w + 16 * i, vf_mul(vf_load(d + 16 * (k >> 5)), vi_to_f(vi_bits(q + 64 * (k >> 2), 8 * (k & 3), 255, 0))))
+    for t in range(n_tokens):
+        if e < c.end[t]:
+            acc = vf_load(y)
+            while e < c.end[t]:
+                acc = vf_fma1(vf_load(w + 16 * c.which[e]), c.value[e], acc)
+                e += 1
+            vf_store(y, acc)
+        y += ldy
 
 
 cdef inline void step_s16(const int16_t* q, const int16_t* a0, const int16_t* a1, const int16_t* a2, const int16_t* a3,
@@ -296,7 +300,7 @@ cdef void matvec_split(const Packed* w, const Acts* x, size_t t, int tile, float
 
 
 cdef inline void tokens_u8(const uint8_t* q, const float* d, const float* m, int b, int n, const Acts* x, int t0, int t1,
-                           const Fine* f, float* y, size_t ldy, int depth) noexcept nogil:
+                           float* y, size_t ldy, int depth) noexcept nogil:
     """Tokens t0..t1 with an unpacked panel of n blocks from block b on"""
     cdef float sums[64]
     cdef Rows r
@@ -309,7 +313,6 @@ cdef inline void tokens_u8(const uint8_t* q, const float* d, const float* m, int
         panel_u8(q, d, m, n, x.q8 + 32 * at, 32 * nb * r.stride, x.scale8 + at, x.sum8 + at, nb * r.stride, depth, sums)
         tile_store(sums, y + t * ldy, ldy, &r)
         t += new
-    add_low(q, d, b, n, x, t0, f, y + t0 * ldy, ldy, depth)
 
 
 cdef inline void tokens_s16(const int16_t* q, const float* d, const float* m, int b, int n, const Acts* x, int t0, int t1,
@@ -328,27 +331,29 @@ cdef inline void tokens_s16(const int16_t* q, const float* d, const float* m, in
 
 
 cdef void gemm_u8(const Packed* w, const Acts* x, float* y, size_t ldy, int lo, int hi) noexcept nogil:
-    cdef uint8_t memory[TILE * U8_BLOCKS + 128 * U8_BLOCKS + 64]
+    cdef uint8_t memory[TILE * U8_BLOCKS + 128 * U8_BLOCKS + 64 * 32 * U8_BLOCKS + 64]
     cdef uint8_t* q = aligned(memory)
     cdef float* d = <float*>(q + TILE * U8_BLOCKS)
     cdef float* m = d + 16 * U8_BLOCKS
+    cdef float* columns = m + 16 * U8_BLOCKS
     cdef const Kernel* k = w.kernel
-    cdef Fine f
+    cdef Columns c
     cdef int t0, t1, b, n, tile
     for t0 in range(0, x.n_rows, 128):
         t1 = min(t0 + T_BLOCK, x.n_rows)
         b = 0
         while b < w.n_blocks:
             n = min(even_chunk(w.n_blocks, U8_BLOCKS), w.n_blocks - b)
-            find_fine(x, b, n, t0, t1, &f)
+            find_columns(x, b, n, t0, t1, &c)
             for tile in range(lo, hi):
                 k.unpack_u8(w.tiles + (tile * <size_t>w.n_blocks + b) * k.tile_bytes, n, q, d, m)
                 if k.depth == 8:
-                    tokens_u8(q, d, m, b, n, x, t0, t1, &f, y + 16 * tile, ldy, 8)
+                    tokens_u8(q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, 8)
                 elif k.depth == 4:
-                    tokens_u8(q, d, m, b, n, x, t0, t1, &f, y + 16 * tile, ldy, 4)
+                    tokens_u8(q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, 4)
                 else:
-                    tokens_u8(q, d, m, b, n, x, t0, t1, &f, y + 16 * tile, ldy, 2)
+                    tokens_u8(q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, 2)
+                add_columns(q, d, &c, t1 - t0, columns, y + t0 * ldy + 16 * tile, ldy)
             b += n
 
 

@@ -27,5 +27,5 @@ cdef struct Kernel:             # one row per quantised type
 cdef const Kernel* find_kind(int number) except NULL
 cdef int kind_count() noexcept nogil
 cdef const Kernel* kind_at(int i) noexcept nogil
-cdef void quads_low(const uint8_t* tile, int b, int end, const Acts* x, size_t t, float* y,
-                    bint fifth, int tile_bytes, bint wide) noexcept nogil
+cdef void quads_outliers(const uint8_t* tile, int b, int end, const Acts* x, size_t t, float* y,
+                         bint fifth, size_t tile_bytes, bint wide) noexcept nogil

@@ -4,7 +4,7 @@ One section per layout, one block of one-line functions and one table row per ty
 scales are in wide.pyx.
 """
 
-from libc.stdint cimport int8_t, int16_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int8_t, int16_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from .acts cimport *
@@ -78,23 +78,36 @@ cdef inline vi quads_dot(const uint8_t* tile, bint fifth, vb high, const int8_t*
     return vi_add(s, vh_sum(h)) if fifth else vh_sum(h)
 
 
-cdef void quads_low(const uint8_t* tile, int b, int end, const Acts* x, size_t t, float* y,
-                    bint fifth, int tile_bytes, bint wide) noexcept nogil:
-    """y[16] += blocks b .. end of the product with input t's low bits. A call: inlined, its loop would spill the caller's."""
-    cdef size_t at = t * x.n_blocks
-    cdef vb high
+cdef inline vf quads_column(const uint8_t* tile, bint fifth, size_t k) noexcept nogil:
+    """16 rows' codes of column k"""
+    cdef vi code = vi_nibbles(tile + 32 * (k >> 2), <int>k & 3)
+    if fifth:
+        code = vi_add(code, vi_bits(tile + 256, <int>(8 * (k & 3) + (k >> 2)), 1, 4))
+    return vi_to_f(code)
+
+
+cdef void quads_outliers(const uint8_t* tile, int b, int end, const Acts* x, size_t t, float* y,
+                         bint fifth, size_t tile_bytes, bint wide) noexcept nogil:
+    """y[16] += blocks b .. end times input t's outliers; minima count them in sum8. A call: inlined, its loop would spill the caller's."""
+    cdef const uint8_t* bits = x.outlier_bits + t * x.n_blocks + b
+    cdef const Outliers* out = x.outliers + t * x.n_blocks + b
+    cdef uint64_t left
+    cdef size_t i, j
+    cdef vf column, acc = vf_load(y)
     while b < end:
-        if x.fine8[at + b]:
-            high = quad_high(tile, fifth)
-            close_block(y, quad_scale(tile, fifth, wide), vf_set1(0), low_factor(x.scale8[at + b]), 0,
-                        quads_dot(tile, fifth, high, x.low8 + 32 * (at + b)), False)
-        tile += tile_bytes
-        b += 1
+        left = eight_bits(bits, end - b)
+        while left:
+            i, j = <size_t>lowest_bit(left) >> 3, <size_t>lowest_bit(left) & 7
+            left &= left - 1
+            column = quads_column(tile + i * tile_bytes, fifth, out[i].k[j])
+            acc = vf_fma1(vf_mul(quad_scale(tile + i * tile_bytes, fifth, wide), column), out[i].value[j], acc)
+        b, bits, out, tile = b + 8, bits + 8, out + 8, tile + 8 * tile_bytes
+    vf_store(y, acc)
 
 
 cdef inline void matvec_quads(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y,
                               bint fifth, int offset, bint has_min, int tile_bytes, bint wide) noexcept nogil:
-    """y[16] = the row group's product with 8-bit input t; low bits when a panel of the GEMM would end, as it does it"""
+    """y[16] = the row group's product with 8-bit input t; outliers when a panel of the GEMM would end, as it does it"""
     cdef const int8_t* a = x.q8 + 32 * t * nb
     cdef const float* scale = x.scale8 + t * nb
     cdef const float* total = x.sum8 + t * nb
@@ -113,7 +126,7 @@ cdef inline void matvec_quads(const uint8_t* tile, int nb, const Acts* x, size_t
             tile += tile_bytes
             b += 1
         vf_store(y, acc)
-        quads_low(tile - (b - first) * tile_bytes, first, b, x, t, y, fifth, tile_bytes, wide)
+        quads_outliers(tile - (b - first) * tile_bytes, first, b, x, t, y, fifth, tile_bytes, wide)
         acc = vf_load(y)
 
 
@@ -172,7 +185,7 @@ cdef inline void matvec4_quads(const uint8_t* tile, int nb, const Acts* x, size_
             tile += tile_bytes
             b += 1
         for i in range(4):
-            quads_low(tile - (b - first) * tile_bytes, first, b, x, t + i, y + i * ldy, fifth, tile_bytes, wide)
+            quads_outliers(tile - (b - first) * tile_bytes, first, b, x, t + i, y + i * ldy, fifth, tile_bytes, wide)
 
 
 # ======== pairs: 8-bit types ========

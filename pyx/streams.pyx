@@ -9,7 +9,7 @@ from libc.stdint cimport int8_t, uint8_t
 
 from .acts cimport *
 from .gemm cimport Packed, matmul_tiles, precision_of
-from .kinds cimport quads_low
+from .kinds cimport quads_outliers
 from .simd cimport *
 from .tiles cimport *
 
@@ -64,8 +64,8 @@ cdef inline void two_groups(const uint8_t* tile, const uint8_t* other, int nb, c
             b += 1
         vf_store(y, acc)
         vf_store(yo, acco)
-        quads_low(tile - (b - first) * tile_bytes, first, b, x, 0, y, False, tile_bytes, wide)
-        quads_low(other - (b - first) * tile_bytes, first, b, x, 0, yo, False, tile_bytes, wide)
+        quads_outliers(tile - (b - first) * tile_bytes, first, b, x, 0, y, False, tile_bytes, wide)
+        quads_outliers(other - (b - first) * tile_bytes, first, b, x, 0, yo, False, tile_bytes, wide)
         acc = vf_load(y)
         acco = vf_load(yo)
 

@@ -76,6 +76,9 @@ cdef extern from "immintrin.h" nogil:
     __m128i _mm256_extracti128_si256(__m256i, int)
     __m128i _lower "_mm256_castsi256_si128"(__m256i)
     int _mm_cvtsi128_si32(__m128i)
+    __m128i _mm_cvtsi32_si128(int)
+    __m256i _mm256_srl_epi32(__m256i, __m128i)
+    __m256i _mm256_sll_epi32(__m256i, __m128i)
     __m256i _mm256_cvtepu16_epi32(__m128i)
     __m256i _mm256_packs_epi32(__m256i, __m256i)
     __m256i _mm256_packs_epi16(__m256i, __m256i)
@@ -306,6 +309,25 @@ cdef inline vi vi_add(vi a, vi b) noexcept nogil:
     cdef vi r
     r.lo = _mm256_add_epi32(a.lo, b.lo)
     r.hi = _mm256_add_epi32(a.hi, b.hi)
+    return r
+
+
+cdef inline vi vi_bits(const uint8_t* p, int shift, int mask, int to) noexcept nogil:
+    """16 words: (word >> shift & mask) << to"""
+    cdef vi r
+    cdef __m128i n = _mm_cvtsi32_si128(shift), up = _mm_cvtsi32_si128(to)
+    cdef __m256i keep = _mm256_set1_epi32(mask)
+    r.lo = _mm256_sll_epi32(_mm256_and_si256(_mm256_srl_epi32(_mm256_loadu_si256(<const __m256i*>p), n), keep), up)
+    r.hi = _mm256_sll_epi32(_mm256_and_si256(_mm256_srl_epi32(_mm256_loadu_si256(<const __m256i*>p + 1), n), keep), up)
+    return r
+
+
+cdef inline vi vi_nibbles(const uint8_t* p, int i) noexcept nogil:
+    """byte i of 8 words: the low nibbles, then the high ones"""
+    cdef vi r
+    cdef __m256i x = _mm256_srl_epi32(_mm256_loadu_si256(<const __m256i*>p), _mm_cvtsi32_si128(8 * i)), keep = _mm256_set1_epi32(15)
+    r.lo = _mm256_and_si256(x, keep)
+    r.hi = _mm256_and_si256(_mm256_srli_epi32(x, 4), keep)
     return r
 
 

@@ -62,6 +62,11 @@ cdef extern from "immintrin.h" nogil:
     __m256i _mm256_loadu_si256(const __m256i*)
     void _mm256_storeu_si256(__m256i*, __m256i)
     __m256i _mm256_srli_epi16(__m256i, int)
+    __m256i _mm256_srli_epi32(__m256i, int)
+    __m256i _mm256_srl_epi32(__m256i, __m128i)
+    __m128i _mm_cvtsi32_si128(int)
+    __m512i _mm512_srl_epi32(__m512i, __m128i)
+    __m512i _mm512_sll_epi32(__m512i, __m128i)
     __m512i _mm512_loadu_si512(const void*)
     void _mm512_storeu_si512(void*, __m512i)
     __m512i _mm512_setzero_si512()
@@ -230,6 +235,19 @@ cdef inline vi vi_zero() noexcept nogil:
 
 cdef inline vi vi_add(vi a, vi b) noexcept nogil:
     return _mm512_add_epi32(a, b)
+
+
+cdef inline vi vi_bits(const uint8_t* p, int shift, int mask, int to) noexcept nogil:
+    """16 words: (word >> shift & mask) << to"""
+    cdef __m512i x = _mm512_srl_epi32(_mm512_loadu_si512(p), _mm_cvtsi32_si128(shift))
+    return _mm512_sll_epi32(_mm512_and_si512(x, _mm512_set1_epi32(mask)), _mm_cvtsi32_si128(to))
+
+
+cdef inline vi vi_nibbles(const uint8_t* p, int i) noexcept nogil:
+    """byte i of 8 words: the low nibbles, then the high ones"""
+    cdef __m256i x = _mm256_srl_epi32(_mm256_loadu_si256(<const __m256i*>p), _mm_cvtsi32_si128(8 * i))
+    cdef __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(x), _mm256_srli_epi32(x, 4), 1)
+    return _mm512_and_si512(both, _mm512_set1_epi32(15))
 
 
 cdef inline vi vi_times128(vi a) noexcept nogil:

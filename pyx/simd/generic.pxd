@@ -265,6 +265,26 @@ cdef inline vi vi_add(vi a, vi b) noexcept nogil:
     return a
 
 
+cdef inline vi vi_bits(const uint8_t* p, int shift, int mask, int to) noexcept nogil:
+    """16 words: (word >> shift & mask) << to"""
+    cdef vi r
+    cdef uint32_t words[16]
+    cdef int i
+    memcpy(words, p, 64)
+    for i in range(16):
+        r.x[i] = <int32_t>((words[i] >> shift & <uint32_t>mask) << to)
+    return r
+
+
+cdef inline vi vi_nibbles(const uint8_t* p, int i) noexcept nogil:
+    """byte i of 8 words: the low nibbles, then the high ones"""
+    cdef vi r
+    cdef int j
+    for j in range(8):
+        r.x[j], r.x[j + 8] = p[4 * j + i] & 15, p[4 * j + i] >> 4
+    return r
+
+
 cdef inline vi vi_times128(vi a) noexcept nogil:
     cdef int i
     for i in range(16):

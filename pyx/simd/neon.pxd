@@ -70,6 +70,10 @@ cdef extern from "arm_neon.h" nogil:
     uint32x4_t vshrq_n_u32(uint32x4_t, int)
     uint32x4_t vandq_u32(uint32x4_t, uint32x4_t)
     uint32x4_t vaddq_u32(uint32x4_t, uint32x4_t)
+    uint32x4_t vshlq_u32(uint32x4_t, int32x4_t)
+    uint32x4_t vreinterpretq_u32_u8(uint8x16_t)
+    uint32x4_t vreinterpretq_u32_s32(int32x4_t)
+    int32x4_t vreinterpretq_s32_u32(uint32x4_t)
     uint32x4_t vdupq_n_u32(uint32_t)
     float32x4_t vreinterpretq_f32_u32(uint32x4_t)
     float32x4_t vreinterpretq_f32_s32(int32x4_t)
@@ -380,6 +384,29 @@ cdef inline vi vi_zero() noexcept nogil:
 cdef inline vi vi_add(vi a, vi b) noexcept nogil:
     cdef vi r
     r.a, r.b, r.c, r.d = vaddq_s32(a.a, b.a), vaddq_s32(a.b, b.b), vaddq_s32(a.c, b.c), vaddq_s32(a.d, b.d)
+    return r
+
+
+cdef inline int32x4_t _bits(const uint8_t* p, int32x4_t down, int32x4_t keep, int32x4_t up) noexcept nogil:
+    cdef uint32x4_t x = vshlq_u32(vreinterpretq_u32_u8(vld1q_u8(p)), down)
+    return vreinterpretq_s32_u32(vshlq_u32(vandq_u32(x, vreinterpretq_u32_s32(keep)), up))
+
+
+cdef inline vi vi_bits(const uint8_t* p, int shift, int mask, int to) noexcept nogil:
+    """16 words: (word >> shift & mask) << to"""
+    cdef vi r
+    cdef int32x4_t down = vdupq_n_s32(-shift), keep = vdupq_n_s32(mask), up = vdupq_n_s32(to)
+    r.a, r.b = _bits(p, down, keep, up), _bits(p + 16, down, keep, up)
+    r.c, r.d = _bits(p + 32, down, keep, up), _bits(p + 48, down, keep, up)
+    return r
+
+
+cdef inline vi vi_nibbles(const uint8_t* p, int i) noexcept nogil:
+    """byte i of 8 words: the low nibbles, then the high ones"""
+    cdef vi r
+    cdef int32x4_t keep = vdupq_n_s32(15), up = vdupq_n_s32(0)
+    r.a, r.b = _bits(p, vdupq_n_s32(-8 * i), keep, up), _bits(p + 16, vdupq_n_s32(-8 * i), keep, up)
+    r.c, r.d = _bits(p, vdupq_n_s32(-8 * i - 4), keep, up), _bits(p + 16, vdupq_n_s32(-8 * i - 4), keep, up)
     return r
 
 
