@@ -18,9 +18,8 @@ cdef enum:
     S16_BLOCKS = 20
     F32_BLOCKS = 10
 
-# How often a panel's 16 steps are done before its int32 sums are scaled. Variables on purpose: with constant counts gcc
+# How often a panel's 16 steps are done before dx's int32 sums are scaled. A variable on purpose: with a constant count gcc
 # unrolls further, and runs out of registers.
-cdef int block_turns = 1
 cdef int back_turns = BACK_ROWS // 32
 
 
@@ -192,22 +191,19 @@ cdef inline void block_s16(const int16_t* q, const int16_t* a0, const int16_t* a
     steps_s16(q + 384, a0 + 24, a1 + 24, a2 + 24, a3 + 24, s0, s1, s2, s3)
 
 
-cdef inline void panel_s16(const int16_t* q, const float* d, const float* m, int nb, int turns, const int16_t* a0, size_t lda,
+cdef inline void panel_s16(const int16_t* q, const float* d, const float* m, int nb, const int16_t* a0, size_t lda,
                            const float* scale, const float* total, size_t lds, bint has_min, float* sums) noexcept nogil:
-    """sums [4 tokens][16] += the panel's nb blocks of `turns` times 32 columns that share a scale"""
+    """sums [4 tokens][16] += the panel's nb blocks"""
     cdef const int16_t* a1 = a0 + lda
     cdef const int16_t* a2 = a1 + lda
     cdef const int16_t* a3 = a2 + lda
-    cdef int _b, _turn
+    cdef int _b
     cdef vi s0, s1, s2, s3
     cdef vf vd, vm = vf_set1(0)
     for _b in range(nb):
         s0 = vi_zero()
         s1, s2, s3 = s0, s0, s0
-        for _turn in range(turns):
-            block_s16(q, a0, a1, a2, a3, &s0, &s1, &s2, &s3)
-            q += TILE
-            a0, a1, a2, a3 = a0 + 32, a1 + 32, a2 + 32, a3 + 32
+        block_s16(q, a0, a1, a2, a3, &s0, &s1, &s2, &s3)
         vd = vf_load(d)
         if has_min:
             vm = vf_load(m)
@@ -215,7 +211,8 @@ cdef inline void panel_s16(const int16_t* q, const float* d, const float* m, int
         close_block(sums + 16, vd, vm, scale[lds], total[lds], s1, has_min)
         close_block(sums + 32, vd, vm, scale[2 * lds], total[2 * lds], s2, has_min)
         close_block(sums + 48, vd, vm, scale[3 * lds], total[3 * lds], s3, has_min)
-        d, m, scale, total = d + 16, m + 16, scale + 1, total + 1
+        q, d, m, scale, total = q + TILE, d + 16, m + 16, scale + 1, total + 1
+        a0, a1, a2, a3 = a0 + 32, a1 + 32, a2 + 32, a3 + 32
 
 
 cdef void panel_add(const float* p, size_t ps, int n, const float* x, size_t xs, int rows, float* y, size_t ys) noexcept nogil:
@@ -325,7 +322,7 @@ cdef inline void tokens_s16(const int16_t* q, const float* d, const float* m, in
         new = rows_at(&r, t, t1)
         at = r.first * nb + b
         tile_load(sums, y + t * ldy, ldy, &r, b == 0)
-        panel_s16(q, d, m, n, block_turns, x.q16 + 32 * at, 32 * nb * r.stride, x.scale16 + at, x.sum16 + at, nb * r.stride, has_min, sums)
+        panel_s16(q, d, m, n, x.q16 + 32 * at, 32 * nb * r.stride, x.scale16 + at, x.sum16 + at, nb * r.stride, has_min, sums)
         tile_store(sums, y + t * ldy, ldy, &r)
         t += new
 
