@@ -21,6 +21,7 @@ cdef struct Ranges:         # what a type's blocks can say
     int groups              # of a block, at most 16
     Codes scales            # a block's s as codes of d
     Codes minima            # its m as codes of dmin; size 0: none
+    float even              # what all errors cost alike, in rms, beside |x|
 
 cdef struct Block:
     float[256] x
@@ -68,18 +69,18 @@ cdef inline float clipped(float x, const Codes* k) noexcept nogil:
     return (lanes[0] if lanes[0] < k.high else k.high) if lanes[0] > k.low else k.low
 
 
-cdef inline void weigh(int n, const float* x, const float* importance, float* w) noexcept nogil:
-    """What errors of n numbers cost: |x| + rms, with an importance (|x| + 4 rms) * importance.
+cdef inline void weigh(int n, const float* x, const float* importance, float even, float* w) noexcept nogil:
+    """What errors of n numbers cost: |x| + even * rms, with an importance (|x| + 4 rms) * importance.
 
-    An error in a large weight costs more than plain least squares says (measured at 3 bits: docs/quantisation.md), less
-    so where the columns' importance is known; the rms keeps errors around zero from costing nothing. All costs are
-    equal where nothing else makes sense.
+    An error in a large weight costs more than plain least squares says where there are few bits, hardly more with 4 and
+    more of them, or where the columns' importance is known (measured: docs/quantisation.md); the rms keeps errors around
+    zero from costing nothing. All costs are equal where nothing else makes sense.
     """
     cdef int i
     cdef float base = 0, total = 0
     for i in range(n):
         base += x[i] * x[i]
-    base = sqrtf(base / n) * (1 if importance == NULL else 4)
+    base = sqrtf(base / n) * (even if importance == NULL else 4)
     for i in range(n):
         w[i] = (fabsf(x[i]) + base) * (1 if importance == NULL else importance[i])
         total += w[i]
@@ -182,7 +183,7 @@ cdef void search(const Ranges* r, const float* x, const float* importance, int i
     cdef Block trial
     cdef int turn, g
     memcpy(trial.x, x + 256 * i, sizeof(trial.x))
-    weigh(256, trial.x, NULL if importance == NULL else importance + 256 * i, trial.w)
+    weigh(256, trial.x, NULL if importance == NULL else importance + 256 * i, r.even, trial.w)
     first_guess(r, &trial)
     for turn in range(MAX_ROUNDS):
         trial.error = 0
@@ -214,7 +215,7 @@ cdef Codes NONE = Codes(0, 0, 0, 0, 0, NULL)
 # ---- Q2_K ----
 
 cdef Ranges Q2_K = Ranges(
-    Codes(16, 0, 3, 0.15, 8, NULL), 16, Codes(16, 0, 15, 0.25, 12, NULL), Codes(16, 0, 15, 0.25, 12, NULL))
+    Codes(16, 0, 3, 0.15, 8, NULL), 16, Codes(16, 0, 15, 0.25, 12, NULL), Codes(16, 0, 15, 0.25, 12, NULL), 1)
 
 cdef void search_row_q2_k(const float* x, const float* importance, int n, uint8_t* row) noexcept nogil:
     cdef Block y
@@ -232,7 +233,7 @@ cdef void search_row_q2_k(const float* x, const float* importance, int n, uint8_
 # ---- Q3_K ----
 
 cdef Ranges Q3_K = Ranges(
-    Codes(16, -4, 3, 0.2, 7, NULL), 16, Codes(16, -32, 31, 0.5, 12, NULL), NONE)
+    Codes(16, -4, 3, 0.2, 7, NULL), 16, Codes(16, -32, 31, 0.5, 12, NULL), NONE, 1)
 
 cdef void search_row_q3_k(const float* x, const float* importance, int n, uint8_t* row) noexcept nogil:
     cdef Block y
@@ -253,9 +254,9 @@ cdef void search_row_q3_k(const float* x, const float* importance, int n, uint8_
 # ---- Q4_K, Q5_K ----
 
 cdef Ranges Q4_K = Ranges(
-    Codes(32, 0, 15, 0.25, 9, NULL), 8, Codes(16, 0, 63, 1, 16, NULL), Codes(16, 0, 63, 1, 16, NULL))
+    Codes(32, 0, 15, 0.25, 9, NULL), 8, Codes(16, 0, 63, 1, 16, NULL), Codes(16, 0, 63, 1, 16, NULL), 4)
 cdef Ranges Q5_K = Ranges(
-    Codes(32, 0, 31, 0.35, 9, NULL), 8, Codes(16, 0, 63, 1, 16, NULL), Codes(16, 0, 63, 1, 16, NULL))
+    Codes(32, 0, 31, 0.35, 9, NULL), 8, Codes(16, 0, 63, 1, 16, NULL), Codes(16, 0, 63, 1, 16, NULL), 4)
 
 cdef inline void put_scales_and_minima(const Block* y, uint8_t* row) noexcept nogil:
     """f16 d, dmin and 12 bytes: s 0-3, m 0-3 with the top bits of s 4-7, m 4-7; then the low nibbles of those"""
@@ -291,7 +292,7 @@ cdef void search_row_q5_k(const float* x, const float* importance, int n, uint8_
 # ---- Q6_K ----
 
 cdef Ranges Q6_K = Ranges(
-    Codes(16, -32, 31, 0.4, 7, NULL), 16, Codes(16, -128, 127, 2, 12, NULL), NONE)
+    Codes(16, -32, 31, 0.4, 7, NULL), 16, Codes(16, -128, 127, 2, 12, NULL), NONE, 4)
 
 cdef void search_row_q6_k(const float* x, const float* importance, int n, uint8_t* row) noexcept nogil:
     cdef Block y
@@ -310,7 +311,7 @@ cdef void search_row_q6_k(const float* x, const float* importance, int n, uint8_
 
 # Scales that put the largest number further from the last level have smaller errors and worse answers (measured).
 cdef Codes LEVELS = Codes(32, -127, 113, 1, 8, &IQ4_NEAREST[0])
-cdef Ranges IQ4_XS = Ranges(LEVELS, 8, Codes(16, -32, 31, 0.5, 12, NULL), NONE)
+cdef Ranges IQ4_XS = Ranges(LEVELS, 8, Codes(16, -32, 31, 0.5, 12, NULL), NONE, 1)
 
 cdef inline void put_levels(const float* q, uint8_t* p) noexcept nogil:
     cdef int j
@@ -398,7 +399,7 @@ cdef void search_32(const Codes* k, const float* x, const float* importance, int
     cdef float w[32]
     cdef float d, b = 0, unused
     x += 32 * i
-    weigh(32, x, NULL if importance == NULL else importance + 32 * i, w)
+    weigh(32, x, NULL if importance == NULL else importance + 32 * i, 1, w)
     d = fit_affine(k, x, w, False, &b, &unused) if affine else fit_scale(k, x, w, &unused)
     half(&d)
     half(&b)

@@ -19,6 +19,7 @@ from llamacy.kernels.reference import model as twin
 from llamacy.model import load_model
 from llamacy.model.mixes import MIXES
 from tests.model import golden, test_legacy_kquants
+from tests.model.padded import write_padded
 from tests.model.tiny import logits_of, tokens_of, write_imatrix, write_llama
 
 llama_cpp = pytest.importorskip("llama_cpp")
@@ -32,7 +33,7 @@ SPREAD = 1.5
 
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory):
-    """A function "random" or "default" -> path of that model in F16; skips where the default model is missing."""
+    """A function "random", "default" or "padded" -> path of that model in F16; skips where the default is missing."""
     folder = tmp_path_factory.mktemp("f16")
 
     @cache
@@ -40,10 +41,12 @@ def sources(tmp_path_factory):
         out = folder / f"{which}.gguf"
         if which == "random":
             write_llama(out, CONFIG, twin.random_weights(CONFIG, 5, tied=False), "F16")
-        elif golden.MODEL.exists():
-            assert run(quantize.main, [str(golden.MODEL), str(out), "F16", "--allow-requantize"]) == 0
-        else:
+        elif not golden.MODEL.exists():
             pytest.skip(f"{golden.MODEL} is not there: run make")
+        elif which == "padded":
+            write_padded(golden.MODEL, out)
+        else:
+            assert run(quantize.main, [str(golden.MODEL), str(out), "F16", "--allow-requantize"]) == 0
         return out
 
     return path_of
@@ -141,10 +144,10 @@ def text_in(path):
 
 
 @cache
-def log_p_of(path):
-    """Return the log-probabilities after the tokens of one window, float64 (448, n_vocab)."""
+def log_p_of(path, i=1):
+    """Return the log-probabilities after the tokens of window number i, float64 (448, n_vocab)."""
     model, ids = text_in(path)
-    session, window, found = model.new_session(1, 512), np.array(ids[512:1024]), []
+    session, window, found = model.new_session(1, 512), np.array(ids[512 * i : 512 * (i + 1)]), []
     for start in range(0, 512, 64):
         n = np.arange(start, start + 64)
         found.append(golden.log_softmax(session.step(window[n], n, np.zeros(64, int), np.arange(64))))
@@ -162,6 +165,21 @@ def test_answers_are_no_further_from_the_model_s_own(sources, pair_of, mix):
     assert divergences[0] <= divergences[1] * 1.1
     found = [perplexity.measure(*text_in(path), 512).perplexity for path in files]
     assert found[0] <= found[1] * 1.003
+
+
+def test_padding_changes_nothing(sources):
+    exact, padded = log_p_of(sources("default")), log_p_of(sources("padded"))
+    assert (np.exp(exact) * (exact - padded)).sum(axis=1).mean() < 0.002
+
+
+@pytest.mark.parametrize("mix", ["Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "IQ4_XS"])
+def test_answers_of_rows_of_whole_blocks_are_no_further(sources, pair_of, mix):
+    """The default model padded to rows of 768, where every matrix is what the mix names: divergences in two windows."""
+    divergences = []
+    for path in pair_of("padded", mix):
+        windows = [(log_p_of(sources("padded"), i), log_p_of.__wrapped__(path, i)) for i in (1, 9)]
+        divergences.append(np.mean([(np.exp(p) * (p - q)).sum(axis=1).mean() for p, q in windows]))
+    assert divergences[0] <= divergences[1] * 1.02
 
 
 @pytest.mark.parametrize("kind", test_legacy_kquants.FTYPES)
