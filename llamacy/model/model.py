@@ -151,14 +151,16 @@ class Session:
 
     def __init__(self, model, n_slots, n_ctx, max_batch):
         self.model = model
-        self.n_slots, self.n_ctx, self.max_batch = n_slots, n_ctx, max_batch
+        # More tokens than the cache has positions are never in one step: buffers for them are not made.
+        self.n_slots, self.n_ctx, self.max_batch = n_slots, n_ctx, min(max_batch, n_slots * n_ctx)
         try:
             self._session = kernels.decoder.Session(
-                model.weights, n_slots, n_ctx, max_batch, model.threads, model.activations, *model.cache_types
+                model.weights, n_slots, n_ctx, self.max_batch, model.threads, model.activations, *model.cache_types
             )
-        except (MemoryError, ValueError) as error:
+        except (MemoryError, ValueError, OverflowError) as error:
             raise LlamacyError(
-                f"no memory for a cache of {n_slots} x {n_ctx} positions ({error}); try a smaller --ctx-size"
+                f"no memory for a cache of {n_slots} x {n_ctx} positions and steps of {self.max_batch} tokens "
+                f"({error}); try a smaller --ctx-size or --batch-size"
             ) from None
 
     def step(self, tokens, positions, slots, logits_at, lora_scales=None, hidden=False):

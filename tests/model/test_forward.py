@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from llamacy import kernels
+from llamacy.errors import LlamacyError
 from llamacy.kernels.reference import model as twin
 from llamacy.model import load_model
 from tests.model.tiny import CONFIG, logits_of, tokens_of, use_isa, write_llama
@@ -261,6 +262,19 @@ def test_indices_out_of_range_are_refused(tiny, step, words):
     session = tiny()[0].new_session(2, 16, max_batch=8)
     with pytest.raises(ValueError, match=words):
         session.step(*step)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1 << 31, 512), (1, 1 << 45, 512), (1 << 31, 1, 512), (1, 1 << 32, 1 << 32)])
+def test_sizes_beyond_counting_are_one_clear_error(tiny, sizes):
+    with pytest.raises(LlamacyError, match="no memory .* try a smaller --ctx-size or --batch-size$"):
+        tiny()[0].new_session(*sizes)
+
+
+def test_steps_are_never_larger_than_the_cache(tiny):
+    model, tokens = tiny()[0], tokens_of(CONFIG, 7)
+    session, n = model.new_session(2, 7, 1 << 40), np.arange(7)
+    assert session.max_batch == 14
+    np.testing.assert_array_equal(session.step(tokens, n, 0 * n + 1, n), logits_of(model, tokens))
 
 
 @pytest.mark.parametrize("isa", kernels.available())
