@@ -1,10 +1,11 @@
 """Results of `make bench` as a table and a picture: `python bench/report.py [RESULTS.json]` puts them into the docs.
 
-Without a name the newest file of bench/results is taken. Writes the part of docs/performance.md between its two
-marks, and docs/performance.svg.
+Without a name the newest file of bench/results that holds a whole run is taken. Writes the part of docs/performance.md
+between its two marks, and docs/performance.svg.
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -63,9 +64,11 @@ def section(content):
     machine, versions = content["machine"], content["versions"]
     bandwidth = machine["read_bytes_per_second"]
     names = ", ".join(f"{name} {version}" for name, version in versions.items() if name not in ("commit", "python"))
+    samples = f"[every sample](../bench/results/{stem_of(content)}.json)"
     return (
         f"{machine['cpu']}, {machine['threads']} threads ({machine['isa']}), reading {bandwidth / 1e9:.1f} GB/s in the "
-        f"same run; {names}; {content['time'][:10]}. Medians; peak memory of the process, ours / theirs.\n\n"
+        f"same run; {names}; {content['time'][:10]} ({samples}). Medians; peak memory of the process, ours / "
+        "theirs.\n\n"
         f"{table(content['results'], bandwidth)}\n\n![ratios to the peers](performance.svg)\n"
     )
 
@@ -101,10 +104,15 @@ def picture(content):
     return "\n".join([*parts, f'<line {line} stroke="{INK}" stroke-dasharray="3 3"/>', "</svg>", ""])
 
 
+def stem_of(content):
+    """Return the name, without its ending, of the file that keeps results: their minute, in UTC."""
+    return re.sub("[:T]", "-", content["time"][:16])
+
+
 def newest():
-    """Return the content of the newest file of results, None without any."""
-    paths = sorted(RESULTS.glob("*.json"))
-    return json.loads(paths[-1].read_text()) if paths else None
+    """Return the content of the newest file of results that holds a whole run, None without any."""
+    contents = (json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"), reverse=True))
+    return next((content for content in contents if not content.get("partial")), None)
 
 
 def filled(page, content):
@@ -114,8 +122,11 @@ def filled(page, content):
 
 
 if __name__ == "__main__":
-    found = json.loads(Path(sys.argv[1]).read_text()) if len(sys.argv) > 1 else newest()
+    try:
+        found = json.loads(Path(sys.argv[1]).read_text()) if len(sys.argv) > 1 else newest()
+    except (OSError, ValueError) as error:
+        sys.exit(f"report: {' '.join(map(str, sys.argv[1:]))}: {error}; wanted a file that `make bench` wrote")
     if found is None:
-        sys.exit(f"report: no results in {RESULTS}: run `make bench` first")
+        sys.exit(f"report: no whole run in {RESULTS}: run `make bench` first")
     PAGE.write_text(filled(PAGE.read_text("utf-8"), found), "utf-8")
     PICTURE.write_text(picture(found), "utf-8")

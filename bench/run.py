@@ -23,10 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.cases import CASES, DEFAULT_MODEL, IK_LLAMA_CPP, ROOT, model_file, model_path, samples_file
 from bench.peer_ik_llama_cpp import version
-from bench.report import lines_of, table
+from bench.report import RESULTS, lines_of, stem_of, table
 from llamacy import __version__, kernels
 from llamacy.cli.bench import cpu_name
-from llamacy.cli.common import physical_cores
+from llamacy.cli.common import physical_cores, whole
+from llamacy.cli.run import make_parser
+from llamacy.cli.run import run as run_command
+from llamacy.errors import UsageError
 from llamacy.formats.model_file import open_model
 
 PEER_PACKAGES = ["llama-cpp-python", "torch", "peft", "transformers"]
@@ -119,10 +122,22 @@ def machine(threads):
     }
 
 
+def peer_versions(python):
+    """Return {package: version} of the peers that `python` has; UsageError where it is none or lacks one."""
+    probe = "import importlib.metadata as m, json, sys; print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
+    try:
+        done = subprocess.run([python, "-c", probe, *PEER_PACKAGES], capture_output=True, text=True)
+        why = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
+    except OSError as error:
+        done, why = None, error.strerror
+    if done is None or done.returncode:
+        raise UsageError(f"--peer-python {python}: {why}; `make bench` makes an environment with the peers")
+    return json.loads(done.stdout)
+
+
 def versions(python, ik):
     """Return the versions of this project (with its commit), of Python and of the peers."""
-    probe = "import importlib.metadata as m, json, sys; print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
-    peers = json.loads(subprocess.check_output([python, "-c", probe, *PEER_PACKAGES], text=True))
+    peers = peer_versions(python)
     git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
     peers |= {IK_LLAMA_CPP: version(ik, DEFAULT_MODEL)} if ik else {}
     return {"llamacy": __version__, "commit": git.stdout.strip(), "python": platform.python_version()} | peers
@@ -151,35 +166,50 @@ def chosen(only, quick):
     return cases
 
 
-def main():
-    parser = argparse.ArgumentParser(description="Compare with llama.cpp and PEFT on this machine.")
+def build_parser():
+    parser = make_parser("bench/run.py", "Compare with llama.cpp and PEFT on this machine.")
     parser.add_argument("--peer-python", default=str(ROOT / "bench/.venv/bin/python"), help="Python that has the peers")
     parser.add_argument("--ik-llama-bench", metavar="PATH", help="llama-bench of ik_llama.cpp, to measure it too")
-    parser.add_argument("--only", default="", metavar="REGEX", help="only the measures whose names match")
-    parser.add_argument("--rounds", type=int, default=3, help="times that the sides take turns")
+    parser.add_argument("--only", default="", type=pattern, metavar="REGEX", help="only measures whose names match")
+    parser.add_argument("--rounds", type=whole(1), default=3, metavar="N", help="times that the sides take turns")
     parser.add_argument("--quick", action="store_true", help="one round, one repetition, nothing that takes minutes")
-    parser.add_argument("-t", "--threads", type=int, default=physical_cores())
-    args = parser.parse_args()
+    parser.add_argument("-t", "--threads", type=whole(1), default=physical_cores(), metavar="N")
+    return parser
+
+
+def pattern(text):
+    """Return `text`, an argparse type: a regular expression."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"wanted a regular expression, got {text!r} ({error})") from None
+    return text
+
+
+def main(argv):
+    args = build_parser().parse_args(argv)
     rounds, repetitions = (1, 1) if args.quick else (args.rounds, 2)
-    cases = chosen(args.only, args.quick)
-    if not cases or args.rounds < 1:
-        parser.error(f"nothing to measure: --only {args.only!r}, --rounds {args.rounds}")
     ik = args.ik_llama_bench and str(Path(args.ik_llama_bench).resolve())
-    if ik and not os.access(ik, os.X_OK):
-        parser.error(f"--ik-llama-bench {ik}: no such program")
+    if ik and not (os.path.isfile(ik) and os.access(ik, os.X_OK)):
+        raise UsageError(f"--ik-llama-bench {ik}: no such program")
+    cases = chosen(args.only, args.quick)
+    if not cases:
+        raise UsageError(f"nothing to measure: --only {args.only!r}")
     results, content = [], facts(args.threads, args.peer_python, ik)
     bandwidth = content["machine"]["read_bytes_per_second"]
     print(f"reading memory: {bandwidth / 1e9:.1f} GB/s", file=sys.stderr)
-    path = ROOT / "bench" / "results" / f"{re.sub('[:T]', '-', content['time'][:16])}.json"
-    path.parent.mkdir(exist_ok=True)
+    path = RESULTS / f"{stem_of(content)}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     for case in cases:
         results.append(measure(case, rounds, repetitions, args.peer_python, args.threads, ik))
         for line in lines_of(results[-1], bandwidth):
             print(*line, sep="  ", file=sys.stderr)
-        path.write_text(json.dumps(content | {"results": results}, indent=1) + "\n")
+        # A part of the table must not take the place of the whole one in the docs.
+        partial = bool(args.only or args.quick or len(results) < len(cases))
+        path.write_text(json.dumps(content | {"partial": partial, "results": results}, indent=1) + "\n")
     print(table(results, bandwidth))
     print(f"kept in {path.relative_to(ROOT)}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

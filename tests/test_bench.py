@@ -178,6 +178,48 @@ def test_a_case_too_large_for_the_machine_is_left_out(monkeypatch, capsys):
     assert "left out: training 1 x 512, r 8, 7B shape Q4_0 (wants 12 GB of memory" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ("--only nothing-like-it", "nothing to measure: --only 'nothing-like-it'"),
+        ("--only (", "wanted a regular expression, got '('"),
+        ("--rounds 0", "wanted a whole number from 1, got '0'"),
+        ("-t 0", "wanted a whole number from 1, got '0'"),
+        ("--ik-llama-bench /", "--ik-llama-bench /: no such program"),
+        ("--peer-python /nonexistent", "--peer-python /nonexistent: No such file or directory; `make bench` makes"),
+        ("--peer-python /bin/false", "--peer-python /bin/false: ended with 1; `make bench` makes"),
+    ],
+)
+def test_wrong_usage_of_make_bench_is_one_line(flags, words, capsys, monkeypatch):
+    monkeypatch.setattr(bench_run, "bandwidth_now", lambda threads: 1e9)
+    try:
+        code = run(bench_run.main, flags.split())
+    except SystemExit as end:
+        code = end.code
+    message = capsys.readouterr().err.splitlines()
+    assert code == 2 and words in message.pop() and all(line.startswith("left out: ") for line in message)
+
+
+def test_results_are_kept_whole_or_marked_as_a_part(tiny, tmp_path, monkeypatch, capsys):
+    script = tmp_path / "side.py"
+    script.write_text('print(\'{"ts": [2.0], "peak_rss_bytes": 5}\')')
+    cases = [Case(name, "a tiny", "llama.cpp", (str(script),), (str(script),), 1) for name in ("one", "two")]
+    for name, value in (
+        ("CASES", cases), ("model_file", lambda name, python: tiny), ("bandwidth_now", lambda threads: 1e9),
+        ("peer_versions", lambda python: {"torch": "2"}), ("ROOT", tmp_path), ("RESULTS", tmp_path / "results"),
+        ("stem_of", lambda content: str(len(found))),
+    ):  # fmt: skip
+        monkeypatch.setattr(bench_run, name, value)
+    found = []
+    for flags in ([], ["--quick"], ["--only", "two"]):
+        assert run(bench_run.main, ["--peer-python", sys.executable, "--rounds", "1", "-t", "1", *flags]) == 0
+        found.append(json.loads((tmp_path / "results" / f"{len(found)}.json").read_text()))
+    assert [content["partial"] for content in found] == [False, True, True]
+    assert [[result["name"] for result in content["results"]] for content in found] == [["one", "two"]] * 2 + [["two"]]
+    assert {"cpu", "threads", "isa", "read_bytes_per_second"} <= set(found[0]["machine"])
+    assert {"llamacy", "commit", "python", "torch"} <= set(found[0]["versions"])
+
+
 def test_clients_against_our_server(tiny):
     client = [sys.executable, ROOT / "bench" / "http_clients.py", 3, 5, 2]
     server = [ROOT / "bin" / "server", "-m", tiny, "-np", 2, "-c", 256, "-t", 1, "--port", "PORT"]

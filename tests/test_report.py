@@ -1,5 +1,9 @@
-"""Results of `make bench` in the docs: the table, the picture, and the page as the newest results say."""
+"""Results of `make bench` in the docs: the table, the picture, and the page as the file that it names says."""
 
+import json
+import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -71,10 +75,30 @@ def test_the_picture_has_a_bar_as_long_as_the_ratio():
     assert "generation of 64, a <model>" in [text.text for text in root.findall(f"{spaces}text")]
 
 
-def test_the_docs_show_the_newest_results():
-    content = report.newest()
+def test_the_docs_show_the_results_that_they_name():
     page = report.PAGE.read_text("utf-8")
-    assert report.BEGIN in page and report.END in page
-    if content:
-        assert page == report.filled(page, content), "run `make report`"
-        assert report.PICTURE.read_text("utf-8") == report.picture(content), "run `make report`"
+    (name,) = re.findall(r"\(\.\./bench/results/([\d-]+\.json)\)", page)
+    content = json.loads((report.RESULTS / name).read_text())
+    assert name == f"{report.stem_of(content)}.json"
+    assert page == report.filled(page, content), "run `make report`"
+    assert report.PICTURE.read_text("utf-8") == report.picture(content), "run `make report`"
+
+
+def test_a_part_of_the_measures_is_not_put_into_the_docs(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    assert report.newest() is None
+    for stem, partial in (
+        ("2030-01-01-00-00", {}),
+        ("2030-01-02-00-00", {"partial": False}),
+        ("2031", {"partial": True}),
+    ):
+        (tmp_path / f"{stem}.json").write_text(json.dumps(CONTENT | {"time": stem} | partial))
+    assert report.newest()["time"] == "2030-01-02-00-00"
+
+
+def test_a_file_without_results_is_one_line():
+    for name in ("/nonexistent.json", "README.md"):
+        done = subprocess.run(
+            [sys.executable, "bench/report.py", name], cwd=report.ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 1 and done.stderr.startswith(f"report: {name}: ") and done.stderr.count("\n") == 1
