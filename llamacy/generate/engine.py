@@ -193,7 +193,7 @@ class Engine:
         if generating:
             room = min(room, PROMPT_SHARE)
         for slot in generating:
-            slot.guess(room // len(generating))
+            slot.guess(room // len(generating), len(generating))
         batch = [(slot, 1 + len(slot.draft)) for slot in generating]
         room -= sum(len(slot.draft) for slot in generating)
         for slot in sorted((slot for slot in busy if not slot.is_generating), key=lambda slot: slot.last_used):

@@ -2,7 +2,7 @@
 
 import time
 
-from llamacy.generate.lookup import Lookup
+from llamacy.generate.lookup import Lookup, Trust
 from llamacy.generate.request import Result, Timings, Token
 from llamacy.generate.sampler import Sampler, token_probs
 
@@ -47,6 +47,7 @@ class Slot:
         self._began = self.last_used = time.perf_counter()
         self._first = None
         self._lookup, self._shifted = Lookup() if self.draft_most else None, False
+        self._trust, self._imagined = Trust(), None
 
     @property
     def pending(self):
@@ -69,13 +70,19 @@ class Slot:
         self.timings.prompt_ms = 1000 * (time.perf_counter() - self._began)
         return self.result("limit")
 
-    def guess(self, most):
-        """Set `draft`: at most `most` ids, no more than the context and the request have room for."""
+    def guess(self, most, n_sequences):
+        """Set `draft`: at most `most` ids, no more than the context and the request have room for.
+
+        Where guesses were wrong too often to be worth computing for one of n_sequences in a step, the first is only
+        compared with what comes, so that a text that begins to repeat itself is noticed.
+        """
         room = self.n_ctx - len(self.history)
         if self.request.n_predict >= 0:
             room = min(room, self.request.n_predict - self.timings.predicted_n - 1)
         most = min(most, self.draft_most, room)
-        self.draft = self._lookup.draft(self.history, most) if self._lookup and most > 0 else []
+        guesses = self._lookup.draft(self.history, most) if self._lookup and most > 0 else []
+        self.draft = guesses[: self._trust.worth(len(guesses), n_sequences)]
+        self._imagined = guesses[0] if guesses and not self.draft else None
         self.timings.draft_n += len(self.draft)
 
     def advance_all(self, rows):
@@ -86,10 +93,14 @@ class Slot:
         guesses, self.draft = [*self.draft, None], []
         for row, guess in zip(rows, guesses, strict=True):
             result = self.advance(row)
+            expected = self._imagined if guess is None else guess
+            if expected is not None:
+                self._trust.tell(self.history[-1] == expected)
             if result or guess is None or self.history[-1] != guess or self.pending != 1:
                 break
             self.cached.append(guess)
             self.timings.draft_n_accepted += 1
+        self._imagined = None
         return result
 
     def advance(self, logits):

@@ -172,14 +172,21 @@ def test_padding_changes_nothing(sources):
     assert (np.exp(exact) * (exact - padded)).sum(axis=1).mean() < 0.002
 
 
-@pytest.mark.parametrize("mix", ["Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "IQ4_XS"])
+# Of 2 and 3 bits little of so small a model is left (divergences of 2.8 and 0.4): the ratio of two files' divergences
+# scatters by 13 % from window to window. Six windows know it to some 6 %, of which twice is allowed.
+ROUGH, FINE = ((1, 3, 5, 7, 9, 11), 1.12), ((1, 9), 1.02)
+WINDOWS = {"Q2_K": ROUGH, "Q3_K_M": ROUGH, "Q4_K_M": FINE, "Q5_K_M": FINE, "Q6_K": FINE, "IQ4_XS": FINE}
+
+
+@pytest.mark.parametrize("mix", WINDOWS)
 def test_answers_of_rows_of_whole_blocks_are_no_further(sources, pair_of, mix):
-    """The default model padded to rows of 768, where every matrix is what the mix names: divergences in two windows."""
-    divergences = []
+    """Divergences of the default model padded to rows of 768, where every matrix is what the mix names."""
+    (windows, limit), divergences = WINDOWS[mix], []
     for path in pair_of("padded", mix):
-        windows = [(log_p_of(sources("padded"), i), log_p_of.__wrapped__(path, i)) for i in (1, 9)]
-        divergences.append(np.mean([(np.exp(p) * (p - q)).sum(axis=1).mean() for p, q in windows]))
-    assert divergences[0] <= divergences[1] * 1.02
+        pairs = [(log_p_of(sources("padded"), i), log_p_of.__wrapped__(path, i)) for i in windows]
+        divergences.append(np.mean([(np.exp(p) * (p - q)).sum(axis=1).mean() for p, q in pairs]))
+    print(f"{mix}: divergence {divergences[0]:.4f}, llama.cpp's file {divergences[1]:.4f}")
+    assert divergences[0] <= divergences[1] * limit
 
 
 @pytest.mark.parametrize("kind", test_legacy_kquants.FTYPES)
