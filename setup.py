@@ -139,12 +139,14 @@ if __name__ == "__main__":
             include_path=[str(STAGE)],
             language_level=3,
             nthreads=0,
+            quiet=True,
             compiler_directives={
                 "boundscheck": False,
                 "wraparound": False,
                 "cdivision": True,
                 "initializedcheck": False,
                 "embedsignature": True,
+                "show_performance_hints": False,
             },
         ),
     )
