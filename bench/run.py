@@ -135,12 +135,20 @@ def peer_versions(python):
     return json.loads(done.stdout)
 
 
+def commit():
+    """Return the commit that is measured, "unknown" without git or its history."""
+    try:
+        command = ["git", "describe", "--always", "--dirty"]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout.strip() or "unknown"
+    except OSError:
+        return "unknown"
+
+
 def versions(python, ik):
     """Return the versions of this project (with its commit), of Python and of the peers."""
     peers = peer_versions(python)
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
     peers |= {IK_LLAMA_CPP: version(ik, DEFAULT_MODEL)} if ik else {}
-    return {"llamacy": __version__, "commit": git.stdout.strip(), "python": platform.python_version()} | peers
+    return {"llamacy": __version__, "commit": commit(), "python": platform.python_version()} | peers
 
 
 def facts(threads, python, ik):

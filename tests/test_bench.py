@@ -220,6 +220,14 @@ def test_results_are_kept_whole_or_marked_as_a_part(tiny, tmp_path, monkeypatch,
     assert {"llamacy", "commit", "python", "torch"} <= set(found[0]["versions"])
 
 
+def test_without_git_or_history_the_commit_is_unknown(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_run, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert bench_run.commit() == "unknown"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert bench_run.commit() == "unknown"
+
+
 def test_clients_against_our_server(tiny):
     client = [sys.executable, ROOT / "bench" / "http_clients.py", 3, 5, 2]
     server = [ROOT / "bin" / "server", "-m", tiny, "-np", 2, "-c", 256, "-t", 1, "--port", "PORT"]
