@@ -1,7 +1,7 @@
 # make             everything the commands need: .venv, compiled kernels, the default model
 # make test        the tests          make test-peers  those that need torch, PEFT or llama.cpp (own environment)
 # make bench       compare with them  make demo        fine-tune, generate, serve one request
-# make report      the newest results of make bench into docs/performance.md
+# make report      the newest results of make bench into docs/performance.md and the READMEs
 # make lint        ruff, cython-lint  make fuzz        100,000 damaged files against the readers
 # make test-neon   the kernels' tests under qemu          make test-avx512  on any CPU, see docs/portability.md
 # make docs        write docs/commands.md from --help      make clean       remove what make made, but not models/

@@ -1,7 +1,7 @@
 """Results of `make bench` as a table and a picture: `python bench/report.py [RESULTS.json]` puts them into the docs.
 
 Without a name the newest file of bench/results that holds a whole run is taken. Writes the part of docs/performance.md
-between its two marks, and docs/performance.svg.
+between its two marks, docs/performance.svg, and the figures in the tables of the READMEs.
 """
 
 import json
@@ -13,6 +13,21 @@ from xml.sax.saxutils import escape
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE, PICTURE = ROOT / "bench" / "results", ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.svg"
 BEGIN, END = "<!-- results: written by `make report` -->\n", "<!-- end of results -->\n"
+
+READMES = [ROOT / "README.md", ROOT / "README.zh.md"]
+# The measures in the READMEs' tables, row by row; each README names them in its own words.
+IN_README = [
+    "generation of 64, SmolLM2 Q4_1",
+    "generation of 32 after 4096, SmolLM2 Q4_1",
+    "prompt of 512, SmolLM2 Q4_1",
+    "8 HTTP clients x 64 at once, SmolLM2 Q4_1",
+    "one token, start to exit, SmolLM2 Q4_1",
+    "generation of 64, 1.1B shape Q4_0",
+    "prompt of 512, 1.1B shape Q4_0",
+    "training 1 x 256, r 8, 135M shape Q4_0",
+    "training 4 x 256, r 8, 135M shape Q4_0",
+    "training on instructions.jsonl in 8s, r 8, SmolLM2 Q4_1",
+]
 
 # The picture: a bar per measure, its length the ratio to the peer, a mark where the aim is.
 WIDTH, ROW, LEFT, RIGHT, TOP = 820, 26, 330, 70, 46
@@ -121,6 +136,27 @@ def filled(page, content):
     return before + BEGIN + "\n" + section(content) + "\n" + END + rest.partition(END)[2]
 
 
+def filled_readme(text, results):
+    """Return a README's text with the figures of `results` in its table: the one whose second column is llamacy."""
+    found = {result["name"]: result for result in results}
+    lines = text.splitlines(keepends=True)
+    first = next(i for i, line in enumerate(lines) if line.startswith("| | llamacy |")) + 2
+    for i, name in enumerate(IN_README, first):
+        if name in found:
+            _, label, ours, theirs, _, end = lines[i].split("|")
+            ours, theirs = (_refilled(cell, found[name], side) for cell, side in ((ours, "llamacy"), (theirs, None)))
+            lines[i] = "|".join(["", label, ours, theirs, f" {found[name]['ratio']:.2f}x ", end])
+    return "".join(lines)
+
+
+def _refilled(cell, result, side):
+    """Return a cell, " 202, 339 MB, PEFT ", with a side's median and peak memory; units and names stay."""
+    side = side or result["peer"]
+    median, peak = result["medians"][side], result["peak_rss_bytes"].get(side, 0)
+    cell = re.sub(r"^ [\d.]+", f" {median:.0f}" if median >= 10 else f" {median:.2g}", cell)
+    return re.sub(r"\d+(?= MB)", f"{peak / 1e6:.0f}", cell)
+
+
 if __name__ == "__main__":
     try:
         found = json.loads(Path(sys.argv[1]).read_text()) if len(sys.argv) > 1 else newest()
@@ -130,3 +166,5 @@ if __name__ == "__main__":
         sys.exit(f"report: no whole run in {RESULTS}: run `make bench` first")
     PAGE.write_text(filled(PAGE.read_text("utf-8"), found), "utf-8")
     PICTURE.write_text(picture(found), "utf-8")
+    for readme in READMES:
+        readme.write_text(filled_readme(readme.read_text("utf-8"), found["results"]), "utf-8")

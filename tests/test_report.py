@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from bench import report
+from bench.cases import CASES
 
 RESULT = {
     "name": "generation of 64, a <model>",
@@ -82,6 +83,19 @@ def test_the_docs_show_the_results_that_they_name():
     assert name == f"{report.stem_of(content)}.json"
     assert page == report.filled(page, content), "run `make report`"
     assert report.PICTURE.read_text("utf-8") == report.picture(content), "run `make report`"
+    for readme in report.READMES:
+        text = readme.read_text("utf-8")
+        assert text == report.filled_readme(text, content["results"]), "run `make report`"
+
+
+def test_a_readme_keeps_its_words_and_gets_the_figures():
+    assert set(report.IN_README) <= {case.name for case in CASES}
+    rows = ["| 快 | 1, 2 MB | 3, 4 MB, llama.cpp 0.3 | 9.99x |", "| after | 0.50 s | 1 s, llama.cpp | 2.00x |"]
+    text = "\n".join(["| a | 7 |", "| | llamacy | 对手 | |", "|---|---|---|---|", *rows, "", "| 5 | 6 |", ""])
+    first = RESULT | {"name": report.IN_README[0], "medians": {"llamacy": 90.4, "llama.cpp": 9.04}}
+    found = report.filled_readme(text, [first]).splitlines()
+    assert found[3] == "| 快 | 90, 210 MB | 9, 400 MB, llama.cpp 0.3 | 2.00x |"
+    assert found[:3] + found[4:] == text.splitlines()[:3] + text.splitlines()[4:]
 
 
 def test_a_part_of_the_measures_is_not_put_into_the_docs(tmp_path, monkeypatch):
