@@ -1,6 +1,8 @@
 """`main`'s flags, output and errors, over a model without weights."""
 
+import ast
 import io
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -219,6 +221,24 @@ def test_mlock_goes_on_where_it_is_refused(main, monkeypatch):
     monkeypatch.setattr(ctypes, "get_errno", lambda: 12)
     code, out, err = main("-p", "Hi", "--mlock")
     assert (code, out) == (0, "Hihello\n") and "warning: --mlock: Cannot allocate memory; going on without it" in err
+
+
+LOCKED = """
+import mmap
+from llamacy.cli.main import lock_memory
+apart, kept = mmap.mmap(-1, 300 << 20), bytearray(b"x") * (50 << 20)
+lock_memory()
+print({line.split()[0]: int(line.split()[1]) >> 10 for line in open("/proc/self/status") if line.startswith("Vm")})
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_mlock_brings_nothing_into_memory():
+    done = subprocess.run([sys.executable, "-c", LOCKED], capture_output=True, text=True, check=True)
+    if "--mlock" in done.stderr:
+        pytest.skip("the system refuses to lock memory")
+    megabytes = ast.literal_eval(done.stdout)
+    assert 50 < megabytes["VmRSS:"] < 300 < megabytes["VmLck:"]
 
 
 def test_more_context_than_trained_is_a_warning(capsys):
