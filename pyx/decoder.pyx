@@ -15,6 +15,7 @@ from .mlp cimport swiglu
 from .norm cimport rms_norm
 from .pace cimport Pace, note_step
 from .rope cimport rope, rope_angles
+from .rows cimport PART_TOKENS, parts_of, some_rows
 from .simd cimport *
 from .team cimport *
 from .weights cimport *
@@ -27,6 +28,7 @@ cdef enum:
     ROWS = 64               # query rows of one attention unit, about
     SPLIT_TOKENS = 32       # tokens of a step up to which the past is dealt among the threads chunk by chunk
     PACED = 16              # tokens of a step up to which a thread is left out where that is quicker
+    PIECE = 16              # row tiles of a product that a thread takes at a time when there are more tokens than SPLIT_TOKENS
     ALONE = 64              # blocks of one row that each thread rounds for itself sooner than all do it and meet
 
 PRECISIONS = {"f32": EXACT, "int8": INT8, "int16": INT16}
@@ -54,13 +56,13 @@ cdef struct Step:           # one call: sizes, inputs and the buffers all thread
     float* parts            # (T, n_head, n_chunks, part_floats)
     float* x                # (T, E)
     float* normed           # (T, E)
-    float* q                # (T, q_p)
+    float* q                # (T, ldq)
+    size_t ldq
     float* k                # (T, kv_p)
     float* v
     float* att              # (T, q_p)
     float* gate             # (T, ff_p)
-    float* up
-    float* part             # (T, E): a product before it joins the residual
+    float* aside            # (SPLIT_TOKENS, E or ff_p): a product that is taken up at once
     float* u                # (T, ldu)
     size_t ldu
     float* cosine           # (T, n_rot / 2)
@@ -104,7 +106,7 @@ cdef class Session:
         self.parts = np.empty(min(max_batch, SPLIT_TOKENS) * c.n_head * self.n_chunks * part_floats(c.head_dim), np.float32)
         self.rounded_bytes = acts_bytes(max_batch, max(c.q_p, c.embd_p, c.ff_p), INT8 | INT16)
         rows = self.unit_tokens() * (c.n_head // c.n_head_kv)
-        self.work_bytes = padded(attend_bytes(rows, c.head_dim) + 4 * rows * c.head_dim, 4096)
+        self.work_bytes = padded(max(attend_bytes(rows, c.head_dim) + 4 * rows * c.head_dim, 64 * PIECE * PART_TOKENS), 4096)
         self.work = np.empty(self.work_bytes * n_threads, np.uint8)
         self.own_bytes = padded(4 * c.embd_p + acts_bytes(1, max(c.q_p, c.embd_p, c.ff_p), INT8 | INT16), 4096)
         self.own = np.empty(self.own_bytes * n_threads, np.uint8)
@@ -128,21 +130,22 @@ cdef class Session:
         cdef Config* c = &self.weights.config
         cdef Step* s = &self.step_
         cdef size_t at = 0, T = self.max_batch
-        cdef float** where[11]
-        cdef size_t sizes[11]
+        cdef float** where[10]
+        cdef size_t sizes[10]
         cdef int i
+        # Rows whole pages apart would share a few sets of the caches.
+        s.ldq = c.q_p + 16 * (c.q_p % 512 == 0)
         where[0], sizes[0] = &s.x, T * c.embd_p
         where[1], sizes[1] = &s.normed, T * c.embd_p
-        where[2], sizes[2] = &s.q, T * c.q_p
+        where[2], sizes[2] = &s.q, T * s.ldq
         where[3], sizes[3] = &s.k, T * c.kv_p
         where[4], sizes[4] = &s.v, T * c.kv_p
         where[5], sizes[5] = &s.att, T * c.q_p
         where[6], sizes[6] = &s.gate, T * c.ff_p
-        where[7], sizes[7] = &s.up, T * c.ff_p
-        where[8], sizes[8] = &s.part, T * c.embd_p
-        where[9], sizes[9] = &s.cosine, T * c.n_rot // 2
-        where[10], sizes[10] = &s.sine, T * c.n_rot // 2
-        for i in range(11):
+        where[7], sizes[7] = &s.aside, min(T, SPLIT_TOKENS) * <size_t>max(c.ff_p, c.embd_p)
+        where[8], sizes[8] = &s.cosine, T * c.n_rot // 2
+        where[9], sizes[9] = &s.sine, T * c.n_rot // 2
+        for i in range(10):
             where[i][0] = <float*>(base + at)
             at += padded(4 * sizes[i], 64)
         s.rounded = base + at
@@ -267,13 +270,20 @@ cdef class Session:
         """a = rms_norm(x) and its rounded forms; a single row is quicker made by each thread than waited for"""
         cdef Step* s = &self.step_
         cdef Config* c = &self.weights.config
-        cdef bint alone = s.T == 1
-        cdef float* normed = self.own_normed(i) if alone else s.normed
+        cdef bint alone = s.T == 1, apart = alone or not (self.weights.n_lora or linear_precisions(first, n_linear, self.precision) & EXACT)
+        cdef float* row = self.own_normed(i)
+        cdef Acts own
         cdef int t
-        self.inputs(a, first, n_linear, normed, c.embd_p, s.T, self.own_rounded(i) if alone else s.rounded)
+        self.inputs(a, first, n_linear, row if alone else s.normed, c.embd_p, s.T, self.own_rounded(i) if alone else s.rounded)
+        # nobody reads f32 rows again where all products round theirs: then one is enough, and stays in the cache
+        own = a[0]
+        if apart:
+            own.f32, own.ld = row, 0
         for t in range(0 if alone else share(s.T, i, n), 1 if alone else share(s.T, i + 1, n)):
-            rms_norm(s.x + t * c.embd_p, w, c.n_embd, c.rms_eps, normed + t * c.embd_p)
-            acts_quantize(a, t, t + 1, 0, a.n_blocks)
+            if not apart:
+                row = s.normed + t * c.embd_p
+            rms_norm(s.x + t * c.embd_p, w, c.n_embd, c.rms_eps, row)
+            acts_quantize(&own, t, t + 1, 0, own.n_blocks)
         if not alone:
             meet(&self.team)
 
@@ -287,7 +297,10 @@ cdef class Session:
         if alone:
             acts_quantize(a, 0, 1, 0, a.n_blocks)
             return
-        acts_quantize(a, 0, rows, share(a.n_blocks, i, n), share(a.n_blocks, i + 1, n))
+        if rows > SPLIT_TOKENS:
+            acts_quantize(a, share(rows, i, n), share(rows, i + 1, n), 0, a.n_blocks)
+        else:
+            acts_quantize(a, 0, rows, share(a.n_blocks, i, n), share(a.n_blocks, i + 1, n))
         meet(&self.team)
 
     cdef void low_rank(self, const Linear* first, int n_linear, const Acts* a, int i, int n) noexcept nogil:
@@ -297,9 +310,25 @@ cdef class Session:
             low_rank_input(first, n_linear, self.weights.n_lora, a, s.lora_scales, s.u, s.ldu, i, n)
             meet(&self.team)
 
-    cdef void linears(self, const Linear* first, int n_linear, const Acts* a, float** y, const size_t* ldy, const int* lo, const int* hi) noexcept nogil:
-        """n_linear products of one input, each for its tiles lo..hi, adapters included"""
-        cdef const float* u = self.step_.u
+    cdef bint deal_tiles(self, int n_tiles, int i, int n, int* turn, int* lo, int* hi) noexcept nogil:
+        """Thread i's next row tiles of a product: long streams for few tokens, pieces that stay in L2 for many"""
+        if self.step_.T > SPLIT_TOKENS:
+            return next_piece(&self.team, n_tiles, PIECE, n, lo, hi)
+        return deal(&self.team, n_tiles, i, n, turn, lo, hi)
+
+    cdef float* aside(self, int i, int lo, size_t* ld) noexcept nogil:
+        """Thread i's rows for a product of row tiles lo and on that another step of the same piece takes up: what is small
+        enough stays in L2"""
+        cdef Step* s = &self.step_
+        if s.T <= SPLIT_TOKENS:
+            ld[0] = max(self.weights.config.embd_p, self.weights.config.ff_p)
+            return s.aside
+        ld[0] = 16 * PIECE
+        return <float*>(&self.work[0] + i * self.work_bytes) - 16 * lo
+
+    cdef void linears(self, const Linear* first, int n_linear, const Acts* a, int t, float** y, const size_t* ldy, const int* lo, const int* hi) noexcept nogil:
+        """n_linear products of one input, the rows from token t on, each for its tiles lo..hi, adapters included"""
+        cdef const float* u = self.step_.u + t * self.step_.ldu
         cdef int j, n_lora = self.weights.n_lora
         for j in range(n_linear):
             if lo[j] < hi[j]:
@@ -309,14 +338,22 @@ cdef class Session:
     cdef void add_linear(self, const Linear* l, const Acts* a, int i, int n) noexcept nogil:
         """x += the product"""
         cdef Step* s = &self.step_
-        cdef size_t ld = self.weights.config.embd_p
-        cdef int lo, hi, t, tile, turn = 0
+        cdef size_t ld = self.weights.config.embd_p, ldp
+        cdef int lo, hi, t, first, tile, turn = 0, k, parts = parts_of(s.T)
+        cdef float* y
+        cdef float* x
+        cdef Acts part
         self.low_rank(l, 1, a, i, n)
-        while deal(&self.team, l.w.n_tiles, i, n, &turn, &lo, &hi):
-            self.linears(l, 1, a, &s.part, &ld, &lo, &hi)
-            for t in range(s.T):
-                for tile in range(lo, hi):
-                    vf_store(s.x + t * ld + 16 * tile, vf_add(vf_load(s.x + t * ld + 16 * tile), vf_load(s.part + t * ld + 16 * tile)))
+        while self.deal_tiles(l.w.n_tiles, i, n, &turn, &lo, &hi):
+            y = self.aside(i, lo, &ldp)
+            for k in range(parts):
+                first = share(s.T, k, parts)
+                part = some_rows(a, first, share(s.T, k + 1, parts))
+                self.linears(l, 1, &part, first, &y, &ldp, &lo, &hi)
+                x = s.x + first * ld
+                for t in range(part.n_rows):
+                    for tile in range(lo, hi):
+                        vf_store(x + t * ld + 16 * tile, vf_add(vf_load(x + t * ld + 16 * tile), vf_load(y + t * ldp + 16 * tile)))
         meet(&self.team)
 
     cdef void attention(self, int layer, int i, int n) noexcept nogil:
@@ -331,16 +368,16 @@ cdef class Session:
         cdef int j, first, last, before, turn = 0, all_tiles = 0
         self.norm_rows(&a, l.linear, 3, l.attn_norm, i, n)
         y[0], y[1], y[2] = s.q, s.k, s.v
-        ldy[0], ldy[1], ldy[2] = c.q_p, c.kv_p, c.kv_p
+        ldy[0], ldy[1], ldy[2] = s.ldq, c.kv_p, c.kv_p
         for j in range(3):
             all_tiles += l.linear[j].w.n_tiles
         self.low_rank(l.linear, 3, &a, i, n)
-        while deal(&self.team, all_tiles, i, n, &turn, &first, &last):
+        while self.deal_tiles(all_tiles, i, n, &turn, &first, &last):
             before = 0
             for j in range(3):
                 lo[j], hi[j] = max(first - before, 0), min(last - before, l.linear[j].w.n_tiles)
                 before += l.linear[j].w.n_tiles
-            self.linears(l.linear, 3, &a, y, ldy, lo, hi)
+            self.linears(l.linear, 3, &a, 0, y, ldy, lo, hi)
         meet(&self.team)
         if not s.apart:
             for j in range(share(s.T * c.n_head_kv, i, n), share(s.T * c.n_head_kv, i + 1, n)):
@@ -368,7 +405,7 @@ cdef class Session:
         cdef size_t angles, each = group * c.head_dim
         for t in range(r.first, r.first + r.n):
             angles = t * c.n_rot // 2
-            memcpy(q, s.q + t * <size_t>c.q_p + h * each, 4 * each)
+            memcpy(q, s.q + t * s.ldq + h * each, 4 * each)
             rope(q, group, c.head_dim, c.n_rot, s.cosine + angles, s.sine + angles, c.rope_layout)
             q += each
 
@@ -416,16 +453,22 @@ cdef class Session:
         cdef size_t ldy[2]
         cdef int lo[2]
         cdef int hi[2]
-        cdef int t, turn = 0
+        cdef int t, first, turn = 0, k, parts = parts_of(s.T)
+        cdef Acts part
         self.norm_rows(&a, &l.linear[GATE], 2, l.ffn_norm, i, n)
-        y[0], y[1], ldy[0], ldy[1] = s.gate, s.up, c.ff_p, c.ff_p
         self.low_rank(&l.linear[GATE], 2, &a, i, n)
+        ldy[0] = c.ff_p
         # The same tiles of gate and up go to the same thread, which then multiplies them.
-        while deal(&self.team, l.linear[GATE].w.n_tiles, i, n, &turn, lo, hi):
+        while self.deal_tiles(l.linear[GATE].w.n_tiles, i, n, &turn, lo, hi):
             lo[1], hi[1] = lo[0], hi[0]
-            self.linears(&l.linear[GATE], 2, &a, y, ldy, lo, hi)
-            for t in range(s.T):
-                swiglu(s.gate + t * c.ff_p + 16 * lo[0], s.up + t * c.ff_p + 16 * lo[0], 16 * (hi[0] - lo[0]), s.gate + t * c.ff_p + 16 * lo[0])
+            y[1] = self.aside(i, lo[1], &ldy[1])
+            for k in range(parts):
+                first = share(s.T, k, parts)
+                part = some_rows(&a, first, share(s.T, k + 1, parts))
+                y[0] = s.gate + first * c.ff_p
+                self.linears(&l.linear[GATE], 2, &part, first, y, ldy, lo, hi)
+                for t in range(part.n_rows):
+                    swiglu(y[0] + t * ldy[0] + 16 * lo[0], y[1] + t * ldy[1] + 16 * lo[0], 16 * (hi[0] - lo[0]), y[0] + t * ldy[0] + 16 * lo[0])
         meet(&self.team)
         self.round_rows(&a, &l.linear[DOWN], s.gate, c.ff_p, i, n)
         self.add_linear(&l.linear[DOWN], &a, i, n)
@@ -451,7 +494,7 @@ cdef class Session:
             meet(&self.team)
         self.low_rank(l, 1, &a, i, n)
         while deal(&self.team, l.w.n_tiles, i, n, &turn, &lo, &hi):
-            self.linears(l, 1, &a, &s.logits, &ld, &lo, &hi)
+            self.linears(l, 1, &a, 0, &s.logits, &ld, &lo, &hi)
 
 
 def paces(seconds_all, seconds_fewer, sleeps, n_steps):

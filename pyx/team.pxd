@@ -122,3 +122,20 @@ cdef inline bint deal(Team* team, int total, int i, int n, int* turn, int* lo, i
     lo[0] = fixed + claim(team) * piece
     hi[0] = min(lo[0] + piece, total)
     return lo[0] < total
+
+
+cdef inline int piece_of(int left, int most, int n) noexcept nogil:
+    return max(1, min(most, left // (2 * n)))
+
+
+cdef inline bint next_piece(Team* team, int total, int most, int n, int* lo, int* hi) noexcept nogil:
+    """The next part lo..hi of range(total) for whichever thread asks; False when nothing is left.
+
+    Up to `most` at a time; towards the end ever less, down to one, so that n threads end nearly together.
+    """
+    cdef int _earlier
+    lo[0] = 0
+    for _earlier in range(claim(team)):
+        lo[0] += piece_of(total - lo[0], most, n)
+    hi[0] = min(lo[0] + piece_of(total - lo[0], most, n), total)
+    return lo[0] < total

@@ -7,7 +7,7 @@
 from libc.stdint cimport int16_t, uint8_t
 from libc.string cimport memcpy, memset
 
-from .acts cimport INT16, Acts, acts_bytes, padded
+from .acts cimport INT16, acts_bytes, padded
 from .attention cimport CHUNK, KV_F32, Head, attend_backward_bytes, attend_bytes, tile_part_bytes
 from .dropout cimport dropout_floats
 from .simd cimport *
@@ -18,7 +18,6 @@ cdef enum:
     UNIT_ROWS = 64          # query rows of one attention unit, about
     UNIT_TILES = 2          # row tiles of a product, and column blocks of a backward one, that a thread takes at a time
     UNIT_BLOCKS = 2
-    UNIT_TOKENS = 128       # tokens of a product's unit, at most
 
 cdef struct Extent:         # what the layout depends on, besides the model
     int T
@@ -165,20 +164,6 @@ cdef inline size_t place_kept(Kept* kept, const Config* c, const Extent* e, uint
         if layer < c.n_layer and not e.checkpointing:
             at = place_layer(kept + layer, c, e, base, at)
     return at
-
-
-cdef inline Acts some_rows(const Acts* a, size_t lo, size_t hi) noexcept nogil:
-    """Rows lo..hi of a; all, or so many that no short cut for few rows is taken, which wants other forms of them."""
-    cdef Acts x = a[0]
-    cdef size_t blocks = lo * a.n_blocks
-    x.n_rows = <int>(hi - lo)
-    x.f32 += lo * a.ld
-    if a.q8 != NULL:
-        x.q8, x.scale8, x.sum8 = a.q8 + 32 * blocks, a.scale8 + blocks, a.sum8 + blocks
-        x.outliers, x.outlier_bits = a.outliers + blocks, a.outlier_bits + blocks
-    if a.q16 != NULL:
-        x.q16, x.scale16, x.sum16 = a.q16 + 32 * blocks, a.scale16 + blocks, a.sum16 + blocks
-    return x
 
 
 cdef inline void keep(const float* x, void* kept, size_t ld, int lo, int hi, int item) noexcept nogil:

@@ -24,6 +24,7 @@ from .gemm cimport matmul_backward_tiles, matmul_tiles
 from .mlp cimport swiglu, swiglu_backward
 from .norm cimport rms_norm, rms_norm_backward
 from .rope cimport rope, rope_angles, rope_backward
+from .rows cimport parts_of, some_rows
 from .simd cimport *
 from .team cimport *
 from .trainbuffers cimport *
@@ -271,7 +272,7 @@ cdef class TrainStep:
 
         Tokens in parts that L2 holds: all tiles pass before the next part's turn.
         """
-        cdef int j, tile, n_tiles, first, k, at = 0, unit = claim(&self.team), parts = (a.n_rows + UNIT_TOKENS - 1) // UNIT_TOKENS
+        cdef int j, tile, n_tiles, first, k, at = 0, unit = claim(&self.team), parts = parts_of(a.n_rows)
         cdef Acts part
         for k in range(parts):
             first = share(a.n_rows, k, parts)
