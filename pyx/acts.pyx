@@ -17,17 +17,19 @@ from .simd cimport *
 cdef float OUTLIER_OVER = 1.2
 
 
-cdef float outlier_over(int n_embd) noexcept nogil:
-    """Acts.outlier_over for a model of this width"""
-    return OUTLIER_OVER if n_embd < 1024 else 1.6
+cdef void acts_for_width(Acts* x, int n_embd) noexcept nogil:
+    """How 8-bit codes are made for a model of this width; after acts_place, which asks for steps of one block each"""
+    if n_embd < 1024:
+        return
+    x.outlier_over, x.span, x.raised = 1.5, SPAN, x.n_rows > FEW
 
 
 cdef size_t acts_bytes(int n_rows, int n_cols, int precisions) noexcept nogil:
     """Bytes that acts_place needs for T = n_rows inputs of n_cols values in these precisions."""
     cdef size_t nb = (n_cols + 31) // 32, n = n_rows
-    cdef size_t scales = padded(8 * n * nb, 64)
+    cdef size_t scales = padded(12 * n * nb, 64)
     return (padded((33 + sizeof(Outliers)) * n * nb, 64) + scales if precisions & INT8 else 0) + (
-        padded(128 * n * nb, 64) + scales if precisions & INT16 else 0) + 64
+        padded(128 * n * nb, 64) + padded(8 * n * nb, 64) if precisions & INT16 else 0) + 64
 
 
 cdef void acts_place(Acts* x, int n_rows, int n_cols, int precisions, uint8_t* memory) noexcept nogil:
@@ -35,7 +37,7 @@ cdef void acts_place(Acts* x, int n_rows, int n_cols, int precisions, uint8_t* m
     cdef size_t nb = (n_cols + 31) // 32, n = n_rows
     cdef uint8_t* p = aligned(memory)
     x.n_rows, x.n_cols, x.n_blocks = n_rows, n_cols, <int>nb
-    x.q8, x.q16, x.outlier_over = NULL, NULL, OUTLIER_OVER
+    x.q8, x.q16, x.outlier_over, x.span, x.raised = NULL, NULL, OUTLIER_OVER, 1, False
     if precisions & INT8:
         x.q8 = <int8_t*>p
         x.outliers = <Outliers*>(x.q8 + 32 * n * nb)
@@ -43,7 +45,8 @@ cdef void acts_place(Acts* x, int n_rows, int n_cols, int precisions, uint8_t* m
         p += padded((33 + sizeof(Outliers)) * n * nb, 64)
         x.scale8 = <float*>p
         x.sum8 = x.scale8 + n * nb
-        p += padded(8 * n * nb, 64)
+        x.less8 = <int16_t*>(x.sum8 + n * nb)
+        p += padded(12 * n * nb, 64)
     if precisions & INT16:
         x.q16 = <int16_t*>p
         x.high16 = <int8_t*>(p + 64 * n * nb)
@@ -75,37 +78,64 @@ cdef float find_peaks(const float* row, int n_blocks, int block_lo, int block_hi
     return total / n_blocks
 
 
-cdef int set_aside(float* block, float* amax, float limit, Outliers* out, float* total) noexcept nogil:
-    """Move values over the limit, the largest first, from the block [32] to `out`; returns how many, and their sum in total"""
-    cdef int n = 0, k
-    while n < OUTLIERS and amax[0] > limit:
-        k = 0
-        while k < 31 and fabsf(block[k]) != amax[0]:
-            k += 1
-        out.k[n], out.value[n] = <uint8_t>k, block[k]
-        total[0] += block[k]
-        block[k] = 0
-        amax[0] = block_amax(vf_load(block), vf_load(block + 16))
-        n += 1
-    return n
-
-
-cdef inline void round8(Acts* x, size_t at, const float* a, float limit) noexcept nogil:
-    """Block `at`, whose largest value stands in scale8"""
-    cdef float amax = x.scale8[at], inverse, total = 0
+cdef float set_aside(Acts* x, size_t at, const float* a, float limit) noexcept nogil:
+    """Move values over the limit, the largest first, from block `at`, which is a[32], to x.outliers; returns the largest one left"""
+    cdef float amax = x.scale8[at]
     cdef float block[32]
-    cdef vi i0, i1
-    x.outlier_bits[at] = 0
+    cdef Outliers* out = x.outliers + at
+    cdef int n = 0, k
     if amax > limit:
         memcpy(block, a, sizeof(block))
-        x.outlier_bits[at] = <uint8_t>((1 << set_aside(block, &amax, limit, x.outliers + at, &total)) - 1)
+        while n < OUTLIERS and amax > limit:
+            k = 0
+            while k < 31 and fabsf(block[k]) != amax:
+                k += 1
+            out.k[n], out.value[n], block[k] = <uint8_t>k, block[k], 0
+            amax = block_amax(vf_load(block), vf_load(block + 16))
+            n += 1
+    x.outlier_bits[at] = <uint8_t>((1 << n) - 1)
+    return amax
+
+
+cdef inline void raise_codes(uint8_t* q) noexcept nogil:
+    """32 codes + U8_OFFSET"""
+    cdef int i
+    for i in range(32):
+        q[i] ^= U8_OFFSET
+
+
+cdef inline void round8(Acts* x, size_t at, const float* a, float amax) noexcept nogil:
+    """Block `at` = a[32] less its outliers; amax: what 127 stands for"""
+    cdef float inverse = 127 / amax if amax > 0 else 0, total = 0
+    cdef float block[32]
+    cdef int i, sum
+    cdef vi i0, i1
+    if x.outlier_bits[at]:
+        memcpy(block, a, sizeof(block))
+        for i in range(OUTLIERS):
+            if x.outlier_bits[at] >> i & 1:
+                total += x.outliers[at].value[i]
+                block[x.outliers[at].k[i]] = 0
         a = block
-    inverse = 127 / amax if amax > 0 else 0
     i0, i1 = vf_to_i(vf_mul(vf_load(a), vf_set1(inverse))), vf_to_i(vf_mul(vf_load(a + 16), vf_set1(inverse)))
     vi_store_s8(x.q8 + 32 * at, i0)
     vi_store_s8(x.q8 + 32 * at + 16, i1)
+    if x.raised:
+        raise_codes(<uint8_t*>x.q8 + 32 * at)
+    sum = vi_hsum(vi_add(i0, i1))
+    x.less8[2 * at] = x.less8[2 * at + 1] = <int16_t>(-4 * sum)
     x.scale8[at] = amax * <float>(1.0 / 127)
-    x.sum8[at] = x.scale8[at] * <float>vi_hsum(vi_add(i0, i1)) + total
+    x.sum8[at] = x.scale8[at] * <float>sum + total
+
+
+cdef inline void round_span(Acts* x, size_t at, const float* a, int n, float limit) noexcept nogil:
+    """n blocks with one step; their largest values stand in scale8"""
+    cdef float amax = 0
+    cdef int b
+    for b in range(n):
+        amax = max(amax, set_aside(x, at + b, a + 32 * b, limit))
+    for b in range(n):
+        round8(x, at + b, a + 32 * b, amax)
 
 
 cdef void round16(Acts* x, size_t at, vf a0, vf a1, float amax) noexcept nogil:
@@ -121,20 +151,22 @@ cdef void round16(Acts* x, size_t at, vf a0, vf a1, float amax) noexcept nogil:
 
 
 cdef void acts_quantize(Acts* x, int lo, int hi, int block_lo, int block_hi) noexcept nogil:
-    """Round rows lo..hi, blocks block_lo..block_hi of x.f32 to the forms that x has; K is a multiple of 32."""
+    """Round rows lo..hi, blocks block_lo..block_hi (whole spans) of x.f32 to the forms that x has; K is a multiple of 32."""
     cdef int t, b
     cdef vf a0, a1
-    cdef float limit = 0
+    cdef float limit
     cdef const float* row
     cdef size_t at
     for t in range(lo, hi):
         row, at = x.f32 + t * x.ld, <size_t>t * x.n_blocks
         if x.q8 != NULL:
             limit = x.outlier_over * find_peaks(row, x.n_blocks, block_lo, block_hi, x.scale8 + at)
-        for b in range(block_lo, block_hi):
-            if x.q8 != NULL:
-                round8(x, at + b, row + 32 * b, limit)
-            if x.q16 != NULL:
+            b = block_lo
+            while b < block_hi:
+                round_span(x, at + b, row + 32 * b, min(x.span, block_hi - b), limit)
+                b += x.span
+        if x.q16 != NULL:
+            for b in range(block_lo, block_hi):
                 a0, a1 = vf_load(row + 32 * b), vf_load(row + 32 * b + 16)
                 round16(x, at + b, a0, a1, block_amax(a0, a1))
 

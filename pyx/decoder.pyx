@@ -264,7 +264,7 @@ cdef class Session:
     cdef void inputs(self, Acts* a, const Linear* first, int n_linear, const float* x, size_t ld, int rows, uint8_t* memory) noexcept nogil:
         a.f32, a.ld = x, ld
         acts_place(a, rows, first.w.n_cols, linear_precisions(first, n_linear, self.precision) & ~EXACT, memory)
-        a.outlier_over = outlier_over(self.weights.config.n_embd)
+        acts_for_width(a, self.weights.config.n_embd)
 
     cdef void norm_rows(self, Acts* a, const Linear* first, int n_linear, const float* w, int i, int n) noexcept nogil:
         """a = rms_norm(x) and its rounded forms; a single row is quicker made by each thread than waited for"""
@@ -289,7 +289,7 @@ cdef class Session:
 
     cdef void round_rows(self, Acts* a, const Linear* l, const float* x, size_t ld, int i, int n) noexcept nogil:
         """a = x and its rounded forms, dealt by blocks: one long token occupies all threads"""
-        cdef int rows = self.step_.T
+        cdef int rows = self.step_.T, spans
         cdef bint alone = rows == 1 and l.w.n_blocks <= ALONE
         self.inputs(a, l, 1, x, ld, rows, self.own_rounded(i) if alone else self.step_.rounded)
         if a.q8 == NULL and a.q16 == NULL:
@@ -300,7 +300,8 @@ cdef class Session:
         if rows > SPLIT_TOKENS:
             acts_quantize(a, share(rows, i, n), share(rows, i + 1, n), 0, a.n_blocks)
         else:
-            acts_quantize(a, 0, rows, share(a.n_blocks, i, n), share(a.n_blocks, i + 1, n))
+            spans = (a.n_blocks + a.span - 1) // a.span
+            acts_quantize(a, 0, rows, a.span * share(spans, i, n), min(a.span * share(spans, i + 1, n), a.n_blocks))
         meet(&self.team)
 
     cdef void low_rank(self, const Linear* first, int n_linear, const Acts* a, int i, int n) noexcept nogil:

@@ -6,15 +6,16 @@ rounded per block of 32. The float operations of one output element and their or
 only, never on T, on the thread count or on the tile it falls in.
 """
 
-from libc.stdint cimport int8_t, int16_t, uint8_t, uint64_t
+from libc.stdint cimport int8_t, int16_t, uint8_t
 from libc.string cimport memset
 
+from .gemm8 cimport gemm_u8
+from .panels cimport *
 from .simd cimport *
+from .spans cimport SpanKernel
 from .tiles cimport *
 
 cdef enum:
-    T_BLOCK = 128           # tokens whose inputs stay in L2 while the tiles pass
-    FEW = 16                # inputs up to which tiles are multiplied as they stream by: unpacking would not pay
     S16_BLOCKS = 20
     F32_BLOCKS = 10
 
@@ -31,138 +32,6 @@ cdef int precision_of(const Packed* w, int wish) noexcept nogil:
 
 
 # ======== matrix x matrix: tiles of 16 rows x 4 tokens ========
-
-cdef struct Rows:           # four tokens of a panel product; with fewer than four left they begin `skip` tokens earlier
-    size_t first            # the first one's index
-    size_t stride           # 1; 0 where there are fewer than four in all, and the four are one
-    int skip
-
-
-cdef inline int rows_at(Rows* r, int t, int n) noexcept nogil:
-    """Tokens t .. of n; returns how many of them are new: 4 - skip."""
-    r.stride = 1 if n >= 4 else 0
-    r.skip = max(t + 4 - n, 0) if n >= 4 else 3
-    r.first = t - r.skip if n >= 4 else t
-    return 4 - r.skip
-
-
-cdef inline void tile_load(float* sums, const float* y, size_t ldy, const Rows* r, bint fresh) noexcept nogil:
-    """sums [4][16] = the new tokens' results so far, y being the first of these"""
-    cdef int i
-    for i in range(4):
-        vf_store(sums + 16 * i, vf_set1(0) if fresh or i < r.skip else vf_load(y + (i - r.skip) * ldy))
-
-
-cdef inline void tile_store(const float* sums, float* y, size_t ldy, const Rows* r) noexcept nogil:
-    cdef int i
-    for i in range(r.skip, 4):
-        vf_store(y + (i - r.skip) * ldy, vf_load(sums + 16 * i))
-
-
-# A block's steps are written out: a loop over them would end in a mispredicted branch, once a block.
-
-cdef inline void part_u8(const uint8_t* q, const int8_t* a0, const int8_t* a1, const int8_t* a2, const int8_t* a3, int depth,
-                         vi* s0, vi* s1, vi* s2, vi* s3) noexcept nogil:
-    """s += the next depth steps of 4 columns, summed in int16"""
-    cdef vh h0 = vh_zero()
-    cdef vh h1 = h0, h2 = h0, h3 = h0
-    step_u8(vb_load(q), a0, a1, a2, a3, &h0, &h1, &h2, &h3)
-    step_u8(vb_load(q + 64), a0 + 4, a1 + 4, a2 + 4, a3 + 4, &h0, &h1, &h2, &h3)
-    if depth >= 4:
-        step_u8(vb_load(q + 128), a0 + 8, a1 + 8, a2 + 8, a3 + 8, &h0, &h1, &h2, &h3)
-        step_u8(vb_load(q + 192), a0 + 12, a1 + 12, a2 + 12, a3 + 12, &h0, &h1, &h2, &h3)
-    if depth >= 8:
-        step_u8(vb_load(q + 256), a0 + 16, a1 + 16, a2 + 16, a3 + 16, &h0, &h1, &h2, &h3)
-        step_u8(vb_load(q + 320), a0 + 20, a1 + 20, a2 + 20, a3 + 20, &h0, &h1, &h2, &h3)
-        step_u8(vb_load(q + 384), a0 + 24, a1 + 24, a2 + 24, a3 + 24, &h0, &h1, &h2, &h3)
-        step_u8(vb_load(q + 448), a0 + 28, a1 + 28, a2 + 28, a3 + 28, &h0, &h1, &h2, &h3)
-    s0[0], s1[0] = vi_add(s0[0], vh_sum(h0)), vi_add(s1[0], vh_sum(h1))
-    s2[0], s3[0] = vi_add(s2[0], vh_sum(h2)), vi_add(s3[0], vh_sum(h3))
-
-
-cdef inline void block_u8(const uint8_t* q, const int8_t* a0, const int8_t* a1, const int8_t* a2, const int8_t* a3, int depth,
-                          vi* s0, vi* s1, vi* s2, vi* s3) noexcept nogil:
-    """s += a block's products, int16 sums being widened every `depth` steps"""
-    part_u8(q, a0, a1, a2, a3, depth, s0, s1, s2, s3)
-    if depth <= 4:
-        part_u8(q + 64 * depth, a0 + 4 * depth, a1 + 4 * depth, a2 + 4 * depth, a3 + 4 * depth, depth, s0, s1, s2, s3)
-    if depth <= 2:
-        part_u8(q + 256, a0 + 16, a1 + 16, a2 + 16, a3 + 16, depth, s0, s1, s2, s3)
-        part_u8(q + 384, a0 + 24, a1 + 24, a2 + 24, a3 + 24, depth, s0, s1, s2, s3)
-
-
-cdef inline void panel_u8(const uint8_t* q, const float* d, const float* m, int nb, const int8_t* a0, size_t lda,
-                          const float* scale, const float* total, size_t lds, int depth, float* sums) noexcept nogil:
-    """sums [4 tokens][16] += the panel's nb blocks"""
-    cdef const int8_t* a1 = a0 + lda
-    cdef const int8_t* a2 = a1 + lda
-    cdef const int8_t* a3 = a2 + lda
-    cdef int _b
-    cdef vi s0, s1, s2, s3
-    cdef vf vd, vm
-    for _b in range(nb):
-        s0 = vi_zero()
-        s1, s2, s3 = s0, s0, s0
-        block_u8(q, a0, a1, a2, a3, depth, &s0, &s1, &s2, &s3)
-        vd, vm = vf_load(d), vf_load(m)
-        close_block(sums, vd, vm, scale[0], total[0], s0, True)
-        close_block(sums + 16, vd, vm, scale[lds], total[lds], s1, True)
-        close_block(sums + 32, vd, vm, scale[2 * lds], total[2 * lds], s2, True)
-        close_block(sums + 48, vd, vm, scale[3 * lds], total[3 * lds], s3, True)
-        q, d, m, scale, total = q + TILE, d + 16, m + 16, scale + 1, total + 1
-        a0, a1, a2, a3 = a0 + 32, a1 + 32, a2 + 32, a3 + 32
-
-
-cdef struct Columns:        # the outliers of up to T_BLOCK tokens in a panel: which columns they multiply, and with what
-    int n
-    int16_t column[32 * U8_BLOCKS]
-    int end[T_BLOCK]        # token t's entries end here, the next one's begin
-    int16_t which[OUTLIERS * U8_BLOCKS * T_BLOCK]
-    float value[OUTLIERS * U8_BLOCKS * T_BLOCK]
-
-
-cdef void find_columns(const Acts* x, int b, int n, int t0, int t1, Columns* c) noexcept nogil:
-    cdef int16_t number[32 * U8_BLOCKS]
-    cdef const uint8_t* bits
-    cdef const Outliers* out
-    cdef uint64_t left
-    cdef int t, i, j, k, bit, entries = 0
-    memset(number, 0xff, sizeof(number))
-    c.n = 0
-    for t in range(t0, t1):
-        bits, out = x.outlier_bits + t * <size_t>x.n_blocks + b, x.outliers + t * <size_t>x.n_blocks + b
-        for i in range(0, n, 8):
-            left = eight_bits(bits + i, n - i)
-            while left:
-                bit = lowest_bit(left)
-                left &= left - 1
-                j = i + (bit >> 3)
-                k = 32 * j + out[j].k[bit & 7]
-                if number[k] < 0:
-                    number[k], c.column[c.n] = <int16_t>c.n, <int16_t>k
-                    c.n += 1
-                c.which[entries], c.value[entries] = number[k], out[j].value[bit & 7]
-                entries += 1
-        c.end[t - t0] = entries
-
-
-cdef inline void add_columns(const uint8_t* q, const float* d, const Columns* c, int n_tokens, float* w,
-                             float* y, size_t ldy) noexcept nogil:
-    """y += the panel's products with the outliers, block after block as matvec adds them; w: room for c.n columns [16]"""
-    cdef int i, k, t, e = 0
-    cdef vf acc
-    for i in range(c.n):
-        k = c.column[i]
-        vf_store(w + 16 * i, vf_mul(vf_load(d + 16 * (k >> 5)), vi_to_f(vi_bits(q + 64 * (k >> 2), 8 * (k & 3), 255, 0))))
-    for t in range(n_tokens):
-        if e < c.end[t]:
-            acc = vf_load(y)
-            while e < c.end[t]:
-                acc = vf_fma1(vf_load(w + 16 * c.which[e]), c.value[e], acc)
-                e += 1
-            vf_store(y, acc)
-        y += ldy
-
 
 cdef inline void step_s16(const int16_t* q, const int16_t* a0, const int16_t* a1, const int16_t* a2, const int16_t* a3,
                           vi* s0, vi* s1, vi* s2, vi* s3) noexcept nogil:
@@ -296,22 +165,6 @@ cdef void matvec_split(const Packed* w, const Acts* x, size_t t, int tile, float
                         vi_add(vi_times128(sh), sl), True)
 
 
-cdef inline void tokens_u8(const uint8_t* q, const float* d, const float* m, int b, int n, const Acts* x, int t0, int t1,
-                           float* y, size_t ldy, int depth) noexcept nogil:
-    """Tokens t0..t1 with an unpacked panel of n blocks from block b on"""
-    cdef float sums[64]
-    cdef Rows r
-    cdef size_t nb = x.n_blocks, at
-    cdef int t = t0, new
-    while t < t1:
-        new = rows_at(&r, t, t1)
-        at = r.first * nb + b
-        tile_load(sums, y + t * ldy, ldy, &r, b == 0)
-        panel_u8(q, d, m, n, x.q8 + 32 * at, 32 * nb * r.stride, x.scale8 + at, x.sum8 + at, nb * r.stride, depth, sums)
-        tile_store(sums, y + t * ldy, ldy, &r)
-        t += new
-
-
 cdef inline void tokens_s16(const int16_t* q, const float* d, const float* m, int b, int n, const Acts* x, int t0, int t1,
                             float* y, size_t ldy, bint has_min) noexcept nogil:
     cdef float sums[64]
@@ -325,33 +178,6 @@ cdef inline void tokens_s16(const int16_t* q, const float* d, const float* m, in
         panel_s16(q, d, m, n, x.q16 + 32 * at, 32 * nb * r.stride, x.scale16 + at, x.sum16 + at, nb * r.stride, has_min, sums)
         tile_store(sums, y + t * ldy, ldy, &r)
         t += new
-
-
-cdef void gemm_u8(const Packed* w, const Acts* x, float* y, size_t ldy, int lo, int hi) noexcept nogil:
-    cdef uint8_t memory[TILE * U8_BLOCKS + 128 * U8_BLOCKS + 64 * 32 * U8_BLOCKS + 64]
-    cdef uint8_t* q = aligned(memory)
-    cdef float* d = <float*>(q + TILE * U8_BLOCKS)
-    cdef float* m = d + 16 * U8_BLOCKS
-    cdef float* columns = m + 16 * U8_BLOCKS
-    cdef const Kernel* k = w.kernel
-    cdef Columns c
-    cdef int t0, t1, b, n, tile
-    for t0 in range(0, x.n_rows, 128):
-        t1 = min(t0 + T_BLOCK, x.n_rows)
-        b = 0
-        while b < w.n_blocks:
-            n = min(even_chunk(w.n_blocks, U8_BLOCKS), w.n_blocks - b)
-            find_columns(x, b, n, t0, t1, &c)
-            for tile in range(lo, hi):
-                k.unpack_u8(w.tiles + (tile * <size_t>w.n_blocks + b) * k.tile_bytes, n, q, d, m)
-                if k.depth == 8:
-                    tokens_u8(q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, 8)
-                elif k.depth == 4:
-                    tokens_u8(q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, 4)
-                else:
-                    tokens_u8(q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, 2)
-                add_columns(q, d, &c, t1 - t0, columns, y + t0 * ldy + 16 * tile, ldy)
-            b += n
 
 
 cdef void gemm_s16(const Packed* w, const Acts* x, float* y, size_t ldy, int lo, int hi) noexcept nogil:
@@ -393,8 +219,10 @@ cdef void gemm_f32(const Packed* w, const Acts* x, float* y, size_t ldy, int lo,
             b += n
 
 
-cdef inline void few_tokens(const Packed* w, const Acts* x, int tile, float* y, size_t ldy) noexcept nogil:
-    """One row group's products straight from its tiles: inputs in fours, the rest one by one"""
+# ======== few tokens: straight from the tiles ========
+
+cdef inline void few_blocks(const Packed* w, const Acts* x, int tile, float* y, size_t ldy) noexcept nogil:
+    """One row group's products: inputs in fours, the rest one by one"""
     cdef const Kernel* k = w.kernel
     cdef const uint8_t* tiles = w.tiles + <size_t>tile * w.n_blocks * k.tile_bytes
     cdef int t = 0
@@ -406,6 +234,40 @@ cdef inline void few_tokens(const Packed* w, const Acts* x, int tile, float* y, 
         t += 1
 
 
+cdef inline void few_spans(const Packed* w, const Acts* x, int tile, float* y, size_t ldy) noexcept nogil:
+    """The same for inputs of which SPAN blocks share a step"""
+    cdef const SpanKernel* k = w.kernel.span
+    cdef const uint8_t* tiles = w.tiles + <size_t>tile * w.n_blocks * w.kernel.tile_bytes
+    cdef const float* units = w.units + 16 * tile
+    cdef int t = 0
+    while t + 4 <= x.n_rows:
+        k.matvec4(tiles, units, w.n_blocks, x, t, y + t * ldy, ldy)
+        t += 4
+    while t < x.n_rows:
+        k.matvec(tiles, units, w.n_blocks, x, t, y + t * ldy)
+        t += 1
+
+
+cdef int two_groups(const Packed* w, const Acts* x, float* y, int lo, int hi) noexcept nogil:
+    """One token reads the first and the second half of the row groups side by side where the type can; returns where to go on"""
+    cdef const Kernel* k = w.kernel
+    cdef const uint8_t* tiles = w.tiles
+    cdef size_t row_bytes = <size_t>w.n_blocks * k.tile_bytes
+    cdef int i, half = (hi - lo) // 2
+    if x.span > 1:
+        if k.span.matvec2 == NULL:
+            return lo
+        for i in range(lo, lo + half):
+            k.span.matvec2(tiles + i * row_bytes, tiles + (i + half) * row_bytes, w.units + 16 * i, w.units + 16 * (i + half),
+                           w.n_blocks, x, y + 16 * i, y + 16 * (i + half))
+        return lo + 2 * half
+    if k.matvec2 == NULL:
+        return lo
+    for i in range(lo, lo + half):
+        k.matvec2(tiles + i * row_bytes, tiles + (i + half) * row_bytes, w.n_blocks, x, y + 16 * i, y + 16 * (i + half))
+    return lo + 2 * half
+
+
 cdef void matmul_tiles(const Packed* w, const Acts* x, int precision, float* y, size_t ldy, int lo, int hi) noexcept nogil:
     """y[t][16 lo .. 16 hi) = W x for all T inputs; rows of y hold N padded to 16.
 
@@ -414,10 +276,15 @@ cdef void matmul_tiles(const Packed* w, const Acts* x, int precision, float* y, 
     cdef const Kernel* k = w.kernel
     cdef int t, tile
     precision = precision_of(w, precision)
+    if precision == INT8 and x.n_rows == 1:
+        lo = two_groups(w, x, y, lo, hi)
     # matvec knows one form of inputs, the fastest that its type has
     if x.n_rows < (FEW + 1 if k.matvec4 != NULL else 4) and precision == precision_of(w, INT8):
         for tile in range(lo, hi):
-            few_tokens(w, x, tile, y + 16 * tile, ldy)
+            if precision == INT8 and x.span > 1:
+                few_spans(w, x, tile, y + 16 * tile, ldy)
+            else:
+                few_blocks(w, x, tile, y + 16 * tile, ldy)
         return
     if x.n_rows < 4 and precision == INT16 and k.depth:
         for tile in range(lo, hi):

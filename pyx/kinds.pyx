@@ -4,14 +4,16 @@ One section per layout, one block of one-line functions and one table row per ty
 scales are in wide.pyx.
 """
 
-from libc.stdint cimport int8_t, int16_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int8_t, int16_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from .acts cimport *
 from .blocks cimport *
 from .groups cimport Group, group_fn
 from .kquants cimport group_q4_k, group_q5_k
+from .outliers cimport quads_outliers
 from .simd cimport *
+from .spans cimport find_units, span_kernel
 from .tiles cimport *
 from .wide cimport *
 
@@ -78,33 +80,6 @@ cdef inline vi quads_dot(const uint8_t* tile, bint fifth, vb high, const int8_t*
     return vi_add(s, vh_sum(h)) if fifth else vh_sum(h)
 
 
-cdef inline vf quads_column(const uint8_t* tile, bint fifth, size_t k) noexcept nogil:
-    """16 rows' codes of column k"""
-    cdef vi code = vi_nibbles(tile + 32 * (k >> 2), <int>k & 3)
-    if fifth:
-        code = vi_add(code, vi_bits(tile + 256, <int>(8 * (k & 3) + (k >> 2)), 1, 4))
-    return vi_to_f(code)
-
-
-cdef void quads_outliers(const uint8_t* tile, int b, int end, const Acts* x, size_t t, float* y,
-                         bint fifth, size_t tile_bytes, bint wide) noexcept nogil:
-    """y[16] += blocks b .. end times input t's outliers; minima count them in sum8. A call: inlined, its loop would spill the caller's."""
-    cdef const uint8_t* bits = x.outlier_bits + t * x.n_blocks + b
-    cdef const Outliers* out = x.outliers + t * x.n_blocks + b
-    cdef uint64_t left
-    cdef size_t i, j
-    cdef vf column, acc = vf_load(y)
-    while b < end:
-        left = eight_bits(bits, end - b)
-        while left:
-            i, j = <size_t>lowest_bit(left) >> 3, <size_t>lowest_bit(left) & 7
-            left &= left - 1
-            column = quads_column(tile + i * tile_bytes, fifth, out[i].k[j])
-            acc = vf_fma1(vf_mul(quad_scale(tile + i * tile_bytes, fifth, wide), column), out[i].value[j], acc)
-        b, bits, out, tile = b + 8, bits + 8, out + 8, tile + 8 * tile_bytes
-    vf_store(y, acc)
-
-
 cdef inline void matvec_quads(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y,
                               bint fifth, int offset, bint has_min, int tile_bytes, bint wide) noexcept nogil:
     """y[16] = the row group's product with 8-bit input t; outliers when a panel of the GEMM would end, as it does it"""
@@ -126,20 +101,8 @@ cdef inline void matvec_quads(const uint8_t* tile, int nb, const Acts* x, size_t
             tile += tile_bytes
             b += 1
         vf_store(y, acc)
-        quads_outliers(tile - (b - first) * tile_bytes, first, b, x, t, y, fifth, tile_bytes, wide)
+        quads_outliers(tile - (b - first) * tile_bytes, first, b, x, t, y, fifth, 0, tile_bytes, wide)
         acc = vf_load(y)
-
-
-cdef inline void half4(const uint8_t* tile, bint fifth, vb high, int g, const int8_t* a0, const int8_t* a1, const int8_t* a2,
-                       const int8_t* a3, vh* h0, vh* h1, vh* h2, vh* h3) noexcept nogil:
-    """h += 16 rows' codes of 16 columns from 4 g on times four inputs' values"""
-    step_u8(quad(tile, fifth, high, g), a0 + 4 * g, a1 + 4 * g, a2 + 4 * g, a3 + 4 * g, h0, h1, h2, h3)
-    g += 1
-    step_u8(quad(tile, fifth, high, g), a0 + 4 * g, a1 + 4 * g, a2 + 4 * g, a3 + 4 * g, h0, h1, h2, h3)
-    g += 1
-    step_u8(quad(tile, fifth, high, g), a0 + 4 * g, a1 + 4 * g, a2 + 4 * g, a3 + 4 * g, h0, h1, h2, h3)
-    g += 1
-    step_u8(quad(tile, fifth, high, g), a0 + 4 * g, a1 + 4 * g, a2 + 4 * g, a3 + 4 * g, h0, h1, h2, h3)
 
 
 cdef inline void matvec4_quads(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy,
@@ -185,7 +148,45 @@ cdef inline void matvec4_quads(const uint8_t* tile, int nb, const Acts* x, size_
             tile += tile_bytes
             b += 1
         for i in range(4):
-            quads_outliers(tile - (b - first) * tile_bytes, first, b, x, t + i, y + i * ldy, fifth, tile_bytes, wide)
+            quads_outliers(tile - (b - first) * tile_bytes, first, b, x, t + i, y + i * ldy, fifth, 0, tile_bytes, wide)
+
+
+# Memory answers two streams sooner than one: a plain loop that reads 500 MB on two threads is 6 % faster with two addresses
+# a thread that lie far apart, this product of a large matrix 12 %. Besides, both groups share each broadcast of the input.
+# Types with a fifth bit would run out of registers, and those of 8 bits gained nothing.
+
+cdef inline vf closed(const uint8_t* tile, vh h, float scale, float total, vf acc, int offset, bint has_min, bint wide) noexcept nogil:
+    """acc + the block's products, with the float operations of matvec_quads"""
+    cdef vf d = quad_scale(tile, False, wide)
+    cdef vf m = quad_min(tile, False, wide) if has_min else vf_mul(d, vf_set1(<float>-offset))
+    acc = vf_fma(vf_mul(d, vf_set1(scale)), vi_to_f(vh_sum(h)), acc)
+    return vf_fma1(m, total, acc)
+
+
+cdef inline void two_groups(const uint8_t* tile, const uint8_t* other, int nb, const Acts* x, float* y, float* yo,
+                            int offset, bint has_min, int tile_bytes, bint wide) noexcept nogil:
+    """y[16], yo[16] = two row groups' products with 8-bit input 0; bit for bit what matvec_quads makes of each"""
+    cdef const int8_t* a = x.q8
+    cdef int b = 0, first, chunk = even_chunk(nb, U8_BLOCKS)
+    cdef vh h, ho
+    cdef vf acc = vf_set1(0), acco = vf_set1(0)
+    while b < nb:
+        first = b
+        while b < min(first + chunk, nb):
+            prefetch_tile(tile)
+            prefetch_tile(other)
+            block2(tile, other, a + 32 * b, &h, &ho)
+            acc = closed(tile, h, x.scale8[b], x.sum8[b], acc, offset, has_min, wide)
+            acco = closed(other, ho, x.scale8[b], x.sum8[b], acco, offset, has_min, wide)
+            tile += tile_bytes
+            other += tile_bytes
+            b += 1
+        vf_store(y, acc)
+        vf_store(yo, acco)
+        quads_outliers(tile - (b - first) * tile_bytes, first, b, x, 0, y, False, 0, tile_bytes, wide)
+        quads_outliers(other - (b - first) * tile_bytes, first, b, x, 0, yo, False, 0, tile_bytes, wide)
+        acc = vf_load(y)
+        acco = vf_load(yo)
 
 
 # ======== pairs: 8-bit types ========
@@ -288,6 +289,9 @@ cdef void f32_q4_0(const uint8_t* tile, int n, float* w) noexcept nogil:
 cdef void matvec_q4_0(const uint8_t* tile, int nb, int k, const Acts* x, size_t t, float* y) noexcept nogil:
     matvec_quads(tile, nb, x, t, y, False, 8, False, 288, False)
 
+cdef void matvec2_q4_0(const uint8_t* tile, const uint8_t* other, int nb, const Acts* x, float* y, float* yo) noexcept nogil:
+    two_groups(tile, other, nb, x, y, yo, 8, False, 288, False)
+
 cdef void matvec4_q4_0(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy) noexcept nogil:
     matvec4_quads(tile, nb, x, t, y, ldy, False, 8, False, 288, False)
 
@@ -306,6 +310,9 @@ cdef void f32_q4_1(const uint8_t* tile, int n, float* w) noexcept nogil:
 
 cdef void matvec_q4_1(const uint8_t* tile, int nb, int k, const Acts* x, size_t t, float* y) noexcept nogil:
     matvec_quads(tile, nb, x, t, y, False, 0, True, 320, False)
+
+cdef void matvec2_q4_1(const uint8_t* tile, const uint8_t* other, int nb, const Acts* x, float* y, float* yo) noexcept nogil:
+    two_groups(tile, other, nb, x, y, yo, 0, True, 320, False)
 
 cdef void matvec4_q4_1(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy) noexcept nogil:
     matvec4_quads(tile, nb, x, t, y, ldy, False, 0, True, 320, False)
@@ -384,6 +391,9 @@ cdef void f32_q4_k(const uint8_t* tile, int n, float* w) noexcept nogil:
 
 cdef void matvec_q4_k(const uint8_t* tile, int nb, int k, const Acts* x, size_t t, float* y) noexcept nogil:
     matvec_quads(tile, nb, x, t, y, False, 0, True, 384, True)
+
+cdef void matvec2_q4_k(const uint8_t* tile, const uint8_t* other, int nb, const Acts* x, float* y, float* yo) noexcept nogil:
+    two_groups(tile, other, nb, x, y, yo, 0, True, 384, True)
 
 cdef void matvec4_q4_k(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy) noexcept nogil:
     matvec4_quads(tile, nb, x, t, y, ldy, False, 0, True, 384, True)
@@ -476,32 +486,32 @@ cdef void matvec_bf16(const uint8_t* tile, int nb, int k, const Acts* x, size_t 
 
 
 cdef Kernel KERNELS[26]
-KERNELS[0] = Kernel("F32", 0, 1, 4, 2048, 0, False, pack_f32, NULL, NULL, f32_f32, matvec_f32, NULL)
-KERNELS[1] = Kernel("F16", 1, 1, 2, 1024, 0, False, pack_f16, NULL, NULL, f32_f16, matvec_f16, NULL)
-KERNELS[2] = Kernel("BF16", 30, 1, 2, 1024, 0, False, pack_f16, NULL, NULL, f32_bf16, matvec_bf16, NULL)
-KERNELS[3] = Kernel("Q4_0", 2, 32, 18, 288, 8, True, pack_q4_0, u8_q4_0, s16_q4_0, f32_q4_0, matvec_q4_0, matvec4_q4_0)
-KERNELS[4] = Kernel("Q4_1", 3, 32, 20, 320, 8, True, pack_q4_1, u8_q4_1, s16_q4_1, f32_q4_1, matvec_q4_1, matvec4_q4_1)
-KERNELS[5] = Kernel("Q5_0", 6, 32, 22, 352, 4, True, pack_q5_0, u8_q5_0, s16_q5_0, f32_q5_0, matvec_q5_0, matvec4_q5_0)
-KERNELS[6] = Kernel("Q5_1", 7, 32, 24, 384, 4, True, pack_q5_1, u8_q5_1, s16_q5_1, f32_q5_1, matvec_q5_1, matvec4_q5_1)
-KERNELS[7] = Kernel("Q8_0", 8, 32, 34, PAIRS, 0, False, pack_q8_0, NULL, unpack_pairs_s16, f32_q8_0, matvec_q8_0, matvec4_q8_0)
-KERNELS[8] = Kernel("Q2_K", 10, 256, 84, HALVES, 0, False, pack_q2_k, NULL, NULL, f32_halves, matvec_halves, NULL)
-KERNELS[9] = Kernel("Q3_K", 11, 256, 110, WIDE, 0, False, pack_q3_k, NULL, s16_wide, f32_wide, matvec_wide, matvec4_wide)
-KERNELS[10] = Kernel("Q4_K", 12, 256, 144, 384, 8, True, pack_q4_k, u8_q4_k, s16_q4_k, f32_q4_k, matvec_q4_k, matvec4_q4_k)
-KERNELS[11] = Kernel("Q5_K", 13, 256, 176, 448, 4, True, pack_q5_k, u8_q5_k, s16_q5_k, f32_q5_k, matvec_q5_k, matvec4_q5_k)
-KERNELS[12] = Kernel("Q6_K", 14, 256, 210, SCALED, 0, False, pack_q6_k, NULL, s16_scaled, f32_scaled, matvec_scaled, matvec4_scaled)
-KERNELS[13] = Kernel("IQ4_NL", 20, 32, 18, WIDE, 0, False, pack_iq4_nl, NULL, s16_wide, f32_wide, matvec_wide, matvec4_wide)
-KERNELS[14] = Kernel("IQ4_XS", 23, 256, 136, WIDE, 0, False, pack_iq4_xs, NULL, s16_wide, f32_wide, matvec_wide, matvec4_wide)
-KERNELS[15] = Kernel("MXFP4", 39, 32, 17, WIDE, 0, False, pack_mxfp4, NULL, s16_wide, f32_wide, matvec_wide, matvec4_wide)
-KERNELS[16] = Kernel("Q8_K", 15, 256, 292, WIDE, 0, False, pack_q8_k, NULL, s16_wide, f32_wide, matvec_wide, matvec4_wide)
-KERNELS[17] = Kernel("TQ1_0", 34, 256, 54, WIDE, 0, False, pack_tq1_0, NULL, s16_wide, f32_wide, matvec_wide, matvec4_wide)
-KERNELS[18] = Kernel("TQ2_0", 35, 256, 66, WIDE, 0, False, pack_tq2_0, NULL, s16_wide, f32_wide, matvec_wide, matvec4_wide)
-KERNELS[19] = Kernel("IQ2_XXS", 16, 256, 66, WIDE, 0, False, pack_iq2_xxs, NULL, s16_wide, f32_wide, matvec_wide, matvec4_wide)
-KERNELS[20] = Kernel("IQ2_XS", 17, 256, 74, SCALED, 0, False, pack_iq2_xs, NULL, s16_scaled, f32_scaled, matvec_scaled, matvec4_scaled)
-KERNELS[21] = Kernel("IQ2_S", 22, 256, 82, SCALED, 0, False, pack_iq2_s, NULL, s16_scaled, f32_scaled, matvec_scaled, matvec4_scaled)
-KERNELS[22] = Kernel("IQ3_XXS", 18, 256, 98, WIDE, 0, False, pack_iq3_xxs, NULL, s16_wide, f32_wide, matvec_wide, matvec4_wide)
-KERNELS[23] = Kernel("IQ3_S", 21, 256, 110, WIDE, 0, False, pack_iq3_s, NULL, s16_wide, f32_wide, matvec_wide, matvec4_wide)
-KERNELS[24] = Kernel("IQ1_S", 19, 256, 50, WIDE, 0, False, pack_iq1_s, NULL, s16_wide, f32_wide, matvec_wide, matvec4_wide)
-KERNELS[25] = Kernel("IQ1_M", 29, 256, 56, SCALED, 0, False, pack_iq1_m, NULL, s16_scaled, f32_scaled, matvec_scaled, matvec4_scaled)
+KERNELS[0] = Kernel("F32", 0, 1, 4, 2048, 0, False, pack_f32, NULL, NULL, f32_f32, matvec_f32, NULL, NULL, NULL)
+KERNELS[1] = Kernel("F16", 1, 1, 2, 1024, 0, False, pack_f16, NULL, NULL, f32_f16, matvec_f16, NULL, NULL, NULL)
+KERNELS[2] = Kernel("BF16", 30, 1, 2, 1024, 0, False, pack_f16, NULL, NULL, f32_bf16, matvec_bf16, NULL, NULL, NULL)
+KERNELS[3] = Kernel("Q4_0", 2, 32, 18, 288, 8, True, pack_q4_0, u8_q4_0, s16_q4_0, f32_q4_0, matvec_q4_0, matvec2_q4_0, matvec4_q4_0, span_kernel(2))
+KERNELS[4] = Kernel("Q4_1", 3, 32, 20, 320, 8, True, pack_q4_1, u8_q4_1, s16_q4_1, f32_q4_1, matvec_q4_1, matvec2_q4_1, matvec4_q4_1, span_kernel(3))
+KERNELS[5] = Kernel("Q5_0", 6, 32, 22, 352, 4, True, pack_q5_0, u8_q5_0, s16_q5_0, f32_q5_0, matvec_q5_0, NULL, matvec4_q5_0, span_kernel(6))
+KERNELS[6] = Kernel("Q5_1", 7, 32, 24, 384, 4, True, pack_q5_1, u8_q5_1, s16_q5_1, f32_q5_1, matvec_q5_1, NULL, matvec4_q5_1, span_kernel(7))
+KERNELS[7] = Kernel("Q8_0", 8, 32, 34, PAIRS, 0, False, pack_q8_0, NULL, unpack_pairs_s16, f32_q8_0, matvec_q8_0, NULL, matvec4_q8_0, NULL)
+KERNELS[8] = Kernel("Q2_K", 10, 256, 84, HALVES, 0, False, pack_q2_k, NULL, NULL, f32_halves, matvec_halves, NULL, NULL, NULL)
+KERNELS[9] = Kernel("Q3_K", 11, 256, 110, WIDE, 0, False, pack_q3_k, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
+KERNELS[10] = Kernel("Q4_K", 12, 256, 144, 384, 8, True, pack_q4_k, u8_q4_k, s16_q4_k, f32_q4_k, matvec_q4_k, matvec2_q4_k, matvec4_q4_k, span_kernel(12))
+KERNELS[11] = Kernel("Q5_K", 13, 256, 176, 448, 4, True, pack_q5_k, u8_q5_k, s16_q5_k, f32_q5_k, matvec_q5_k, NULL, matvec4_q5_k, span_kernel(13))
+KERNELS[12] = Kernel("Q6_K", 14, 256, 210, SCALED, 0, False, pack_q6_k, NULL, s16_scaled, f32_scaled, matvec_scaled, NULL, matvec4_scaled, NULL)
+KERNELS[13] = Kernel("IQ4_NL", 20, 32, 18, WIDE, 0, False, pack_iq4_nl, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
+KERNELS[14] = Kernel("IQ4_XS", 23, 256, 136, WIDE, 0, False, pack_iq4_xs, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
+KERNELS[15] = Kernel("MXFP4", 39, 32, 17, WIDE, 0, False, pack_mxfp4, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
+KERNELS[16] = Kernel("Q8_K", 15, 256, 292, WIDE, 0, False, pack_q8_k, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
+KERNELS[17] = Kernel("TQ1_0", 34, 256, 54, WIDE, 0, False, pack_tq1_0, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
+KERNELS[18] = Kernel("TQ2_0", 35, 256, 66, WIDE, 0, False, pack_tq2_0, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
+KERNELS[19] = Kernel("IQ2_XXS", 16, 256, 66, WIDE, 0, False, pack_iq2_xxs, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
+KERNELS[20] = Kernel("IQ2_XS", 17, 256, 74, SCALED, 0, False, pack_iq2_xs, NULL, s16_scaled, f32_scaled, matvec_scaled, NULL, matvec4_scaled, NULL)
+KERNELS[21] = Kernel("IQ2_S", 22, 256, 82, SCALED, 0, False, pack_iq2_s, NULL, s16_scaled, f32_scaled, matvec_scaled, NULL, matvec4_scaled, NULL)
+KERNELS[22] = Kernel("IQ3_XXS", 18, 256, 98, WIDE, 0, False, pack_iq3_xxs, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
+KERNELS[23] = Kernel("IQ3_S", 21, 256, 110, WIDE, 0, False, pack_iq3_s, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
+KERNELS[24] = Kernel("IQ1_S", 19, 256, 50, WIDE, 0, False, pack_iq1_s, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
+KERNELS[25] = Kernel("IQ1_M", 29, 256, 56, SCALED, 0, False, pack_iq1_m, NULL, s16_scaled, f32_scaled, matvec_scaled, NULL, matvec4_scaled, NULL)
 
 
 cdef const Kernel* find_kind(int number) except NULL:

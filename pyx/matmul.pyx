@@ -8,7 +8,7 @@ from .acts cimport *
 from .finite cimport ScaleField, scale_field, scales_finite
 from .gemm cimport *
 from .kinds cimport Kernel, find_kind, kind_at, kind_count
-from .streams cimport product_tiles
+from .spans cimport SpanKernel, find_units
 
 import numpy as np
 
@@ -51,7 +51,8 @@ def types():
 def packed_bytes(int number, size_t n_rows, size_t n_cols):
     """Bytes that a (n_rows, n_cols) matrix of GGUF type `number` takes in an Arena."""
     cdef const Kernel* k = find_kind(number)
-    return padded(padded(n_rows, 16) // 16 * (padded(n_cols, 32) // 32) * <size_t>k.tile_bytes, 64)
+    cdef size_t n_tiles = padded(n_rows, 16) // 16
+    return padded(n_tiles * (padded(n_cols, 32) // 32) * <size_t>k.tile_bytes, 64) + (64 * n_tiles if k.span != NULL else 0)
 
 
 cdef class PackedMatrix:
@@ -64,18 +65,22 @@ cdef class PackedMatrix:
         cdef const Kernel* k = find_kind(number)
         cdef const ScaleField* field = scale_field(number)
         cdef int n_rows = <int>rows.shape[0], tile, b, bad = 0
-        cdef size_t row_bytes = rows.shape[1]
+        cdef size_t row_bytes = rows.shape[1], row_group = padded(n_cols, 32) // 32 * <size_t>k.tile_bytes
         cdef const uint8_t* source = &rows[0, 0]
         if n_cols % k.block or <size_t>n_cols // k.block * k.block_bytes != row_bytes:
             raise ValueError(f"{n_cols} columns of {k.name.decode()} do not make rows of {row_bytes} bytes")
         self.arena = arena or Arena(packed_bytes(number, n_rows, n_cols))
         self.w.kernel, self.w.n_rows, self.w.n_cols = k, n_rows, n_cols
         self.w.n_tiles, self.w.n_blocks = (n_rows + 15) // 16, (n_cols + 31) // 32
-        self.w.tiles = self.arena.take(<size_t>self.w.n_tiles * self.w.n_blocks * k.tile_bytes)
+        self.w.tiles = self.arena.take(row_group * self.w.n_tiles)
+        self.w.units = <float*>self.arena.take(64 * <size_t>self.w.n_tiles) if k.span != NULL else NULL
         for tile in prange(self.w.n_tiles, num_threads=n_threads, schedule="static", nogil=True):
             for b in range(self.w.n_blocks):
                 k.pack(source + 16 * tile * row_bytes, row_bytes, min(16, n_rows - 16 * tile), b, n_cols,
-                       self.w.tiles + (<size_t>tile * self.w.n_blocks + b) * k.tile_bytes)
+                       self.w.tiles + tile * row_group + b * k.tile_bytes)
+            if k.span != NULL:
+                find_units(self.w.tiles + tile * row_group, self.w.n_blocks, k.tile_bytes, k.span.fifth, k.span.wide,
+                           self.w.units + 16 * tile)
             bad += not scales_finite(field, source + 16 * tile * row_bytes, min(16, n_rows - 16 * tile) * row_bytes)
         if bad:
             raise ArithmeticError("scales that are infinite or none")
@@ -96,8 +101,8 @@ cdef class PackedMatrix:
 PRECISIONS = {"f32": EXACT, "int8": INT8, "int16": INT16}
 
 
-def matmul(PackedMatrix w, x, activations="int8", int n_threads=1):
-    """y = x W^T: x (T, K) f32 -> (T, N) f32, by the path that generation (T < 4) and prompts take."""
+def matmul(PackedMatrix w, x, activations="int8", int n_threads=1, int n_embd=0):
+    """y = x W^T: x (T, K) f32 -> (T, N) f32, by the path that generation (T < 4) and prompts take in a model of width n_embd."""
     cdef int T = len(x), K = w.w.n_cols, i, per, precision = PRECISIONS[activations]
     cdef float[:, ::1] xv = np.zeros((T, padded(K, 32)), np.float32)
     cdef float[:, ::1] y = np.full((T, padded(w.w.n_rows, 16)), np.nan, np.float32)
@@ -110,11 +115,12 @@ def matmul(PackedMatrix w, x, activations="int8", int n_threads=1):
     memory = np.empty(acts_bytes(T, K, precision), np.uint8)
     acts_place(&acts, T, K, precision, &memory[0])
     acts.f32, acts.ld = &xv[0, 0], xv.shape[1]
+    acts_for_width(&acts, n_embd)
     if precision != EXACT:
         acts_quantize(&acts, 0, T, 0, acts.n_blocks)
     per = (w.w.n_tiles + n_threads - 1) // n_threads
     for i in prange(n_threads, num_threads=n_threads, schedule="static", chunksize=1, nogil=True):
-        product_tiles(&w.w, &acts, precision, &y[0, 0], y.shape[1], min(i * per, w.w.n_tiles), min((i + 1) * per, w.w.n_tiles))
+        matmul_tiles(&w.w, &acts, precision, &y[0, 0], y.shape[1], min(i * per, w.w.n_tiles), min((i + 1) * per, w.w.n_tiles))
     return np.asarray(y)[:, :w.w.n_rows]
 
 

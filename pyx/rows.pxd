@@ -18,6 +18,7 @@ cdef inline Acts some_rows(const Acts* a, size_t lo, size_t hi) noexcept nogil:
     x.f32 += lo * a.ld
     if a.q8 != NULL:
         x.q8, x.scale8, x.sum8 = a.q8 + 32 * blocks, a.scale8 + blocks, a.sum8 + blocks
+        x.less8 = a.less8 + 2 * blocks
         x.outliers, x.outlier_bits = a.outliers + blocks, a.outlier_bits + blocks
     if a.q16 != NULL:
         x.q16, x.scale16, x.sum16 = a.q16 + 32 * blocks, a.scale16 + blocks, a.sum16 + blocks

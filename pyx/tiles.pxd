@@ -10,7 +10,7 @@
 #
 # A weight is d * (code - offset) + m. Rows past the matrix are zero.
 
-from libc.stdint cimport int8_t, int16_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from .simd cimport *
@@ -65,6 +65,51 @@ cdef inline void step_u8(vb w, const int8_t* a0, const int8_t* a1, const int8_t*
     h1[0] = vh_dot(h1[0], w, a1)
     h2[0] = vh_dot(h2[0], w, a2)
     h3[0] = vh_dot(h3[0], w, a3)
+
+
+cdef inline void half4(const uint8_t* tile, bint fifth, vb high, int g, const int8_t* a0, const int8_t* a1, const int8_t* a2,
+                       const int8_t* a3, vh* h0, vh* h1, vh* h2, vh* h3) noexcept nogil:
+    """h += 16 rows' codes of 16 columns from 4 g on times four inputs' values"""
+    step_u8(quad(tile, fifth, high, g), a0 + 4 * g, a1 + 4 * g, a2 + 4 * g, a3 + 4 * g, h0, h1, h2, h3)
+    g += 1
+    step_u8(quad(tile, fifth, high, g), a0 + 4 * g, a1 + 4 * g, a2 + 4 * g, a3 + 4 * g, h0, h1, h2, h3)
+    g += 1
+    step_u8(quad(tile, fifth, high, g), a0 + 4 * g, a1 + 4 * g, a2 + 4 * g, a3 + 4 * g, h0, h1, h2, h3)
+    g += 1
+    step_u8(quad(tile, fifth, high, g), a0 + 4 * g, a1 + 4 * g, a2 + 4 * g, a3 + 4 * g, h0, h1, h2, h3)
+
+
+cdef inline void step2(const uint8_t* tile, const uint8_t* other, int g, const int8_t* a, vh* h, vh* ho) noexcept nogil:
+    """h += columns 4 g .. 4 g + 3 of both"""
+    h[0] = vh_dot(h[0], quad(tile, False, vb_load(tile), g), a + 4 * g)
+    ho[0] = vh_dot(ho[0], quad(other, False, vb_load(other), g), a + 4 * g)
+
+
+cdef inline void block2(const uint8_t* tile, const uint8_t* other, const int8_t* a, vh* h, vh* ho) noexcept nogil:
+    """h = both tiles' codes times 32 values; int16 holds eight steps of 4-bit codes, see kinds.pyx"""
+    h[0] = vh_zero()
+    ho[0] = vh_zero()
+    step2(tile, other, 0, a, h, ho)
+    step2(tile, other, 1, a, h, ho)
+    step2(tile, other, 2, a, h, ho)
+    step2(tile, other, 3, a, h, ho)
+    step2(tile, other, 4, a, h, ho)
+    step2(tile, other, 5, a, h, ho)
+    step2(tile, other, 6, a, h, ho)
+    step2(tile, other, 7, a, h, ho)
+
+
+cdef inline void weigh4(int32_t* acc, vh h0, vh h1, vh h2, vh h3, vw s) noexcept nogil:
+    """acc [4 inputs][16] += s * h"""
+    vi_store(acc, vh_weigh(vi_load(acc), h0, s))
+    vi_store(acc + 16, vh_weigh(vi_load(acc + 16), h1, s))
+    vi_store(acc + 32, vh_weigh(vi_load(acc + 32), h2, s))
+    vi_store(acc + 48, vh_weigh(vi_load(acc + 48), h3, s))
+
+
+cdef inline void close_span(float* y, vf units, float scale, vi s) noexcept nogil:
+    """y[16] += scale * units * s"""
+    vf_store(y, vf_fma(vf_mul(units, vf_set1(scale)), vi_to_f(s), vf_load(y)))
 
 
 # ---- packing: 16 rows of blocks to a tile ----

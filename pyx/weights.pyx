@@ -5,11 +5,10 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 
 from .acts cimport Acts, padded
-from .gemm cimport Packed, panel_add, precision_of
+from .gemm cimport Packed, matmul_tiles, panel_add, precision_of
 from .matmul cimport PackedMatrix
 from .quants cimport row_type
 from .simd cimport *
-from .streams cimport product_tiles
 
 import numpy as np
 
@@ -53,7 +52,7 @@ cdef void linear_tiles(const Linear* l, int n_lora, const Acts* x, int precision
     """y = W x + bias + sum of the adapters' B u, for row tiles lo..hi; u: this linear's part of low_rank_input."""
     cdef int j, t, tile
     cdef const Lora* lora
-    product_tiles(&l.w, x, precision, y, ldy, lo, hi)
+    matmul_tiles(&l.w, x, precision, y, ldy, lo, hi)
     if l.bias != NULL:
         for t in range(x.n_rows):
             for tile in range(lo, hi):

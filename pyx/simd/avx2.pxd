@@ -65,6 +65,7 @@ cdef extern from "immintrin.h" nogil:
     __m256i _mm256_add_epi16(__m256i, __m256i)
     __m256i _mm256_add_epi32(__m256i, __m256i)
     __m256i _mm256_sub_epi16(__m256i, __m256i)
+    __m256i _mm256_sub_epi8(__m256i, __m256i)
     __m256i _mm256_maddubs_epi16(__m256i, __m256i)
     __m256i _mm256_madd_epi16(__m256i, __m256i)
     __m256i _mm256_mullo_epi16(__m256i, __m256i)
@@ -108,6 +109,10 @@ cdef struct vw:
 cdef struct vh:
     __m256i lo
     __m256i hi
+
+
+cdef enum:
+    U8_OFFSET = 128     # what vh_mix wants its inputs raised by: maddubs takes one side without a sign
 
 
 cdef inline void pause() noexcept nogil:
@@ -305,6 +310,17 @@ cdef inline vi vi_zero() noexcept nogil:
     return r
 
 
+cdef inline vi vi_load(const int32_t* p) noexcept nogil:
+    cdef vi r
+    r.lo, r.hi = _mm256_loadu_si256(<const __m256i*>p), _mm256_loadu_si256(<const __m256i*>p + 1)
+    return r
+
+
+cdef inline void vi_store(int32_t* p, vi a) noexcept nogil:
+    _mm256_storeu_si256(<__m256i*>p, a.lo)
+    _mm256_storeu_si256(<__m256i*>p + 1, a.hi)
+
+
 cdef inline vi vi_add(vi a, vi b) noexcept nogil:
     cdef vi r
     r.lo = _mm256_add_epi32(a.lo, b.lo)
@@ -328,6 +344,15 @@ cdef inline vi vi_nibbles(const uint8_t* p, int i) noexcept nogil:
     cdef __m256i x = _mm256_srl_epi32(_mm256_loadu_si256(<const __m256i*>p), _mm_cvtsi32_si128(8 * i)), keep = _mm256_set1_epi32(15)
     r.lo = _mm256_and_si256(x, keep)
     r.hi = _mm256_and_si256(_mm256_srli_epi32(x, 4), keep)
+    return r
+
+
+cdef inline vi vi_byte(const uint8_t* p, int i) noexcept nogil:
+    """byte i of 16 words, with its sign"""
+    cdef vi r
+    cdef __m128i up = _mm_cvtsi32_si128(24 - 8 * i)
+    r.lo = _mm256_srai_epi32(_mm256_sll_epi32(_mm256_loadu_si256(<const __m256i*>p), up), 24)
+    r.hi = _mm256_srai_epi32(_mm256_sll_epi32(_mm256_loadu_si256(<const __m256i*>p + 1), up), 24)
     return r
 
 
@@ -411,6 +436,13 @@ cdef inline vb vb_or_bit(vb a, vb bits, int g, int to) noexcept nogil:
     return r
 
 
+cdef inline vb vb_minus(vb a, int n) noexcept nogil:
+    """a - n, bytes with a sign from here on"""
+    cdef vb r
+    r.lo, r.hi = _mm256_sub_epi8(a.lo, _mm256_set1_epi8(<char>n)), _mm256_sub_epi8(a.hi, _mm256_set1_epi8(<char>n))
+    return r
+
+
 cdef inline vh vh_zero() noexcept nogil:
     cdef vh r
     r.lo = _mm256_setzero_si256()
@@ -424,6 +456,23 @@ cdef inline vh vh_dot(vh acc, vb w, const int8_t* a) noexcept nogil:
     cdef __m256i x = _mm256_set1_epi32((<const int32_t*>a)[0])
     r.lo = _mm256_add_epi16(acc.lo, _mm256_maddubs_epi16(w.lo, x))
     r.hi = _mm256_add_epi16(acc.hi, _mm256_maddubs_epi16(w.hi, x))
+    return r
+
+
+cdef inline vh vh_mix(vh acc, vb w, const uint8_t* a) noexcept nogil:
+    """acc += w * a[0..4) per row, w with signs, a raised by U8_OFFSET, in int16; the caller bounds the sum"""
+    cdef vh r
+    cdef __m256i x = _mm256_set1_epi32((<const int32_t*>a)[0])
+    r.lo = _mm256_add_epi16(acc.lo, _mm256_maddubs_epi16(x, w.lo))
+    r.hi = _mm256_add_epi16(acc.hi, _mm256_maddubs_epi16(x, w.hi))
+    return r
+
+
+cdef inline vi vh_weigh(vi acc, vh sums, vw by) noexcept nogil:
+    """acc += each row's sum times its first number in `by`, which is there twice"""
+    cdef vi r
+    r.lo = _mm256_add_epi32(acc.lo, _mm256_madd_epi16(sums.lo, by.lo))
+    r.hi = _mm256_add_epi32(acc.hi, _mm256_madd_epi16(sums.hi, by.hi))
     return r
 
 

@@ -83,6 +83,8 @@ cdef extern from "immintrin.h" nogil:
     __m512i _mm512_slli_epi32(__m512i, unsigned int)
     __m512i _mm512_srai_epi32(__m512i, unsigned int)
     __m512i _mm512_add_epi32(__m512i, __m512i)
+    __m512i _mm512_mullo_epi32(__m512i, __m512i)
+    __m512i _mm512_sub_epi8(__m512i, __m512i)
     __m512i _mm512_sub_epi16(__m512i, __m512i)
     __m512i _mm512_mullo_epi16(__m512i, __m512i)
     __m512i _mm512_dpbusd_epi32(__m512i, __m512i, __m512i)
@@ -103,6 +105,10 @@ ctypedef __m512i vi
 ctypedef __m512i vb
 ctypedef __m512i vw
 ctypedef __m512i vh
+
+
+cdef enum:
+    U8_OFFSET = 128     # what vh_mix wants its inputs raised by: dpbusd takes one side without a sign
 
 
 cdef inline void pause() noexcept nogil:
@@ -233,6 +239,14 @@ cdef inline vi vi_zero() noexcept nogil:
     return _mm512_setzero_si512()
 
 
+cdef inline vi vi_load(const int32_t* p) noexcept nogil:
+    return _mm512_loadu_si512(p)
+
+
+cdef inline void vi_store(int32_t* p, vi a) noexcept nogil:
+    _mm512_storeu_si512(p, a)
+
+
 cdef inline vi vi_add(vi a, vi b) noexcept nogil:
     return _mm512_add_epi32(a, b)
 
@@ -248,6 +262,11 @@ cdef inline vi vi_nibbles(const uint8_t* p, int i) noexcept nogil:
     cdef __m256i x = _mm256_srl_epi32(_mm256_loadu_si256(<const __m256i*>p), _mm_cvtsi32_si128(8 * i))
     cdef __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(x), _mm256_srli_epi32(x, 4), 1)
     return _mm512_and_si512(both, _mm512_set1_epi32(15))
+
+
+cdef inline vi vi_byte(const uint8_t* p, int i) noexcept nogil:
+    """byte i of 16 words, with its sign"""
+    return _mm512_srai_epi32(_mm512_sll_epi32(_mm512_loadu_si512(p), _mm_cvtsi32_si128(24 - 8 * i)), 24)
 
 
 cdef inline vi vi_times128(vi a) noexcept nogil:
@@ -299,6 +318,11 @@ cdef inline vb vb_or_bit(vb a, vb bits, int g, int to) noexcept nogil:
     return _mm512_or_si512(a, _mm512_and_si512(moved, _mm512_set1_epi8(<char>(1 << to))))
 
 
+cdef inline vb vb_minus(vb a, int n) noexcept nogil:
+    """a - n, bytes with a sign from here on"""
+    return _mm512_sub_epi8(a, _mm512_set1_epi8(<char>n))
+
+
 cdef inline vh vh_zero() noexcept nogil:
     return _mm512_setzero_si512()
 
@@ -306,6 +330,16 @@ cdef inline vh vh_zero() noexcept nogil:
 cdef inline vh vh_dot(vh acc, vb w, const int8_t* a) noexcept nogil:
     """acc += w * a[0..4) per row; the caller bounds the sum"""
     return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32((<const int32_t*>a)[0]))
+
+
+cdef inline vh vh_mix(vh acc, vb w, const uint8_t* a) noexcept nogil:
+    """acc += w * a[0..4) per row, w with signs, a raised by U8_OFFSET; the caller bounds the sum"""
+    return _mm512_dpbusd_epi32(acc, _mm512_set1_epi32((<const int32_t*>a)[0]), w)
+
+
+cdef inline vi vh_weigh(vi acc, vh sums, vw by) noexcept nogil:
+    """acc += each row's sum times its first number in `by`, which is there twice"""
+    return _mm512_add_epi32(acc, _mm512_mullo_epi32(sums, _mm512_srai_epi32(by, 16)))
 
 
 cdef inline vi vh_sum(vh acc) noexcept nogil:

@@ -20,6 +20,10 @@ cdef struct vh:
     int16_t x[32]
 
 
+cdef enum:
+    U8_OFFSET = 0     # what vh_mix wants its inputs raised by: nothing
+
+
 cdef inline void pause() noexcept nogil:
     pass
 
@@ -258,6 +262,16 @@ cdef inline vi vi_zero() noexcept nogil:
     return r
 
 
+cdef inline vi vi_load(const int32_t* p) noexcept nogil:
+    cdef vi r
+    memcpy(&r, p, 64)
+    return r
+
+
+cdef inline void vi_store(int32_t* p, vi a) noexcept nogil:
+    memcpy(p, &a, 64)
+
+
 cdef inline vi vi_add(vi a, vi b) noexcept nogil:
     cdef int i
     for i in range(16):
@@ -282,6 +296,15 @@ cdef inline vi vi_nibbles(const uint8_t* p, int i) noexcept nogil:
     cdef int j
     for j in range(8):
         r.x[j], r.x[j + 8] = p[4 * j + i] & 15, p[4 * j + i] >> 4
+    return r
+
+
+cdef inline vi vi_byte(const uint8_t* p, int i) noexcept nogil:
+    """byte i of 16 words, with its sign"""
+    cdef vi r
+    cdef int j
+    for j in range(16):
+        r.x[j] = <int8_t>p[4 * j + i]
     return r
 
 
@@ -360,6 +383,14 @@ cdef inline vb vb_or_bit(vb a, vb bits, int g, int to) noexcept nogil:
     return a
 
 
+cdef inline vb vb_minus(vb a, int n) noexcept nogil:
+    """a - n, bytes with a sign from here on"""
+    cdef int i
+    for i in range(64):
+        a.x[i] = <uint8_t>(a.x[i] - n)
+    return a
+
+
 cdef inline vh vh_zero() noexcept nogil:
     cdef vh r
     cdef int i
@@ -374,6 +405,25 @@ cdef inline vh vh_dot(vh acc, vb w, const int8_t* a) noexcept nogil:
     for i in range(16):
         acc.x[2 * i] += <int16_t>(w.x[4 * i] * a[0] + w.x[4 * i + 1] * a[1])
         acc.x[2 * i + 1] += <int16_t>(w.x[4 * i + 2] * a[2] + w.x[4 * i + 3] * a[3])
+    return acc
+
+
+cdef inline vh vh_mix(vh acc, vb w, const uint8_t* a) noexcept nogil:
+    """acc += w * a[0..4) per row, w with signs, a raised by U8_OFFSET, in int16; the caller bounds the sum"""
+    cdef const int8_t* x = <const int8_t*>a
+    cdef int i
+    for i in range(16):
+        acc.x[2 * i] += <int16_t>(<int8_t>w.x[4 * i] * x[0] + <int8_t>w.x[4 * i + 1] * x[1])
+        acc.x[2 * i + 1] += <int16_t>(<int8_t>w.x[4 * i + 2] * x[2] + <int8_t>w.x[4 * i + 3] * x[3])
+    return acc
+
+
+cdef inline vi vh_weigh(vi acc, vh sums, vw by) noexcept nogil:
+    """acc += each row's sum times its first number in `by`, which is there twice"""
+    cdef int i
+    for i in range(16):
+        # as vectors add: on the way to a sum that fits, one may not
+        acc.x[i] = <int32_t>(<uint32_t>acc.x[i] + <uint32_t>((<int32_t>sums.x[2 * i] + <int32_t>sums.x[2 * i + 1]) * by.x[2 * i]))
     return acc
 
 
@@ -428,7 +478,7 @@ cdef inline vi vi_dot(vi acc, vw w, const int16_t* a) noexcept nogil:
     """acc += w * a[0..2) per row"""
     cdef int i
     for i in range(16):
-        acc.x[i] += <int32_t>w.x[2 * i] * a[0] + <int32_t>w.x[2 * i + 1] * a[1]
+        acc.x[i] = <int32_t>(<uint32_t>acc.x[i] + <uint32_t>(<int32_t>w.x[2 * i] * a[0]) + <uint32_t>(<int32_t>w.x[2 * i + 1] * a[1]))
     return acc
 
 

@@ -84,6 +84,12 @@ cdef extern from "arm_neon.h" nogil:
     int32x4_t vdupq_n_s32(int32_t)
     int32x4_t vaddq_s32(int32x4_t, int32x4_t)
     int32x4_t vshlq_n_s32(int32x4_t, int)
+    int32x4_t vreinterpretq_s32_u8(uint8x16_t)
+    int32x4_t vmlaq_s32(int32x4_t, int32x4_t, int32x4_t)
+    int32x4_t vshrq_n_s32(int32x4_t, int)
+    int32x4_t vshlq_s32(int32x4_t, int32x4_t)
+    void vst1q_s32(int32_t*, int32x4_t)
+    int32x4_t vld1q_s32(const int32_t*)
     int32_t vaddvq_s32(int32x4_t)
     int16x4_t vqmovn_s32(int32x4_t)
     int16x4_t vmovn_s32(int32x4_t)
@@ -97,6 +103,7 @@ cdef extern from "arm_neon.h" nogil:
     uint8x16_t vdupq_n_u8(uint8_t)
     int8x16_t vdupq_n_s8(int8_t)
     uint8x16_t vandq_u8(uint8x16_t, uint8x16_t)
+    uint8x16_t vsubq_u8(uint8x16_t, uint8x16_t)
     uint8x16_t vorrq_u8(uint8x16_t, uint8x16_t)
     uint8x16_t vshrq_n_u8(uint8x16_t, int)
     uint8x16_t vshlq_u8(uint8x16_t, int8x16_t)
@@ -121,6 +128,7 @@ cdef extern from "arm_neon.h" nogil:
     int16x8_t vsubq_s16(int16x8_t, int16x8_t)
     int16x8_t vmulq_s16(int16x8_t, int16x8_t)
     int16x4_t vget_low_s16(int16x8_t)
+    int16x4_t vget_high_s16(int16x8_t)
     int16x4_t vreinterpret_s16_s32(int32x2_t)
     int32x2_t vdup_n_s32(int32_t)
     int32x4_t vmlal_lane_s16(int32x4_t, int16x4_t, int16x4_t, int)
@@ -164,6 +172,10 @@ cdef struct vh:
     int32x4_t b
     int32x4_t c
     int32x4_t d
+
+
+cdef enum:
+    U8_OFFSET = 0     # what vh_mix wants its inputs raised by: nothing, sdot takes signs on both sides
 
 
 cdef inline void pause() noexcept nogil:
@@ -381,6 +393,19 @@ cdef inline vi vi_zero() noexcept nogil:
     return r
 
 
+cdef inline vi vi_load(const int32_t* p) noexcept nogil:
+    cdef vi r
+    r.a, r.b, r.c, r.d = vld1q_s32(p), vld1q_s32(p + 4), vld1q_s32(p + 8), vld1q_s32(p + 12)
+    return r
+
+
+cdef inline void vi_store(int32_t* p, vi a) noexcept nogil:
+    vst1q_s32(p, a.a)
+    vst1q_s32(p + 4, a.b)
+    vst1q_s32(p + 8, a.c)
+    vst1q_s32(p + 12, a.d)
+
+
 cdef inline vi vi_add(vi a, vi b) noexcept nogil:
     cdef vi r
     r.a, r.b, r.c, r.d = vaddq_s32(a.a, b.a), vaddq_s32(a.b, b.b), vaddq_s32(a.c, b.c), vaddq_s32(a.d, b.d)
@@ -407,6 +432,18 @@ cdef inline vi vi_nibbles(const uint8_t* p, int i) noexcept nogil:
     cdef int32x4_t keep = vdupq_n_s32(15), up = vdupq_n_s32(0)
     r.a, r.b = _bits(p, vdupq_n_s32(-8 * i), keep, up), _bits(p + 16, vdupq_n_s32(-8 * i), keep, up)
     r.c, r.d = _bits(p, vdupq_n_s32(-8 * i - 4), keep, up), _bits(p + 16, vdupq_n_s32(-8 * i - 4), keep, up)
+    return r
+
+
+cdef inline int32x4_t _byte(const uint8_t* p, int32x4_t up) noexcept nogil:
+    return vshrq_n_s32(vshlq_s32(vreinterpretq_s32_u8(vld1q_u8(p)), up), 24)
+
+
+cdef inline vi vi_byte(const uint8_t* p, int i) noexcept nogil:
+    """byte i of 16 words, with its sign"""
+    cdef vi r
+    cdef int32x4_t up = vdupq_n_s32(24 - 8 * i)
+    r.a, r.b, r.c, r.d = _byte(p, up), _byte(p + 16, up), _byte(p + 32, up), _byte(p + 48, up)
     return r
 
 
@@ -483,6 +520,14 @@ cdef inline vb vb_or_bit(vb a, vb bits, int g, int to) noexcept nogil:
     return r
 
 
+cdef inline vb vb_minus(vb a, int n) noexcept nogil:
+    """a - n, bytes with a sign from here on"""
+    cdef vb r
+    cdef uint8x16_t x = vdupq_n_u8(<uint8_t>n)
+    r.a, r.b, r.c, r.d = vsubq_u8(a.a, x), vsubq_u8(a.b, x), vsubq_u8(a.c, x), vsubq_u8(a.d, x)
+    return r
+
+
 cdef inline vh vh_zero() noexcept nogil:
     cdef vh r
     r.a = vdupq_n_s32(0)
@@ -498,6 +543,21 @@ cdef inline vh vh_dot(vh acc, vb w, const int8_t* a) noexcept nogil:
     r.b = vdotq_s32(acc.b, vreinterpretq_s8_u8(w.b), x)
     r.c = vdotq_s32(acc.c, vreinterpretq_s8_u8(w.c), x)
     r.d = vdotq_s32(acc.d, vreinterpretq_s8_u8(w.d), x)
+    return r
+
+
+cdef inline vh vh_mix(vh acc, vb w, const uint8_t* a) noexcept nogil:
+    """acc += w * a[0..4) per row, w with signs, a raised by U8_OFFSET; the caller bounds the sum"""
+    return vh_dot(acc, w, <const int8_t*>a)
+
+
+cdef inline vi vh_weigh(vi acc, vh sums, vw by) noexcept nogil:
+    """acc += each row's sum times its first number in `by`, which is there twice"""
+    cdef vi r
+    r.a = vmlaq_s32(acc.a, sums.a, vmovl_s16(vget_low_s16(by.even_lo)))
+    r.b = vmlaq_s32(acc.b, sums.b, vmovl_s16(vget_high_s16(by.even_lo)))
+    r.c = vmlaq_s32(acc.c, sums.c, vmovl_s16(vget_low_s16(by.even_hi)))
+    r.d = vmlaq_s32(acc.d, sums.d, vmovl_s16(vget_high_s16(by.even_hi)))
     return r
 
 

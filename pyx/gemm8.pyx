@@ -1,0 +1,243 @@
+"""Prompts and batches with 8-bit inputs: y = W x from panels of weights, unpacked once for up to 128 tokens.
+
+Two ways to end a block: in f32 where each has a step of its own, in int32 where SPAN blocks share one (spans.pyx).
+"""
+
+from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t
+
+from .acts cimport *
+from .gemm cimport Packed
+from .kinds cimport Kernel
+from .outliers cimport Columns, add_columns, find_columns
+from .panels cimport *
+from .simd cimport *
+from .spans cimport SpanPanel
+from .tiles cimport *
+
+# ======== a step for every block ========
+
+# A block's steps are written out: a loop over them would end in a mispredicted branch, once a block.
+
+cdef inline void part_u8(const uint8_t* q, const int8_t* a0, const int8_t* a1, const int8_t* a2, const int8_t* a3, int depth,
+                         vi* s0, vi* s1, vi* s2, vi* s3) noexcept nogil:
+    """s += the next depth steps of 4 columns, summed in int16"""
+    cdef vh h0 = vh_zero()
+    cdef vh h1 = h0, h2 = h0, h3 = h0
+    step_u8(vb_load(q), a0, a1, a2, a3, &h0, &h1, &h2, &h3)
+    step_u8(vb_load(q + 64), a0 + 4, a1 + 4, a2 + 4, a3 + 4, &h0, &h1, &h2, &h3)
+    if depth >= 4:
+        step_u8(vb_load(q + 128), a0 + 8, a1 + 8, a2 + 8, a3 + 8, &h0, &h1, &h2, &h3)
+        step_u8(vb_load(q + 192), a0 + 12, a1 + 12, a2 + 12, a3 + 12, &h0, &h1, &h2, &h3)
+    if depth >= 8:
+        step_u8(vb_load(q + 256), a0 + 16, a1 + 16, a2 + 16, a3 + 16, &h0, &h1, &h2, &h3)
+        step_u8(vb_load(q + 320), a0 + 20, a1 + 20, a2 + 20, a3 + 20, &h0, &h1, &h2, &h3)
+        step_u8(vb_load(q + 384), a0 + 24, a1 + 24, a2 + 24, a3 + 24, &h0, &h1, &h2, &h3)
+        step_u8(vb_load(q + 448), a0 + 28, a1 + 28, a2 + 28, a3 + 28, &h0, &h1, &h2, &h3)
+    s0[0], s1[0] = vi_add(s0[0], vh_sum(h0)), vi_add(s1[0], vh_sum(h1))
+    s2[0], s3[0] = vi_add(s2[0], vh_sum(h2)), vi_add(s3[0], vh_sum(h3))
+
+
+cdef inline void block_u8(const uint8_t* q, const int8_t* a0, const int8_t* a1, const int8_t* a2, const int8_t* a3, int depth,
+                          vi* s0, vi* s1, vi* s2, vi* s3) noexcept nogil:
+    """s += a block's products, int16 sums being widened every `depth` steps"""
+    part_u8(q, a0, a1, a2, a3, depth, s0, s1, s2, s3)
+    if depth <= 4:
+        part_u8(q + 64 * depth, a0 + 4 * depth, a1 + 4 * depth, a2 + 4 * depth, a3 + 4 * depth, depth, s0, s1, s2, s3)
+    if depth <= 2:
+        part_u8(q + 256, a0 + 16, a1 + 16, a2 + 16, a3 + 16, depth, s0, s1, s2, s3)
+        part_u8(q + 384, a0 + 24, a1 + 24, a2 + 24, a3 + 24, depth, s0, s1, s2, s3)
+
+
+cdef inline void panel_u8(const uint8_t* q, const float* d, const float* m, int nb, const int8_t* a0, size_t lda,
+                          const float* scale, const float* total, size_t lds, int depth, float* sums) noexcept nogil:
+    """sums [4 tokens][16] += the panel's nb blocks"""
+    cdef const int8_t* a1 = a0 + lda
+    cdef const int8_t* a2 = a1 + lda
+    cdef const int8_t* a3 = a2 + lda
+    cdef int _b
+    cdef vi s0, s1, s2, s3
+    cdef vf vd, vm
+    for _b in range(nb):
+        s0 = vi_zero()
+        s1, s2, s3 = s0, s0, s0
+        block_u8(q, a0, a1, a2, a3, depth, &s0, &s1, &s2, &s3)
+        vd, vm = vf_load(d), vf_load(m)
+        close_block(sums, vd, vm, scale[0], total[0], s0, True)
+        close_block(sums + 16, vd, vm, scale[lds], total[lds], s1, True)
+        close_block(sums + 32, vd, vm, scale[2 * lds], total[2 * lds], s2, True)
+        close_block(sums + 48, vd, vm, scale[3 * lds], total[3 * lds], s3, True)
+        q, d, m, scale, total = q + TILE, d + 16, m + 16, scale + 1, total + 1
+        a0, a1, a2, a3 = a0 + 32, a1 + 32, a2 + 32, a3 + 32
+
+
+cdef inline void tokens_u8(const uint8_t* q, const float* d, const float* m, int b, int n, const Acts* x, int t0, int t1,
+                           float* y, size_t ldy, int depth) noexcept nogil:
+    """Tokens t0..t1 with an unpacked panel of n blocks from block b on"""
+    cdef float sums[64]
+    cdef Rows r
+    cdef size_t nb = x.n_blocks, at
+    cdef int t = t0, new
+    while t < t1:
+        new = rows_at(&r, t, t1)
+        at = r.first * nb + b
+        tile_load(sums, y + t * ldy, ldy, &r, b == 0)
+        panel_u8(q, d, m, n, x.q8 + 32 * at, 32 * nb * r.stride, x.scale8 + at, x.sum8 + at, nb * r.stride, depth, sums)
+        tile_store(sums, y + t * ldy, ldy, &r)
+        t += new
+
+
+cdef void gemm_blocks(const Packed* w, const Acts* x, float* y, size_t ldy, int lo, int hi) noexcept nogil:
+    cdef uint8_t memory[TILE * U8_BLOCKS + 128 * U8_BLOCKS + 64 * 32 * U8_BLOCKS + 64]
+    cdef uint8_t* q = aligned(memory)
+    cdef float* d = <float*>(q + TILE * U8_BLOCKS)
+    cdef float* m = d + 16 * U8_BLOCKS
+    cdef float* columns = m + 16 * U8_BLOCKS
+    cdef const Kernel* k = w.kernel
+    cdef Columns c
+    cdef int t0, t1, b, n, tile
+    for t0 in range(0, x.n_rows, 128):
+        t1 = min(t0 + T_BLOCK, x.n_rows)
+        b = 0
+        while b < w.n_blocks:
+            n = min(even_chunk(w.n_blocks, U8_BLOCKS), w.n_blocks - b)
+            find_columns(x, b, n, t0, t1, &c)
+            for tile in range(lo, hi):
+                k.unpack_u8(w.tiles + (tile * <size_t>w.n_blocks + b) * k.tile_bytes, n, q, d, m)
+                if k.depth == 8:
+                    tokens_u8(q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, 8)
+                elif k.depth == 4:
+                    tokens_u8(q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, 4)
+                else:
+                    tokens_u8(q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, 2)
+                add_columns(q, d, &c, t1 - t0, columns, y + t0 * ldy + 16 * tile, ldy)
+            b += n
+
+
+# ======== a step for a span of blocks ========
+
+cdef inline void mix4(vb w, const uint8_t* a0, const uint8_t* a1, const uint8_t* a2, const uint8_t* a3,
+                      vh* h0, vh* h1, vh* h2, vh* h3) noexcept nogil:
+    """h += 16 rows' codes of four columns times four inputs' values"""
+    h0[0] = vh_mix(h0[0], w, a0)
+    h1[0] = vh_mix(h1[0], w, a1)
+    h2[0] = vh_mix(h2[0], w, a2)
+    h3[0] = vh_mix(h3[0], w, a3)
+
+
+cdef inline void mixed_half(const uint8_t* q, const uint8_t* a0, const uint8_t* a1, const uint8_t* a2, const uint8_t* a3,
+                            vh* h0, vh* h1, vh* h2, vh* h3) noexcept nogil:
+    """h += the products of 16 columns"""
+    mix4(vb_load(q), a0, a1, a2, a3, h0, h1, h2, h3)
+    mix4(vb_load(q + 64), a0 + 4, a1 + 4, a2 + 4, a3 + 4, h0, h1, h2, h3)
+    mix4(vb_load(q + 128), a0 + 8, a1 + 8, a2 + 8, a3 + 8, h0, h1, h2, h3)
+    mix4(vb_load(q + 192), a0 + 12, a1 + 12, a2 + 12, a3 + 12, h0, h1, h2, h3)
+
+
+cdef inline void weigh_first4(int32_t* acc, vi base, vh h0, vh h1, vh h2, vh h3, vw s) noexcept nogil:
+    """acc [4 inputs][16] = base + s * h"""
+    vi_store(acc, vh_weigh(base, h0, s))
+    vi_store(acc + 16, vh_weigh(base, h1, s))
+    vi_store(acc + 32, vh_weigh(base, h2, s))
+    vi_store(acc + 48, vh_weigh(base, h3, s))
+
+
+cdef inline void mixed_block(const uint8_t* q, vw s, const uint8_t* a0, const uint8_t* a1, const uint8_t* a2, const uint8_t* a3,
+                             bint fifth, const int32_t* base, int32_t* sums) noexcept nogil:
+    """sums [4 tokens][16] += s * a block's products; base: what a span's first block finds there, NULL for others"""
+    cdef vh h0 = vh_zero()
+    cdef vh h1 = h0, h2 = h0, h3 = h0
+    mixed_half(q, a0, a1, a2, a3, &h0, &h1, &h2, &h3)
+    if fifth:
+        if base != NULL:
+            weigh_first4(sums, vi_load(base), h0, h1, h2, h3, s)
+        else:
+            weigh4(sums, h0, h1, h2, h3, s)
+        h0 = vh_zero()
+        h1, h2, h3 = h0, h0, h0
+    mixed_half(q + 256, a0 + 16, a1 + 16, a2 + 16, a3 + 16, &h0, &h1, &h2, &h3)
+    if base != NULL and not fifth:
+        weigh_first4(sums, vi_load(base), h0, h1, h2, h3, s)
+    else:
+        weigh4(sums, h0, h1, h2, h3, s)
+
+
+cdef inline void add_minimum(const float* m, const float* total, size_t lds, float* sums) noexcept nogil:
+    cdef int i
+    for i in range(4):
+        vf_store(sums + 16 * i, vf_fma1(vf_load(m), total[i * lds], vf_load(sums + 16 * i)))
+
+
+cdef inline void panel_span(const SpanPanel* p, const float* units, int nb, const uint8_t* a0, size_t lda,
+                            const float* scale, const float* total, size_t lds, bint fifth, bint has_min, float* sums) noexcept nogil:
+    """sums [4 tokens][16] += the panel's nb blocks"""
+    cdef const uint8_t* a1 = a0 + lda
+    cdef const uint8_t* a2 = a1 + lda
+    cdef const uint8_t* a3 = a2 + lda
+    cdef int b = 0, end, i
+    cdef int32_t acc[64]
+    while b < nb:
+        end = min(b + SPAN, nb)
+        mixed_block(p.q + TILE * b, vw_load(p.s + 32 * b), a0, a1, a2, a3, fifth, p.base + 16 * (b // SPAN), acc)
+        if has_min:
+            add_minimum(p.m + 16 * b, total + b, lds, sums)
+        a0, a1, a2, a3, b = a0 + 32, a1 + 32, a2 + 32, a3 + 32, b + 1
+        while b < end:
+            mixed_block(p.q + TILE * b, vw_load(p.s + 32 * b), a0, a1, a2, a3, fifth, NULL, acc)
+            if has_min:
+                add_minimum(p.m + 16 * b, total + b, lds, sums)
+            a0, a1, a2, a3, b = a0 + 32, a1 + 32, a2 + 32, a3 + 32, b + 1
+        for i in range(4):
+            close_span(sums + 16 * i, vf_load(units), scale[i * lds + b - 1], vi_load(acc + 16 * i))
+
+
+cdef inline void tokens_span(const SpanPanel* p, const float* units, int b, int n, const Acts* x, int t0, int t1,
+                             float* y, size_t ldy, bint fifth, bint has_min) noexcept nogil:
+    """Tokens t0..t1 with an unpacked panel of n blocks from block b on"""
+    cdef float sums[64]
+    cdef Rows r
+    cdef size_t nb = x.n_blocks, at
+    cdef int t = t0, new
+    while t < t1:
+        new = rows_at(&r, t, t1)
+        at = r.first * nb + b
+        tile_load(sums, y + t * ldy, ldy, &r, b == 0)
+        panel_span(p, units, n, <const uint8_t*>x.q8 + 32 * at, 32 * nb * r.stride, x.scale8 + at, x.sum8 + at, nb * r.stride,
+                   fifth, has_min, sums)
+        tile_store(sums, y + t * ldy, ldy, &r)
+        t += new
+
+
+cdef void gemm_spans(const Packed* w, const Acts* x, float* y, size_t ldy, int lo, int hi) noexcept nogil:
+    """Inputs are raised (acts.pxd)"""
+    cdef uint8_t memory[(512 + 64 + 128) * U8_BLOCKS + 64 * PANEL_SPANS + 64 * 32 * U8_BLOCKS + 64]     # a SpanPanel, columns
+    cdef SpanPanel* p = <SpanPanel*>aligned(memory)
+    cdef float* columns = <float*>(p + 1)
+    cdef const Kernel* k = w.kernel
+    cdef const float* units
+    cdef Columns c
+    cdef int t0, t1, b, n, tile
+    for t0 in range(0, x.n_rows, 128):
+        t1 = min(t0 + T_BLOCK, x.n_rows)
+        b = 0
+        while b < w.n_blocks:
+            n = min(span_chunk(w.n_blocks), w.n_blocks - b)
+            find_columns(x, b, n, t0, t1, &c)
+            for tile in range(lo, hi):
+                units = w.units + 16 * tile
+                k.span.unpack(w.tiles + (tile * <size_t>w.n_blocks + b) * k.tile_bytes, n, units, p)
+                if k.span.fifth:
+                    tokens_span(p, units, b, n, x, t0, t1, y + 16 * tile, ldy, True, k.span.has_min)
+                elif k.span.has_min:
+                    tokens_span(p, units, b, n, x, t0, t1, y + 16 * tile, ldy, False, True)
+                else:
+                    tokens_span(p, units, b, n, x, t0, t1, y + 16 * tile, ldy, False, False)
+                add_columns(p.q, p.d, &c, t1 - t0, columns, y + t0 * ldy + 16 * tile, ldy)
+            b += n
+
+
+cdef void gemm_u8(const Packed* w, const Acts* x, float* y, size_t ldy, int lo, int hi) noexcept nogil:
+    """y[t][16 lo .. 16 hi) = W x for more than FEW inputs"""
+    if x.span > 1:
+        gemm_spans(w, x, y, ldy, lo, hi)
+    else:
+        gemm_blocks(w, x, y, ldy, lo, hi)
