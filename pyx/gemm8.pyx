@@ -3,7 +3,7 @@
 Two ways to end a block: in f32 where each has a step of its own, in int32 where SPAN blocks share one (spans.pyx).
 """
 
-from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t
+from libc.stdint cimport int8_t, int32_t, uint8_t
 
 from .acts cimport *
 from .gemm cimport Packed

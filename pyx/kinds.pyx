@@ -13,7 +13,7 @@ from .groups cimport Group, group_fn
 from .kquants cimport group_q4_k, group_q5_k
 from .outliers cimport quads_outliers
 from .simd cimport *
-from .spans cimport find_units, span_kernel
+from .spans cimport span_kernel
 from .tiles cimport *
 from .wide cimport *
 

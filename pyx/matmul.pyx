@@ -8,7 +8,7 @@ from .acts cimport *
 from .finite cimport ScaleField, scale_field, scales_finite
 from .gemm cimport *
 from .kinds cimport Kernel, find_kind, kind_at, kind_count
-from .spans cimport SpanKernel, find_units
+from .spans cimport find_units
 
 import numpy as np
 
