@@ -1,4 +1,4 @@
-"""Products of wide models: spans of 256 inputs with one step, blocks summed as integers; against float64, exact integers.
+"""Products of wide models: spans of 256 inputs with one step, blocks summed as integers; against exact numbers.
 
 Bounds. A weight is d * (code - offset) + m' with m' = m + offset * d (none for Q4_0, Q5_0). Inputs are off by half a
 step of their span, peak / 254 at most (values that are set aside are exact, so the peak of all is an upper bound).
@@ -158,7 +158,7 @@ def test_no_integer_sum_overflows(isa, name, signs):
 
 
 def test_scales_near_the_largest_are_exact_and_rows_of_zeros_are_zero(isa):
-    """f16 scales within a factor of two of the row's largest are whole numbers of units; a row without scales is no NaN."""
+    """Scales within a factor of two of the row's largest are whole numbers of units; a row of zeros is no NaN."""
     module, k = kernels.load("matmul", isa), 256
     block = uniform_rows("Q4_0", 8, k, 15, 1.0).reshape(8, 8, 18)
     block[..., :2] = np.random.default_rng(1).uniform(1, 2, (8, 8, 1)).astype(np.float16).view(np.uint8)
