@@ -175,6 +175,8 @@ cdef inline void two_groups(const uint8_t* tile, const uint8_t* other, int nb, c
         while b < min(first + chunk, nb):
             prefetch_tile(tile)
             prefetch_tile(other)
+            h = vh_zero()
+            ho = h
             block2(tile, other, a + 32 * b, &h, &ho)
             acc = closed(tile, h, x.scale8[b], x.sum8[b], acc, offset, has_min, wide)
             acco = closed(other, ho, x.scale8[b], x.sum8[b], acco, offset, has_min, wide)

@@ -8,7 +8,9 @@ exact and others are off by half a unit, 1/4096 of the largest at most.
 
 Sums, codes less the offset being c (|c| <= 8, or 16), inputs a (|a| <= 127), scales s (|s| <= 4096):
   int16  raised inputs are at most 255: 8 steps of 2 products, 8 * 2 * 8 * 255 = 32640 < 32768 (4 * 2 * 16 * 255 as well)
-         few inputs meet codes without signs: kinds.pyx's bounds
+         few inputs meet codes without signs: kinds.pyx's bounds; sums of 4-bit ones begin with -4 times the sum A of the
+         block's inputs, A0 + A1 over the columns of the two int16 lanes: one ends as a sum of (code - 4) a, 16 * 11 * 127 at
+         most, less 4 A1, 4 * 16 * 127 at most: 30480
   int32  the true sum of a span is at most 8 * 32 * 16 * 127 * 4096 = 2130706432 < 2 ** 31; on the way to it the sum may
          wrap, forwards and back
 """
@@ -91,10 +93,21 @@ cdef inline void unpack(const uint8_t* tile, int n, const float* units, SpanPane
 
 # ======== few tokens: straight from the tiles ========
 
+cdef inline vh first_sums(const int16_t* less, bint fifth) noexcept nogil:
+    """What a block's int16 sums begin with: the offset of 4-bit codes; that of 5-bit ones would not fit"""
+    return vh_zero() if fifth else vh_start(less)
+
+
+cdef inline vi weigh_less(vi acc, vh h, const int16_t* less, vw s, bint fifth) noexcept nogil:
+    """acc + s * (h less the offset); less8 holds half of what 5-bit codes want"""
+    acc = vh_weigh(acc, h, s)
+    return vi_dot(vi_dot(acc, s, less), s, less) if fifth else acc
+
+
 cdef inline vi dot(vi acc, const uint8_t* tile, bint fifth, const int8_t* a, const int16_t* less, vw s) noexcept nogil:
     """acc += s * (16 rows' codes less the offset, times 32 values); less: acts' less8 of the block"""
     cdef vb high = quad_high(tile, fifth)
-    cdef vh h = vh_dot(vh_zero(), quad(tile, fifth, high, 0), a)
+    cdef vh h = vh_dot(first_sums(less, fifth), quad(tile, fifth, high, 0), a)
     h = vh_dot(h, quad(tile, fifth, high, 1), a + 4)
     h = vh_dot(h, quad(tile, fifth, high, 2), a + 8)
     h = vh_dot(h, quad(tile, fifth, high, 3), a + 12)
@@ -104,13 +117,7 @@ cdef inline vi dot(vi acc, const uint8_t* tile, bint fifth, const int8_t* a, con
     h = vh_dot(h, quad(tile, fifth, high, 5), a + 20)
     h = vh_dot(h, quad(tile, fifth, high, 6), a + 24)
     h = vh_dot(h, quad(tile, fifth, high, 7), a + 28)
-    return less_offset(vh_weigh(acc, h, s), less, s, fifth)
-
-
-cdef inline vi less_offset(vi acc, const int16_t* less, vw s, bint fifth) noexcept nogil:
-    """acc - offset * s * the sum of the inputs: less8 holds it for an offset of 8"""
-    acc = vi_dot(acc, s, less)
-    return vi_dot(acc, s, less) if fifth else acc
+    return weigh_less(acc, h, less, s, fifth)
 
 
 cdef inline void matvec(const uint8_t* tile, const float* units, int nb, const Acts* x, size_t t, float* y,
@@ -148,7 +155,6 @@ cdef inline void matvec2(const uint8_t* tile, const uint8_t* other, const float*
     cdef vh h, ho
     cdef vf d, inverse = vf_div(vf_set1(1), vf_load(units)), inverseo = vf_div(vf_set1(1), vf_load(others))
     cdef vi s, so
-    cdef vw by
     vf_store(y, vf_set1(0))
     vf_store(yo, vf_set1(0))
     while b < nb:
@@ -159,15 +165,15 @@ cdef inline void matvec2(const uint8_t* tile, const uint8_t* other, const float*
             while b < end:
                 prefetch_tile(tile)
                 prefetch_tile(other)
+                h = vh_start(x.less8 + 2 * b)
+                ho = h
                 block2(tile, other, x.q8 + 32 * b, &h, &ho)
                 d = quad_scale(tile, False, wide)
-                by = in_units(d, inverse)
-                s = less_offset(vh_weigh(s, h, by), x.less8 + 2 * b, by, False)
+                s = vh_weigh(s, h, in_units(d, inverse))
                 if has_min:
                     vf_store(y, vf_fma1(left_minimum(tile, d, False, offset, wide), x.sum8[b], vf_load(y)))
                 d = quad_scale(other, False, wide)
-                by = in_units(d, inverseo)
-                so = less_offset(vh_weigh(so, ho, by), x.less8 + 2 * b, by, False)
+                so = vh_weigh(so, ho, in_units(d, inverseo))
                 if has_min:
                     vf_store(yo, vf_fma1(left_minimum(other, d, False, offset, wide), x.sum8[b], vf_load(yo)))
                 tile += tile_bytes
@@ -185,18 +191,18 @@ cdef inline void block4(const uint8_t* tile, bint fifth, const int8_t* a, const 
     cdef const int8_t* a2 = a1 + 32 * nb
     cdef const int8_t* a3 = a2 + 32 * nb
     cdef vb high = quad_high(tile, fifth)
-    cdef vh h0 = vh_zero()
-    cdef vh h1 = h0, h2 = h0, h3 = h0
-    cdef int i
+    cdef vh h0 = first_sums(less, fifth), h1 = first_sums(less + 2 * nb, fifth)
+    cdef vh h2 = first_sums(less + 4 * nb, fifth), h3 = first_sums(less + 6 * nb, fifth)
     half4(tile, fifth, high, 0, a, a1, a2, a3, &h0, &h1, &h2, &h3)
     if fifth:
         weigh4(acc, h0, h1, h2, h3, s)
         h0 = vh_zero()
         h1, h2, h3 = h0, h0, h0
     half4(tile, fifth, high, 4, a, a1, a2, a3, &h0, &h1, &h2, &h3)
-    weigh4(acc, h0, h1, h2, h3, s)
-    for i in range(4):
-        vi_store(acc + 16 * i, less_offset(vi_load(acc + 16 * i), less + 2 * i * nb, s, fifth))
+    vi_store(acc, weigh_less(vi_load(acc), h0, less, s, fifth))
+    vi_store(acc + 16, weigh_less(vi_load(acc + 16), h1, less + 2 * nb, s, fifth))
+    vi_store(acc + 32, weigh_less(vi_load(acc + 32), h2, less + 4 * nb, s, fifth))
+    vi_store(acc + 48, weigh_less(vi_load(acc + 48), h3, less + 6 * nb, s, fifth))
 
 
 cdef inline void matvec4(const uint8_t* tile, const float* units, int nb, const Acts* x, size_t t, float* y, size_t ldy,

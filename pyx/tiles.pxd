@@ -86,9 +86,7 @@ cdef inline void step2(const uint8_t* tile, const uint8_t* other, int g, const i
 
 
 cdef inline void block2(const uint8_t* tile, const uint8_t* other, const int8_t* a, vh* h, vh* ho) noexcept nogil:
-    """h = both tiles' codes times 32 values; int16 holds eight steps of 4-bit codes, see kinds.pyx"""
-    h[0] = vh_zero()
-    ho[0] = vh_zero()
+    """h += both tiles' codes times 32 values; int16 holds eight steps of 4-bit codes, see kinds.pyx"""
     step2(tile, other, 0, a, h, ho)
     step2(tile, other, 1, a, h, ho)
     step2(tile, other, 2, a, h, ho)

@@ -450,6 +450,14 @@ cdef inline vh vh_zero() noexcept nogil:
     return r
 
 
+cdef inline vh vh_start(const int16_t* twice) noexcept nogil:
+    """each row's sum = the sum of the two numbers, which are equal"""
+    cdef vh r
+    r.lo = _mm256_set1_epi32((<const int32_t*>twice)[0])
+    r.hi = r.lo
+    return r
+
+
 cdef inline vh vh_dot(vh acc, vb w, const int8_t* a) noexcept nogil:
     """acc += w * a[0..4) per row, in int16: two products a lane; the caller bounds the sum"""
     cdef vh r

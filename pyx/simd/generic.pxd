@@ -399,6 +399,15 @@ cdef inline vh vh_zero() noexcept nogil:
     return r
 
 
+cdef inline vh vh_start(const int16_t* twice) noexcept nogil:
+    """each row's sum = the sum of the two numbers, which are equal"""
+    cdef vh r
+    cdef int i
+    for i in range(32):
+        r.x[i] = twice[0]
+    return r
+
+
 cdef inline vh vh_dot(vh acc, vb w, const int8_t* a) noexcept nogil:
     """acc += w * a[0..4) per row, in int16: two products a lane; the caller bounds the sum"""
     cdef int i

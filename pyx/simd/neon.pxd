@@ -535,6 +535,14 @@ cdef inline vh vh_zero() noexcept nogil:
     return r
 
 
+cdef inline vh vh_start(const int16_t* twice) noexcept nogil:
+    """each row's sum = the sum of the two numbers, which are equal"""
+    cdef vh r
+    r.a = vdupq_n_s32(2 * twice[0])
+    r.b, r.c, r.d = r.a, r.a, r.a
+    return r
+
+
 cdef inline vh vh_dot(vh acc, vb w, const int8_t* a) noexcept nogil:
     """acc += w * a[0..4) per row; the caller bounds the sum"""
     cdef vh r
