@@ -39,7 +39,6 @@ cdef struct Run:            # consecutive positions of one slot: for each KV hea
     int n
     int position
     int chunks              # units per KV head
-    int end                 # units of all runs up to this one
 
 cdef struct Step:           # one call: sizes, inputs and the buffers all threads share
     int T
@@ -51,7 +50,7 @@ cdef struct Step:           # one call: sizes, inputs and the buffers all thread
     const float* lora_scales
     bint split              # units are single chunks, joined afterwards
     bint apart              # no two runs share a slot: a unit of attention sees no key of another's
-    int n_units
+    int n_runs
     Run* runs
     float* parts            # (T, n_head, n_chunks, part_floats)
     float* x                # (T, E)
@@ -211,8 +210,8 @@ cdef class Session:
     cdef void find_runs(self) noexcept nogil:
         cdef Step* s = &self.step_
         cdef Run* r = self.runs - 1
-        cdef int t, n_runs = 0, longest = 1
-        s.runs, s.parts, s.n_units, s.apart = self.runs, &self.parts[0], 0, True
+        cdef int t, longest = 1
+        s.runs, s.parts, s.n_runs, s.apart = self.runs, &self.parts[0], 0, True
         self.n_calls += 1
         for t in range(s.T):
             longest = max(longest, s.positions[t] // CHUNK + 1)
@@ -223,13 +222,10 @@ cdef class Session:
             self.seen[s.slots[t]] = self.n_calls
             r += 1
             r.slot, r.first, r.n, r.position = s.slots[t], t, 1, s.positions[t]
-            n_runs += 1
+            s.n_runs += 1
         s.split = s.T <= SPLIT_TOKENS and longest > 1
-        for t in range(n_runs):
-            r = s.runs + t
+        for r in s.runs[:s.n_runs]:
             r.chunks = (r.position + r.n - 1) // CHUNK + 1 if s.split else 1
-            s.n_units += r.chunks * self.weights.config.n_head_kv
-            r.end = s.n_units
 
     cdef Head head(self, int layer, int slot, int kv_head) noexcept nogil:
         cdef Head h
@@ -414,36 +410,38 @@ cdef class Session:
         """s.att from s.q and the cache, one unit after another as threads are free"""
         cdef Step* s = &self.step_
         cdef Config* c = &self.weights.config
-        cdef int unit = claim(&self.team), group = c.n_head // c.n_head_kv, j, t, h, chunk
-        cdef float scale = <float>(1 / (<double>c.head_dim) ** 0.5)
-        cdef float* q = <float*>(&self.work[0] + i * self.work_bytes)
-        cdef float* work = q + self.unit_tokens() * group * c.head_dim
-        cdef size_t each = self.n_chunks * part_floats(c.head_dim), at
-        cdef Head head
-        cdef Run* r = s.runs
-        while unit < s.n_units:
-            while unit >= r.end:
-                r += 1
-            j = unit - (r.end - r.chunks * c.n_head_kv)
-            h, chunk = j // r.chunks, j % r.chunks
-            head = self.head(layer, r.slot, h)
-            for t in range(r.first, r.first + r.n if s.apart else 0):
-                if not s.split or s.positions[t] // CHUNK == chunk:
-                    self.store_token(layer, t, h)
-            self.turn_queries(r, h, q)
-            at = r.first * <size_t>c.q_p + h * group * c.head_dim
-            if s.split:
-                attend_part(q, group * c.head_dim, r.n, group, c.head_dim, scale, r.position, chunk, &head,
-                            s.parts + (r.first * <size_t>c.n_head + h * group) * each, c.n_head * each, each, work)
-            else:
-                attend(q, group * c.head_dim, r.n, group, c.head_dim, scale, r.position, &head, s.att + at, c.q_p, work)
-            unit = claim(&self.team)
+        cdef int k, unit, end, j, t, h
+        cdef size_t each = self.n_chunks * part_floats(c.head_dim)
+        cdef Walk walk = Walk(0, 0)
+        for k in range(s.n_runs):
+            while next_unit(&self.team, &walk, s.runs[k].chunks * c.n_head_kv, 1, &unit, &end):
+                self.attend_unit(layer, s.runs + k, unit, <float*>(&self.work[0] + i * self.work_bytes))
         if not s.split:
             return
         meet(&self.team)
         for j in range(share(s.T * c.n_head, i, n), share(s.T * c.n_head, i + 1, n)):
             t, h = j // c.n_head, j % c.n_head
             join_parts(s.parts + j * each, s.positions[t] // CHUNK + 1, c.head_dim, s.att + t * c.q_p + h * c.head_dim)
+
+    cdef void attend_unit(self, int layer, const Run* r, int unit, float* q) noexcept nogil:
+        """One KV head of a run, or a chunk of its past; q: this thread's scratch"""
+        cdef Step* s = &self.step_
+        cdef Config* c = &self.weights.config
+        cdef int group = c.n_head // c.n_head_kv, h = unit // r.chunks, chunk = unit % r.chunks, t
+        cdef float scale = <float>(1 / (<double>c.head_dim) ** 0.5)
+        cdef float* work = q + self.unit_tokens() * group * c.head_dim
+        cdef size_t each = self.n_chunks * part_floats(c.head_dim)
+        cdef Head head = self.head(layer, r.slot, h)
+        for t in range(r.first, r.first + r.n if s.apart else 0):
+            if not s.split or s.positions[t] // CHUNK == chunk:
+                self.store_token(layer, t, h)
+        self.turn_queries(r, h, q)
+        if s.split:
+            attend_part(q, group * c.head_dim, r.n, group, c.head_dim, scale, r.position, chunk, &head,
+                        s.parts + (r.first * <size_t>c.n_head + h * group) * each, c.n_head * each, each, work)
+        else:
+            attend(q, group * c.head_dim, r.n, group, c.head_dim, scale, r.position, &head,
+                   s.att + r.first * <size_t>c.q_p + h * group * c.head_dim, c.q_p, work)
 
     cdef void mlp(self, int layer, int i, int n) noexcept nogil:
         cdef Step* s = &self.step_

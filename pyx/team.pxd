@@ -95,6 +95,11 @@ cdef inline void meet(Team* team) noexcept nogil:
         _store(&team.patience, patience + REGAINED, RELEASE)
 
 
+cdef struct Walk:       # one thread's way through ranges dealt one after the other; begins as Walk(0, 0)
+    int passed          # units of the ranges behind
+    int held            # 1 + the unit claimed and not yet done, counted from the first range on; 0: none
+
+
 cdef inline int claim(Team* team) noexcept nogil:
     """The next number of 0, 1, 2, ... since the last meet, each given to one thread."""
     return _add(&team.claimed, 1, ACQ_REL) - 1
@@ -139,3 +144,23 @@ cdef inline bint next_piece(Team* team, int total, int most, int n, int* lo, int
         lo[0] += piece_of(total - lo[0], most, n)
     hi[0] = min(lo[0] + piece_of(total - lo[0], most, n), total)
     return lo[0] < total
+
+
+cdef inline int units_of(int total, int unit) noexcept nogil:
+    return (total + unit - 1) // unit
+
+
+cdef inline bint next_unit(Team* team, Walk* walk, int total, int unit, int* lo, int* hi) noexcept nogil:
+    """The next `unit` of range(total) for whichever thread asks, lo..hi; False when nothing is left: on to the next range.
+
+    All threads walk the same ranges in the same order, and nobody waits between two of them.
+    """
+    if walk.held == 0:
+        walk.held = claim(team) + 1
+    lo[0] = (walk.held - 1 - walk.passed) * unit
+    hi[0] = min(lo[0] + unit, total)
+    if lo[0] < total:
+        walk.held = 0
+        return True
+    walk.passed += units_of(total, unit)
+    return False

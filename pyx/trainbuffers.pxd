@@ -5,19 +5,19 @@
 # cache, whose size also depends on the number of sequences, grows when a call wants more than those before.
 
 from libc.stdint cimport int16_t, uint8_t
-from libc.string cimport memcpy, memset
 
 from .acts cimport INT16, acts_bytes, padded
 from .attention cimport CHUNK, KV_F32, Head, attend_backward_bytes, attend_bytes, tile_part_bytes
 from .dropout cimport dropout_floats
-from .simd cimport *
 from .weights cimport Config
 
 cdef enum:
     HEAD_ROWS = 128         # tokens whose logits exist at a time
     UNIT_ROWS = 64          # query rows of one attention unit, about
-    UNIT_TILES = 2          # row tiles of a product, and column blocks of a backward one, that a thread takes at a time
-    UNIT_BLOCKS = 2
+    UNIT_TILES = 2          # what a thread takes at a time: row tiles of a product,
+    UNIT_BLOCKS = 2         # column blocks of a backward one,
+    UNIT_COLUMNS = 8        # groups of 16 columns of a pair's gradients,
+    HEAD_TILES = 16         # row tiles of logits
 
 cdef struct Extent:         # what the layout depends on, besides the model
     int T
@@ -164,45 +164,6 @@ cdef inline size_t place_kept(Kept* kept, const Config* c, const Extent* e, uint
         if layer < c.n_layer and not e.checkpointing:
             at = place_layer(kept + layer, c, e, base, at)
     return at
-
-
-cdef inline void keep(const float* x, void* kept, size_t ld, int lo, int hi, int item) noexcept nogil:
-    """Rows lo..hi of x (T, ld), rounded to bf16 where an item has 2 bytes; ld is a multiple of 16."""
-    cdef size_t i
-    if item == 4:
-        memcpy(<float*>kept + lo * ld, x + lo * ld, 4 * ld * (hi - lo))
-        return
-    for i in range(lo * ld, hi * ld, 16):
-        vf_store_bf16(<int16_t*>kept + i, vf_load(x + i))
-
-
-cdef inline void recall(const void* kept, float* x, size_t ld, int lo, int hi, int item) noexcept nogil:
-    """Rows lo..hi of x (T, ld) as they were kept"""
-    cdef size_t i
-    if item == 4:
-        memcpy(x + lo * ld, <const float*>kept + lo * ld, 4 * ld * (hi - lo))
-        return
-    for i in range(lo * ld, hi * ld, 16):
-        vf_store(x + i, vf_load_bf16(<const int16_t*>kept + i))
-
-
-cdef inline void sum_groups(float* row, int n_head_kv, int group, int head_dim) noexcept nogil:
-    """A row's query-head gradients (n_head, head_dim) added up per KV head, to the row's first columns"""
-    cdef int h, g, j
-    cdef const float* x
-    cdef float* total
-    for h in range(n_head_kv):
-        x, total = row + h * group * head_dim, row + h * head_dim
-        for j in range(head_dim):
-            total[j] = x[j]
-        for g in range(1, group):
-            for j in range(head_dim):
-                total[j] += x[g * head_dim + j]
-
-
-cdef inline void clear_rows(float* x, size_t ld, int lo, int hi) noexcept nogil:
-    """Rows lo..hi of x (T, ld) = 0"""
-    memset(x + lo * ld, 0, 4 * ld * (hi - lo))
 
 
 cdef inline Head cached_head(const Buffers* b, const Config* c, const int* starts, int segment, int kv_head) noexcept nogil:

@@ -16,18 +16,17 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from .acts cimport *
-from .attention cimport Head, attend, attend_backward, store_kv
+from .attention cimport Head, attend, attend_backward
 from .dropout cimport Dropout, dropped_backward, dropped_gradient, dropped_input
 from .loss cimport cross_entropy
 from .lowrank cimport *
 from .gemm cimport matmul_backward_tiles, matmul_tiles
-from .mlp cimport swiglu, swiglu_backward
-from .norm cimport rms_norm, rms_norm_backward
-from .rope cimport rope, rope_angles, rope_backward
+from .rope cimport rope_angles
 from .rows cimport parts_of, some_rows
 from .simd cimport *
 from .team cimport *
 from .trainbuffers cimport *
+from .trainrows cimport *
 from .weights cimport *
 
 import numpy as np
@@ -272,18 +271,16 @@ cdef class TrainStep:
 
         Tokens in parts that L2 holds: all tiles pass before the next part's turn.
         """
-        cdef int j, tile, n_tiles, first, k, at = 0, unit = claim(&self.team), parts = parts_of(a.n_rows)
+        cdef int j, n_tiles, first, k, lo, hi, parts = parts_of(a.n_rows)
         cdef Acts part
+        cdef Walk walk = Walk(0, 0)
         for k in range(parts):
             first = share(a.n_rows, k, parts)
             part = some_rows(a, first, share(a.n_rows, k + 1, parts))
             for j in range(n_linear):
                 n_tiles = self.weights.layers[layer].linear[slot + j].w.n_tiles
-                for tile in range(0, n_tiles, 2):
-                    if at == unit:
-                        self.linear(layer, slot + j, &part, first, y[j] + first * ldy[j], ldy[j], tile, min(tile + UNIT_TILES, n_tiles))
-                        unit = claim(&self.team)
-                    at += 1
+                while next_unit(&self.team, &walk, n_tiles, UNIT_TILES, &lo, &hi):
+                    self.linear(layer, slot + j, &part, first, y[j] + first * ldy[j], ldy[j], lo, hi)
         meet(&self.team)
 
     cdef void add_linear(self, int layer, int slot, const Acts* a, const float* x, const int* row, float* y, int i, int n) noexcept nogil:
@@ -303,48 +300,27 @@ cdef class TrainStep:
         cdef Kept* k = self.kept + layer
         cdef Buffers* b = &self.b
         cdef Acts a
-        cdef int t, j, h, s, unit, first, count, lo = share(self.T, i, n), hi = share(self.T, i + 1, n), group = c.n_head // c.n_head_kv
-        cdef int per = max(1, UNIT_ROWS // group), rows = self.rows(layer)
+        cdef int t, lo = share(self.T, i, n), hi = share(self.T, i + 1, n), rows = self.rows(layer)
         cdef bint last = layer == c.n_layer - 1, keeping = self.keeping and layer >= self.extent.first_layer
         cdef float* att = b.datt if last else b.att
         cdef float* y[3]
         cdef size_t ldy[3]
-        cdef Head head
         self.place_input(&a, b.normed, c.embd_p, c.n_embd, self.T)
-        for t in range(lo, hi):
-            rms_norm(k.x + t * c.embd_p, l.attn_norm, c.n_embd, c.rms_eps, b.normed + t * c.embd_p)
+        norm_rows(c, k.x, l.attn_norm, b.normed, lo, hi)
         self.enter(layer, Q, 3, &a, lo, hi, self.scratch(i))
         meet(&self.team)
         y[0], y[1], y[2] = b.q, b.k, b.v
         ldy[0], ldy[1], ldy[2] = c.q_p, c.kv_p, c.kv_p
         self.linears(layer, Q, 3, &a, y, ldy)
-        for t in range(lo, hi):
-            rope(b.q + t * c.q_p, c.n_head, c.head_dim, c.n_rot, b.cosine + t * c.n_rot // 2, b.sine + t * c.n_rot // 2, c.rope_layout)
-            rope(b.k + t * c.kv_p, c.n_head_kv, c.head_dim, c.n_rot, b.cosine + t * c.n_rot // 2, b.sine + t * c.n_rot // 2, c.rope_layout)
+        turn_heads(c, b, b.q, c.q_p, c.n_head, False, lo, hi)
+        turn_heads(c, b, b.k, c.kv_p, c.n_head_kv, False, lo, hi)
         if keeping:
             keep(b.q, k.q, c.q_p, lo, hi, self.extent.item)
             keep(b.k, k.k, c.kv_p, lo, hi, self.extent.item)
             keep(b.v, k.v, c.kv_p, lo, hi, self.extent.item)
-        for s in range(self.n_segments):
-            for h in range(c.n_head_kv):
-                head = cached_head(b, c, self.starts, s, h)
-                for t in range(max(lo, self.starts[s]), min(hi, self.starts[s + 1])):
-                    store_kv(&head, self.position[t], c.head_dim, b.k + t * c.kv_p + h * c.head_dim, b.v + t * c.kv_p + h * c.head_dim)
+        store_rows(c, b, self.starts, self.n_segments, lo, hi)
         meet(&self.team)
-        unit, j = claim(&self.team), 0
-        for s in range(self.n_segments):
-            first = self.starts[s]
-            while first < self.starts[s + 1]:
-                for h in range(c.n_head_kv):
-                    if j == unit:
-                        head = cached_head(b, c, self.starts, s, h)
-                        count = min(per, self.starts[s + 1] - first)
-                        attend(b.q + first * c.q_p + h * group * c.head_dim, c.q_p, count, group, c.head_dim, attention_scale(c),
-                               self.position[first], &head, b.att + first * c.q_p + h * group * c.head_dim, c.q_p, self.scratch(i))
-                        unit = claim(&self.team)
-                    j += 1
-                first += per
-        meet(&self.team)
+        self.attend_units(i)
         lo, hi = share(rows, i, n), share(rows, i + 1, n)
         if last:
             for t in range(lo, hi):
@@ -356,6 +332,24 @@ cdef class TrainStep:
         meet(&self.team)
         self.add_linear(layer, O, &a, k.x, self.scored if last else NULL, k.mid, i, n)
 
+    cdef void attend_units(self, int i) noexcept nogil:
+        """b.att from b.q and the cache, UNIT_ROWS query rows of a KV head at a time to the thread that is free first"""
+        cdef Config* c = &self.weights.config
+        cdef Buffers* b = &self.b
+        cdef int s, h, unit, end, first, length, group = c.n_head // c.n_head_kv, per = max(1, UNIT_ROWS // group)
+        cdef size_t at
+        cdef Head head
+        cdef Walk walk = Walk(0, 0)
+        for s in range(self.n_segments):
+            length = self.starts[s + 1] - self.starts[s]
+            while next_unit(&self.team, &walk, c.n_head_kv * units_of(length, per), 1, &unit, &end):
+                h, first = unit % c.n_head_kv, unit // c.n_head_kv * per
+                head = cached_head(b, c, self.starts, s, h)
+                at = (self.starts[s] + first) * <size_t>c.q_p + h * group * c.head_dim
+                attend(b.q + at, c.q_p, min(per, length - first), group, c.head_dim, attention_scale(c), first, &head,
+                       b.att + at, c.q_p, self.scratch(i))
+        meet(&self.team)
+
     cdef void mlp(self, int layer, bint onward, int i, int n) noexcept nogil:
         """The layer's second half; without `onward` only what its backward pass reads."""
         cdef Config* c = &self.weights.config
@@ -363,12 +357,11 @@ cdef class TrainStep:
         cdef Kept* k = self.kept + layer
         cdef Buffers* b = &self.b
         cdef Acts a
-        cdef int rows = self.rows(layer), t, lo = share(rows, i, n), hi = share(rows, i + 1, n)
+        cdef int rows = self.rows(layer), lo = share(rows, i, n), hi = share(rows, i + 1, n)
         cdef float* y[2]
         cdef size_t ldy[2]
         self.place_input(&a, b.normed, c.embd_p, c.n_embd, rows)
-        for t in range(lo, hi):
-            rms_norm(k.mid + t * c.embd_p, l.ffn_norm, c.n_embd, c.rms_eps, b.normed + t * c.embd_p)
+        norm_rows(c, k.mid, l.ffn_norm, b.normed, lo, hi)
         self.enter(layer, GATE, 2, &a, lo, hi, self.scratch(i))
         meet(&self.team)
         y[0], y[1] = b.gate, b.up
@@ -378,8 +371,7 @@ cdef class TrainStep:
             keep(b.gate, k.gate, c.ff_p, lo, hi, self.extent.item)
             keep(b.up, k.up, c.ff_p, lo, hi, self.extent.item)
         self.place_input(&a, b.h, c.ff_p, c.n_ff, rows)
-        for t in range(lo, hi):
-            swiglu(b.gate + t * c.ff_p, b.up + t * c.ff_p, c.ff_p, b.h + t * c.ff_p)
+        multiply_gate(c, b, lo, hi)
         self.enter(layer, DOWN, 1, &a, lo, hi, self.scratch(i))
         meet(&self.team)
         if onward:
@@ -394,41 +386,38 @@ cdef class TrainStep:
         cdef const float* x = self.kept[c.n_layer].x
         cdef Acts a
         cdef Gradient g
-        cdef int first, m, t, rows, unit
+        cdef int part, first, rows, m, mine, end, lo, hi
+        cdef size_t at
+        cdef Walk walk
         clear_rows(b.tail, c.embd_p, share(self.n_targets, i, n), share(self.n_targets, i + 1, n))
-        for first in range(0, self.n_targets, 128):
+        for part in range(units_of(self.n_targets, HEAD_ROWS)):
+            first = part * HEAD_ROWS
             rows = min(HEAD_ROWS, self.n_targets - first)
+            at, mine, end = first * <size_t>c.embd_p, share(rows, i, n), share(rows, i + 1, n)
             meet(&self.team)
             self.place_input(&a, b.rows, c.embd_p, c.n_embd, rows)
-            for m in range(share(rows, i, n), share(rows, i + 1, n)):
-                rms_norm(x + (first + m) * <size_t>c.embd_p, self.weights.output_norm, c.n_embd, c.rms_eps, b.rows + m * c.embd_p)
-                memset(b.drows + m * c.embd_p, 0, 4 * <size_t>c.embd_p)
-                if a.q16 != NULL:
-                    acts_quantize(&a, m, m + 1, 0, a.n_blocks)
+            norm_rows(c, x + at, self.weights.output_norm, b.rows, mine, end)
+            clear_rows(b.drows, c.embd_p, mine, end)
+            if a.q16 != NULL:
+                acts_quantize(&a, mine, end, 0, a.n_blocks)
             meet(&self.team)
-            unit = claim(&self.team)
-            while 16 * unit < l.w.n_tiles:
-                matmul_tiles(&l.w, &a, self.precision, b.logits, c.vocab_p, 16 * unit, min(16 * unit + 16, l.w.n_tiles))
-                unit = claim(&self.team)
+            walk = Walk(0, 0)
+            while next_unit(&self.team, &walk, l.w.n_tiles, HEAD_TILES, &lo, &hi):
+                matmul_tiles(&l.w, &a, self.precision, b.logits, c.vocab_p, lo, hi)
             meet(&self.team)
             g = self.gradient(b.logits, c.vocab_p, 0)
-            for m in range(share(rows, i, n), share(rows, i + 1, n)):
+            for m in range(mine, end):
                 self.losses[first + m] = cross_entropy(b.logits + m * <size_t>c.vocab_p, c.n_vocab, self.targets[self.scored[first + m]], self.weight)
                 if backward and g.q != NULL:
                     quantize_gradient(b.logits, c.vocab_p, c.n_vocab, rows, m, m + 1, g.q, g.scale)
             if not backward:
                 continue
             meet(&self.team)
-            unit = claim(&self.team)
-            while UNIT_BLOCKS * unit < l.w.n_blocks:
-                matmul_backward_tiles(&l.w, b.logits, c.vocab_p, g.q, g.scale, rows, b.drows, c.embd_p,
-                                      UNIT_BLOCKS * unit, min(UNIT_BLOCKS * (unit + 1), l.w.n_blocks))
-                unit = claim(&self.team)
+            walk = Walk(0, 0)
+            while next_unit(&self.team, &walk, l.w.n_blocks, UNIT_BLOCKS, &lo, &hi):
+                matmul_backward_tiles(&l.w, b.logits, c.vocab_p, g.q, g.scale, rows, b.drows, c.embd_p, lo, hi)
             meet(&self.team)
-            for m in range(share(rows, i, n), share(rows, i + 1, n)):
-                t = first + m
-                rms_norm_backward(x + t * <size_t>c.embd_p, self.weights.output_norm, b.drows + m * c.embd_p, c.n_embd, c.rms_eps,
-                                  b.tail + t * <size_t>c.embd_p)
+            norm_rows_backward(c, x + at, self.weights.output_norm, b.drows, b.tail + at, mine, end)
         meet(&self.team)
 
     # ---- backward ----
@@ -459,21 +448,15 @@ cdef class TrainStep:
 
         Columns are dealt in units, those of dx first; x and dy of a unit's columns stay near while all is done with them.
         """
-        cdef int b, j, tile, at = 0, unit = claim(&self.team), n_blocks = self.weights.layers[layer].linear[slot].w.n_blocks
+        cdef int j, lo, hi, n_blocks = self.weights.layers[layer].linear[slot].w.n_blocks
         cdef Pair* p
-        if dx != NULL:
-            for b in range(0, n_blocks, 2):
-                if at == unit:
-                    self.input_backward(layer, slot, n_linear, dy, rows, dx, lddx, b, min(b + UNIT_BLOCKS, n_blocks), i)
-                    unit = claim(&self.team)
-                at += 1
+        cdef Walk walk = Walk(0, 0)
+        while next_unit(&self.team, &walk, n_blocks if dx != NULL else 0, UNIT_BLOCKS, &lo, &hi):
+            self.input_backward(layer, slot, n_linear, dy, rows, dx, lddx, lo, hi, i)
         for j in range(n_linear):
             p = self.pair(layer, slot + j)
-            for tile in range(0, max(p.in_p, p.out_p) // 16, 8):
-                if at == unit:
-                    self.pair_gradients(layer, slot + j, x, ldx, dy + j, rows, tile, tile + 8, i)
-                    unit = claim(&self.team)
-                at += 1
+            while next_unit(&self.team, &walk, max(p.in_p, p.out_p) // 16, UNIT_COLUMNS, &lo, &hi):
+                self.pair_gradients(layer, slot + j, x, ldx, dy + j, rows, lo, hi, i)
         meet(&self.team)
 
     cdef void input_backward(self, int layer, int slot, int n_linear, const Gradient* dy, int rows, float* dx, size_t lddx,
@@ -510,27 +493,24 @@ cdef class TrainStep:
         cdef Layer* l = &self.weights.layers[layer]
         cdef Kept* k = self.kept + layer
         cdef Buffers* b = &self.b
-        cdef int rows = self.rows(layer), t, lo = share(rows, i, n), hi = share(rows, i + 1, n)
+        cdef int rows = self.rows(layer), lo = share(rows, i, n), hi = share(rows, i + 1, n)
         cdef float* dx = self.gradient_of(layer)
         cdef Gradient down = self.gradient(dx, c.embd_p, 0)
         cdef Gradient g[2]
         g[0], g[1] = self.gradient(b.gate, c.ff_p, 0), self.gradient(b.up, c.ff_p, rows * padded(c.n_ff, 128))
         recall(k.gate, b.gate, c.ff_p, lo, hi, self.extent.item)
         recall(k.up, b.up, c.ff_p, lo, hi, self.extent.item)
-        for t in range(lo, hi):
-            swiglu(b.gate + t * c.ff_p, b.up + t * c.ff_p, c.ff_p, b.h + t * c.ff_p)
+        multiply_gate(c, b, lo, hi)
         self.leave(layer, DOWN, &down, rows, lo, hi)
         meet(&self.team)
         self.linears_backward(layer, DOWN, 1, b.h, c.ff_p, &down, rows, b.dh, c.ff_p, i)
-        for t in range(lo, hi):
-            swiglu_backward(b.dh + t * c.ff_p, c.ff_p, b.gate + t * c.ff_p, b.up + t * c.ff_p)
-            rms_norm(k.mid + t * c.embd_p, l.ffn_norm, c.n_embd, c.rms_eps, b.normed + t * c.embd_p)
+        multiply_gate_backward(c, b, lo, hi)
+        norm_rows(c, k.mid, l.ffn_norm, b.normed, lo, hi)
         self.leave(layer, GATE, g, rows, lo, hi)
         self.leave(layer, UP, g + 1, rows, lo, hi)
         meet(&self.team)
         self.linears_backward(layer, GATE, 2, b.normed, c.embd_p, g, rows, b.part, c.embd_p, i)
-        for t in range(lo, hi):
-            rms_norm_backward(k.mid + t * c.embd_p, l.ffn_norm, b.part + t * c.embd_p, c.n_embd, c.rms_eps, dx + t * c.embd_p)
+        norm_rows_backward(c, k.mid, l.ffn_norm, b.part, dx, lo, hi)
 
     cdef void output_backward(self, int layer, int i, int n) noexcept nogil:
         """From the gradient behind attention to b.datt and b.dx of all T tokens; those that the last layer left out have none."""
@@ -563,39 +543,34 @@ cdef class TrainStep:
         cdef Layer* l = &self.weights.layers[layer]
         cdef Kept* k = self.kept + layer
         cdef Buffers* b = &self.b
-        cdef int t, s, h, unit, j, lo = share(self.T, i, n), hi = share(self.T, i + 1, n), group = c.n_head // c.n_head_kv
-        cdef size_t at, q_width = padded(c.n_head * c.head_dim, 128), kv_width = padded(c.n_head_kv * c.head_dim, 128)
+        cdef int t, s, h, end, j, lo = share(self.T, i, n), hi = share(self.T, i + 1, n), group = c.n_head // c.n_head_kv
+        cdef size_t at, kv_at, q_width = padded(c.n_head * c.head_dim, 128), kv_width = padded(c.n_head_kv * c.head_dim, 128)
         cdef Gradient g[3]
         cdef float* dn = b.part if layer > self.extent.first_layer else NULL
+        cdef Walk walk = Walk(0, 0)
         g[0], g[1] = self.gradient(b.q, c.q_p, 0), self.gradient(b.dk, c.q_p, self.T * q_width)
         g[2] = self.gradient(b.dv, c.q_p, self.T * (q_width + kv_width))
         recall(k.q, b.q, c.q_p, lo, hi, self.extent.item)
         recall(k.k, b.k, c.kv_p, lo, hi, self.extent.item)
         recall(k.v, b.v, c.kv_p, lo, hi, self.extent.item)
         self.output_backward(layer, i, n)
-        unit, j = claim(&self.team), 0
         for s in range(self.n_segments):
-            for h in range(c.n_head):
-                if j == unit:
-                    at = self.starts[s] * <size_t>c.q_p + h * c.head_dim
-                    attend_backward(b.q + at, c.q_p, b.k + self.starts[s] * <size_t>c.kv_p + h // group * c.head_dim,
-                                    b.v + self.starts[s] * <size_t>c.kv_p + h // group * c.head_dim, c.kv_p, b.datt + at, c.q_p,
-                                    self.starts[s + 1] - self.starts[s], c.head_dim, attention_scale(c), b.q + at, c.q_p,
-                                    b.dk + at, b.dv + at, c.q_p, self.scratch(i))
-                    unit = claim(&self.team)
-                j += 1
+            while next_unit(&self.team, &walk, c.n_head, 1, &h, &end):
+                at = self.starts[s] * <size_t>c.q_p + h * c.head_dim
+                kv_at = self.starts[s] * <size_t>c.kv_p + h // group * c.head_dim
+                attend_backward(b.q + at, c.q_p, b.k + kv_at, b.v + kv_at, c.kv_p, b.datt + at, c.q_p,
+                                self.starts[s + 1] - self.starts[s], c.head_dim, attention_scale(c),
+                                b.q + at, c.q_p, b.dk + at, b.dv + at, c.q_p, self.scratch(i))
         meet(&self.team)
         for t in range(lo, hi):
             sum_groups(b.dk + t * c.q_p, c.n_head_kv, group, c.head_dim)
             sum_groups(b.dv + t * c.q_p, c.n_head_kv, group, c.head_dim)
-            rope_backward(b.q + t * c.q_p, c.n_head, c.head_dim, c.n_rot, b.cosine + t * c.n_rot // 2, b.sine + t * c.n_rot // 2, c.rope_layout)
-            rope_backward(b.dk + t * c.q_p, c.n_head_kv, c.head_dim, c.n_rot, b.cosine + t * c.n_rot // 2, b.sine + t * c.n_rot // 2, c.rope_layout)
-            rms_norm(k.x + t * c.embd_p, l.attn_norm, c.n_embd, c.rms_eps, b.normed + t * c.embd_p)
+        turn_heads(c, b, b.q, c.q_p, c.n_head, True, lo, hi)
+        turn_heads(c, b, b.dk, c.q_p, c.n_head_kv, True, lo, hi)
+        norm_rows(c, k.x, l.attn_norm, b.normed, lo, hi)
         for j in range(3):
             self.leave(layer, Q + j, g + j, self.T, lo, hi)
         meet(&self.team)
         self.linears_backward(layer, Q, 3, b.normed, c.embd_p, g, self.T, dn, c.embd_p, i)
-        if dn == NULL:
-            return
-        for t in range(lo, hi):
-            rms_norm_backward(k.x + t * c.embd_p, l.attn_norm, b.part + t * c.embd_p, c.n_embd, c.rms_eps, b.dx + t * c.embd_p)
+        if dn != NULL:
+            norm_rows_backward(c, k.x, l.attn_norm, dn, b.dx, lo, hi)
