@@ -176,7 +176,8 @@ def finetune(args, options):
     train, held = prepared.parts(data)
     budget = Budget(args, prepared, start, (train, held))
     packed, embedding = weights_bytes(prepared.file, budget.config)
-    budget.settle(packed + embedding + (os.path.getsize(args.model) if args.no_mmap else 0))
+    # read without a mapping, the file shrinks as the packed weights grow
+    budget.settle(max(packed + embedding, prepared.file.size if args.no_mmap else 0))
     model = open_model_from(args)
     case, peak = budget.settle(embedding)
     options = prepared.options = dataclasses.replace(prepared.options, checkpointing=case.checkpointing)

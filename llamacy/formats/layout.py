@@ -63,15 +63,19 @@ class ModelFile:
         Only where a legacy file's layout differs is it a converted copy.
         """
         info = self.tensors[name]
+        self._sources[info.part].fetch(info.offset, info.nbytes)
         content = self._sources[info.part].bytes
         if self._converter is not None:
             return self._converter(info, content)
         return content[info.offset : info.offset + info.nbytes].reshape(info.n_rows, info.row_bytes)
 
-    def release(self, name):
-        """Give the memory pages of tensor `name` back to the system; touching the data reads the file again."""
+    def release(self, name, done=False):
+        """Give the memory pages of tensor `name` back to the system; touching the data reads the file again.
+
+        Without a mapping nothing is given back until it is `done`: what `data` returned before is no longer read.
+        """
         info = self.tensors[name]
-        self._sources[info.part].release(info.offset, info.nbytes)
+        self._sources[info.part].release(info.offset, info.nbytes, done)
 
     def error(self, what, advice):
         """Return a LlamacyError that names this file."""

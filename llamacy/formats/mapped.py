@@ -1,4 +1,4 @@
-"""The bytes of a file, memory-mapped, and a cursor over them that never leaves them."""
+"""The bytes of a file, memory-mapped or read, and a cursor over them that never leaves them."""
 
 import mmap
 import os
@@ -28,6 +28,8 @@ class MappedFile:
 
     def __init__(self, path, use_mmap=True):
         self.path = os.fspath(path)
+        self.mapped = use_mmap
+        self._gone = set()  # of a copy in memory: the (start, nbytes) that were given back
         self._check_regular()
         try:
             with open(self.path, "rb") as file:
@@ -36,11 +38,11 @@ class MappedFile:
                     raise self.error("is empty", "download or copy it again")
                 if use_mmap:
                     self._map = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ)
-                    self.bytes = np.frombuffer(self._map, np.uint8)
                 else:
-                    self._map = None
-                    self.bytes = np.fromfile(file, np.uint8, self.size)
-                    self.size = len(self.bytes)
+                    self._map = mmap.mmap(-1, self.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+                    self._read(file, 0, self.size)
+                self.bytes = np.frombuffer(self._map, np.uint8)
+                self.bytes.flags.writeable = False
         except OSError as error:
             raise self.error(f"cannot be read: {error.strerror}", "check its permissions") from error
 
@@ -70,14 +72,32 @@ class MappedFile:
             return self.error(f"wanted {wanted}, got a file that begins with zeros", "an unfinished download?")
         return self.error(f"wanted {wanted}, got a file that begins with {shown(head[:8])}", "check the path")
 
-    def release(self, start, nbytes):
-        """Give the whole pages inside [start, start + nbytes) back to the system; they are read again when touched."""
-        if self._map is None or not hasattr(mmap, "MADV_DONTNEED"):
+    def _read(self, file, start, nbytes):
+        file.seek(start)
+        with memoryview(self._map)[start : start + nbytes] as target:
+            if file.readinto(target) < nbytes:
+                raise self.error("became shorter while it was read", "wait until it is complete")
+
+    def release(self, start, nbytes, done=False):
+        """Give the whole pages inside [start, start + nbytes) back to the system; they are read again when touched.
+
+        Those of a copy in memory are given back only when `done`: views of them are lost then, `fetch` reads them anew.
+        """
+        if not hasattr(mmap, "MADV_DONTNEED") or not (self.mapped or done):
             return
         first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
         last = (start + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
         if first < last:
             self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
+            if not self.mapped:
+                self._gone.add((start, nbytes))
+
+    def fetch(self, start, nbytes):
+        """Read [start, start + nbytes) again if it was given back."""
+        if (start, nbytes) in self._gone:
+            with open(self.path, "rb") as file:
+                self._read(file, start, nbytes)
+            self._gone.remove((start, nbytes))
 
     def close(self):
         """Let go of the file; arrays still in use keep the mapping alive until they are gone."""

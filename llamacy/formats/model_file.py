@@ -15,7 +15,7 @@ def open_model(path, use_mmap=True):
     """Return the ModelFile at `path`: GGUF or legacy GGML, by content and not by name.
 
     Of a split model any part opens the whole. Nothing is read but the header; tensors are views on the mapping (with
-    use_mmap=False, on one copy in memory).
+    use_mmap=False the whole file is read, and they are views on that copy).
     Raises LlamacyError, one line, for whatever is missing, damaged or something else.
     """
     source = MappedFile(path, use_mmap)

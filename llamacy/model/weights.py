@@ -10,7 +10,7 @@ from llamacy.model.architectures import ARCHITECTURES
 def load_weights(file, config, n_threads):
     """Pack every matrix of an open ModelFile (checked against `config`) and return the compiled Weights.
 
-    The mapping's pages of a packed matrix are given back; only a token embedding that is not the output matrix too is
+    The file's pages of a packed matrix are given back; only a token embedding that is not the output matrix too is
     read from the file later on.
     """
     family = ARCHITECTURES[config.architecture]
@@ -104,7 +104,7 @@ class _Loader:
             )
         except ArithmeticError:
             raise _not_finite(self.file, name) from None
-        self.file.release(name)
+        self.file.release(name, done=True)
         return packed
 
     def embedding(self, name):

@@ -1,5 +1,7 @@
 """The GGUF reader against files built by hand, files of the gguf package, and lies of every kind."""
 
+import os
+
 import gguf
 import numpy as np
 import pytest
@@ -118,10 +120,21 @@ def test_release_keeps_the_content(tmp_path):
 
 
 def test_without_mmap(tmp_path):
-    write_gguf(tmp_path / "m.gguf", {"k": 1}, [("x", by_name("F32"), (2, 4), np.arange(8, dtype=np.float32))])
+    content = [np.arange(i, i + 65536, dtype=np.float32) for i in range(3)]
+    write_gguf(tmp_path / "m.gguf", {"k": 1}, [(f"x{i}", by_name("F32"), (256, 256), content[i]) for i in range(3)])
     with open_model(tmp_path / "m.gguf", use_mmap=False) as model:
-        model.release("x")
-        np.testing.assert_array_equal(model.data("x").view(np.float32).ravel(), np.arange(8))
+        for i, done in enumerate([False, True, False]):
+            view = model.data(f"x{i}")
+            assert not view.flags.writeable
+            model.release(f"x{i}", done)
+            # the pages of a copy hold zeros once they were given back
+            assert view.view(np.float32)[7, 3] == (0 if done else i + 7 * 256 + 3)
+        for i in range(3):
+            np.testing.assert_array_equal(model.data(f"x{i}").view(np.float32).ravel(), content[i])
+        model.release("x1", done=True)
+        os.truncate(tmp_path / "m.gguf", 70000)
+        with pytest.raises(LlamacyError, match=r"m\.gguf: became shorter while it was read; wait until it is complete"):
+            model.data("x1")
 
 
 HUGE = [2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1]

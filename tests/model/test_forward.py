@@ -7,7 +7,10 @@ the f16 cache rules: 2^-11 per key and value.
 """
 
 import itertools
+import os
 import resource
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -203,6 +206,25 @@ def test_no_page_of_the_file_is_needed_to_look_a_tied_embedding_up(tiny):
     before = mapped_bytes(model.path)
     model.weights.embeddings(range(8001))
     assert mapped_bytes(model.path) == before < 8001 * 64 * 4 / 2
+
+
+LOADING = """
+import re, sys
+from llamacy.model import load_model
+def peak():
+    return 1024 * int(re.search("VmHWM: *(\\d+)", open("/proc/self/status").read().replace("\\t", " "))[1])
+before = peak()
+model = load_model(sys.argv[1], mmap=False, threads=1)
+print(peak() - before)
+"""
+
+
+def test_read_without_a_mapping_the_file_shrinks_as_the_weights_grow(tiny):
+    model, weights = tiny(replace(CONFIG, n_embd=512, n_ff=1024, n_layer=4), "F32")
+    largest = max(values.nbytes // 2 for values in weights.values())
+    command = [sys.executable, "-c", LOADING, model.path]
+    grown = int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    assert os.path.getsize(model.path) * 0.9 < grown < os.path.getsize(model.path) + largest + 8e6
 
 
 def mapped_bytes(path):
