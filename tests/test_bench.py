@@ -108,6 +108,13 @@ def test_the_read_bandwidth_is_that_of_this_world():
     assert 1e8 < read_bandwidth(2, megabytes=16, rounds=2) < 1e13
 
 
+@pytest.mark.parametrize("wrong", ["0", "-1", "two"])
+def test_a_wrong_number_of_threads_is_one_line(wrong):
+    done = subprocess.run([sys.executable, ROOT / "bench/bandwidth.py", wrong], capture_output=True, text=True)
+    message = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and message.startswith("bandwidth.py: error: ") and wrong in message
+
+
 LLAMA_BENCH = """#!/bin/sh
 echo "$@" >>{log}
 case "$*" in *"-rtr 1"*) speeds=30,50,40 ;; *) speeds=20,10,30 ;; esac
