@@ -14,6 +14,7 @@ import pytest
 
 from llamacy import kernels
 from llamacy.kernels.reference import quants
+from tests.kernels.matrices import inputs, packed
 from tests.kernels.rounding import assert_within, gamma
 
 FLOATS, SYMMETRIC, WITH_MINIMUM = ["F32", "F16", "BF16"], ["Q4_0", "Q5_0", "Q8_0"], ["Q4_1", "Q5_1"]
@@ -36,15 +37,6 @@ def sizes(name):
 
 def random_rows(name, n, k, seed=1):
     return quants.quantize(name, np.random.default_rng(seed).normal(size=(n, k)).astype(np.float32))
-
-
-def inputs(t, k, seed=2):
-    """x (t, k) f32 of several magnitudes, with a block of zeros and one of a single value in it."""
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(t, k)) * 10.0 ** rng.integers(-3, 3, (t, 1))
-    x[0, :32] = 0
-    x[-1, -32:-1] = 0
-    return x.astype(np.float32)
 
 
 def absolute_terms(name, rows):
@@ -72,10 +64,6 @@ def bound(name, rows, x, activations):
         return gamma(2 * x.shape[1] + 4) * ax @ w.T
     steps = half_steps(x, "int16" if name == "Q8_0" else activations)
     return steps @ w.T + gamma(4 * (x.shape[1] // 32) + 8) * (ax + steps) @ absolute_terms(name, rows).T
-
-
-def packed(module, name, rows, n_cols):
-    return module.PackedMatrix(rows, number(name), n_cols)
 
 
 @pytest.mark.parametrize("activations", ["f32", "int8", "int16"])

@@ -14,6 +14,7 @@ import pytest
 from llamacy import kernels
 from llamacy.formats.types import by_name
 from llamacy.kernels.reference import quants
+from tests.kernels.matrices import inputs, packed
 from tests.kernels.rounding import assert_within, gamma
 
 WIDTH = 2048  # a model that has spans
@@ -42,18 +43,6 @@ def scales(name, rows):
     flat = np.ascontiguousarray(block[..., 4:16]).reshape(-1, 12)
     s, m = (part.reshape(len(rows), -1, 8) for part in gguf.quants.Q4_K.get_scale_min(flat))
     return (head[..., :1] * s).reshape(len(rows), -1), (-head[..., 1:] * m).reshape(len(rows), -1)
-
-
-def packed(module, name, rows, k):
-    return module.PackedMatrix(rows, by_name(name).number, k)
-
-
-def inputs(t, k, seed=2):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(t, k)) * 10.0 ** rng.integers(-3, 3, (t, 1))
-    x[0, :32] = 0
-    x[-1, -32:-1] = 0
-    return x.astype(np.float32)
 
 
 def half_steps(x):
