@@ -38,6 +38,7 @@ cdef struct Run:            # consecutive positions of one slot: for each KV hea
     int first               # index of its first token
     int n
     int position
+    bint wanted             # the last layer needs its queries
     int chunks              # units per KV head
 
 cdef struct Step:           # one call: sizes, inputs and the buffers all threads share
@@ -47,7 +48,10 @@ cdef struct Step:           # one call: sizes, inputs and the buffers all thread
     const int* positions
     const int* slots
     const int* logits_at
-    const float* lora_scales
+    bint fewer              # than T: once the last layer's keys and values are stored, T becomes M, and x their rows
+    int first_query         # of those that the last layer needs
+    const float* lora_scales        # (T, n_adapters)
+    const float* wanted_scales      # (M, n_adapters): those of logits_at
     bint split              # units are single chunks, joined afterwards
     bint apart              # no two runs share a slot: a unit of attention sees no key of another's
     int n_runs
@@ -169,6 +173,7 @@ cdef class Session:
         """
         cdef Step* s = &self.step_
         cdef Config* c = &self.weights.config
+        cdef const float[:, ::1] wanted_scales
         cdef float[:, ::1] logits = np.empty((len(logits_at), c.embd_p if hidden else c.vocab_p), np.float32)
         cdef int width = c.n_embd if hidden else c.n_vocab, n_threads
         cdef bint few
@@ -181,7 +186,13 @@ cdef class Session:
         s.logits_at, s.logits, s.hidden = NULL, NULL, hidden
         if s.M:
             s.logits_at, s.logits = &logits_at[0], &logits[0, 0]
-        s.lora_scales = NULL if lora_scales is None or self.weights.n_lora == 0 else &lora_scales[0, 0]
+        s.fewer = s.M < s.T
+        s.lora_scales, s.wanted_scales = NULL, NULL
+        if lora_scales is not None and self.weights.n_lora:
+            s.lora_scales = &lora_scales[0, 0]
+            if s.M:
+                wanted_scales = np.asarray(lora_scales)[np.asarray(logits_at)]
+                s.wanted_scales = &wanted_scales[0, 0]
         if self.weights.n_lora and (self.u is None or self.u.shape[1] < self.weights.max_width):
             self.u = np.zeros((self.max_batch, self.weights.max_width), np.float32)
         if self.weights.n_lora:
@@ -193,7 +204,7 @@ cdef class Session:
         with nogil, parallel(num_threads=n_threads):
             self.run(enter(&self.team), omp_get_num_threads())
         if few:
-            note_step(&self.pace, s.T, omp_get_wtime() - began, self.team.sleeps)
+            note_step(&self.pace, <int>tokens.shape[0], omp_get_wtime() - began, self.team.sleeps)
         return np.asarray(logits)[:, :width]
 
     cdef check(self, tokens, positions, slots, logits_at, lora_scales):
@@ -226,6 +237,22 @@ cdef class Session:
         s.split = s.T <= SPLIT_TOKENS and longest > 1
         for r in s.runs[:s.n_runs]:
             r.chunks = (r.position + r.n - 1) // CHUNK + 1 if s.split else 1
+        self.find_wanted()
+
+    cdef void find_wanted(self) noexcept nogil:
+        """Which runs' queries the last layer needs"""
+        cdef Step* s = &self.step_
+        cdef Run* r
+        cdef int m
+        s.first_query = s.T
+        for r in s.runs[:s.n_runs]:
+            r.wanted = s.split or not s.fewer
+            for m in range(s.M if s.fewer else 0):
+                r.wanted = r.wanted or r.first <= s.logits_at[m] < r.first + r.n
+            if r.wanted:
+                s.first_query = min(s.first_query, r.first)
+        # so many that no short cut for few rows is taken, see some_rows
+        s.first_query = max(0, min(s.first_query, s.T - FEW - 1))
 
     cdef Head head(self, int layer, int slot, int kv_head) noexcept nogil:
         cdef Head h
@@ -247,7 +274,8 @@ cdef class Session:
         meet(&self.team)
         for layer in range(c.n_layer):
             self.attention(layer, i, n)
-            self.mlp(layer, i, n)
+            if s.M or layer < c.n_layer - 1:
+                self.mlp(layer, i, n)
         if s.M:
             self.head_logits(i, n)
 
@@ -363,6 +391,7 @@ cdef class Session:
         cdef int lo[3]
         cdef int hi[3]
         cdef int j, first, last, before, turn = 0, all_tiles = 0
+        cdef bint fewer = s.fewer and layer == c.n_layer - 1
         self.norm_rows(&a, l.linear, 3, l.attn_norm, i, n)
         y[0], y[1], y[2] = s.q, s.k, s.v
         ldy[0], ldy[1], ldy[2] = s.ldq, c.kv_p, c.kv_p
@@ -374,16 +403,45 @@ cdef class Session:
             for j in range(3):
                 lo[j], hi[j] = max(first - before, 0), min(last - before, l.linear[j].w.n_tiles)
                 before += l.linear[j].w.n_tiles
+            if fewer:
+                self.late_queries(l.linear, &a, lo[0], hi[0])
+                hi[0] = lo[0]
             self.linears(l.linear, 3, &a, 0, y, ldy, lo, hi)
         meet(&self.team)
         if not s.apart:
             for j in range(share(s.T * c.n_head_kv, i, n), share(s.T * c.n_head_kv, i + 1, n)):
                 self.store_token(layer, j // c.n_head_kv, j % c.n_head_kv)
             meet(&self.team)
-        self.attend_units(layer, i, n)
+        self.attend_units(layer, fewer, i, n)
         meet(&self.team)
-        self.round_rows(&a, &l.linear[O], s.att, c.q_p, i, n)
+        if fewer and s.M == 0:
+            return
+        if fewer:
+            self.leave_wanted(i, n)
+        self.round_rows(&a, &l.linear[O], s.q if fewer else s.att, c.q_p, i, n)
         self.add_linear(&l.linear[O], &a, i, n)
+
+    cdef void late_queries(self, const Linear* q, const Acts* a, int lo, int hi) noexcept nogil:
+        """The last layer's queries, from the first wanted one on"""
+        cdef Step* s = &self.step_
+        cdef Acts part = some_rows(a, s.first_query, s.T)
+        cdef float* y = s.q + s.first_query * s.ldq
+        if s.M:
+            self.linears(q, 1, &part, s.first_query, &y, &s.ldq, &lo, &hi)
+
+    cdef void leave_wanted(self, int i, int n) noexcept nogil:
+        """Go on with the tokens alone whose logits are wanted: their rows of x, and of att in q"""
+        cdef Step* s = &self.step_
+        cdef Config* c = &self.weights.config
+        cdef int m
+        for m in range(share(s.M, i, n), share(s.M, i + 1, n)):
+            memcpy(s.normed + m * c.embd_p, s.x + s.logits_at[m] * c.embd_p, 4 * <size_t>c.embd_p)
+            memcpy(s.q + m * c.q_p, s.att + s.logits_at[m] * c.q_p, 4 * <size_t>c.q_p)
+        meet(&self.team)
+        if i == 0:
+            s.x, s.normed = s.normed, s.x
+            s.T, s.lora_scales = s.M, s.wanted_scales
+        meet(&self.team)
 
     cdef void store_token(self, int layer, int t, int h) noexcept nogil:
         """Token t's key, turned, and value of one KV head enter the cache."""
@@ -406,8 +464,8 @@ cdef class Session:
             rope(q, group, c.head_dim, c.n_rot, s.cosine + angles, s.sine + angles, c.rope_layout)
             q += each
 
-    cdef void attend_units(self, int layer, int i, int n) noexcept nogil:
-        """s.att from s.q and the cache, one unit after another as threads are free"""
+    cdef void attend_units(self, int layer, bint fewer, int i, int n) noexcept nogil:
+        """s.att from s.q and the cache, one unit after another as threads are free; fewer: of the wanted runs"""
         cdef Step* s = &self.step_
         cdef Config* c = &self.weights.config
         cdef int k, unit, end, j, t, h
@@ -415,7 +473,7 @@ cdef class Session:
         cdef Walk walk = Walk(0, 0)
         for k in range(s.n_runs):
             while next_unit(&self.team, &walk, s.runs[k].chunks * c.n_head_kv, 1, &unit, &end):
-                self.attend_unit(layer, s.runs + k, unit, <float*>(&self.work[0] + i * self.work_bytes))
+                self.attend_unit(layer, s.runs + k, not fewer or s.runs[k].wanted, unit, <float*>(&self.work[0] + i * self.work_bytes))
         if not s.split:
             return
         meet(&self.team)
@@ -423,8 +481,8 @@ cdef class Session:
             t, h = j // c.n_head, j % c.n_head
             join_parts(s.parts + j * each, s.positions[t] // CHUNK + 1, c.head_dim, s.att + t * c.q_p + h * c.head_dim)
 
-    cdef void attend_unit(self, int layer, const Run* r, int unit, float* q) noexcept nogil:
-        """One KV head of a run, or a chunk of its past; q: this thread's scratch"""
+    cdef void attend_unit(self, int layer, const Run* r, bint wanted, int unit, float* q) noexcept nogil:
+        """Keys and, where wanted, queries of one KV head of a run, or of a chunk of its past; q: this thread's scratch"""
         cdef Step* s = &self.step_
         cdef Config* c = &self.weights.config
         cdef int group = c.n_head // c.n_head_kv, h = unit // r.chunks, chunk = unit % r.chunks, t
@@ -435,6 +493,8 @@ cdef class Session:
         for t in range(r.first, r.first + r.n if s.apart else 0):
             if not s.split or s.positions[t] // CHUNK == chunk:
                 self.store_token(layer, t, h)
+        if not wanted:
+            return
         self.turn_queries(r, h, q)
         if s.split:
             attend_part(q, group * c.head_dim, r.n, group, c.head_dim, scale, r.position, chunk, &head,
@@ -484,7 +544,7 @@ cdef class Session:
         cdef float* normed = s.logits if s.hidden else self.own_normed(i) if alone else s.normed
         self.inputs(&a, l, 1, normed, c.embd_p, s.M, self.own_rounded(i) if alone else s.rounded)
         for m in range(0 if alone else share(s.M, i, n), 1 if alone else share(s.M, i + 1, n)):
-            rms_norm(s.x + s.logits_at[m] * c.embd_p, self.weights.output_norm, c.n_embd, c.rms_eps, normed + m * c.embd_p)
+            rms_norm(s.x + (m if s.fewer else s.logits_at[m]) * c.embd_p, self.weights.output_norm, c.n_embd, c.rms_eps, normed + m * c.embd_p)
             if not s.hidden:
                 acts_quantize(&a, m, m + 1, 0, a.n_blocks)
         if s.hidden:

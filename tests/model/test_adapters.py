@@ -74,8 +74,11 @@ def test_each_token_may_have_scales_of_its_own(base, monkeypatch):
     for each in adapters:
         model.add_adapter(each)
     scales = np.random.default_rng(1).uniform(-1, 1, (len(TOKENS), 2)).astype(np.float32)
-    wanted = twin_logits(exact, adapters, scales, monkeypatch)
+    wanted, n = twin_logits(exact, adapters, scales, monkeypatch), len(TOKENS)
     assert_close(logits_of(model, TOKENS, lora_scales=scales), wanted, 2e-5)
+    some = [n - 1, 3, 0]
+    found = model.new_session(1, 64).step(TOKENS, np.arange(n), np.zeros(n, int), some, scales)
+    assert_close(found, wanted[some], 2e-5)
 
 
 def test_a_slot_without_adapter_is_not_touched_by_its_neighbour_s(base):

@@ -266,6 +266,23 @@ def test_only_the_wanted_logits_are_computed(tiny):
     assert session.step([], [], [], []).shape == (0, CONFIG.n_vocab)
 
 
+@pytest.mark.parametrize("activations", ["f32", "int8", "int16"])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("n", [3, 21, 75])
+def test_tokens_whose_logits_nobody_wants_leave_their_keys_and_change_nothing_else(tiny, activations, threads, n):
+    model, _ = tiny(replace(CONFIG, n_layer=3), activations=activations, threads=threads)
+    prompts = [tokens_of(CONFIG, n + 1, seed=seed) for seed in (1, 2)]
+    every = [logits_of(model, prompt) for prompt in prompts]
+    tokens, positions = np.r_[prompts[0][:n], prompts[1][:n]], np.r_[:n, :n]
+    slots, last = np.repeat([0, 1], n), 2 * n - 1
+    for wanted in ([], [last], [n - 1, 0], [last, n // 2, last], [n], list(range(last, 0, -2))):
+        session = model.new_session(2, n + 1)
+        found = session.step(tokens, positions, slots, wanted)
+        np.testing.assert_array_equal(found, np.concatenate([rows[:n] for rows in every])[wanted])
+        found = session.step([prompts[0][n], prompts[1][n]], [n, n], [0, 1], [1, 0])
+        np.testing.assert_array_equal(found, [every[1][n], every[0][n]])
+
+
 @pytest.mark.parametrize(
     ("step", "words"),
     [
