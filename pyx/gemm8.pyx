@@ -3,10 +3,10 @@
 Two ways to end a block: in f32 where each has a step of its own, in int32 where SPAN blocks share one (spans.pyx).
 """
 
-from libc.stdint cimport int8_t, int32_t, uint8_t
+from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t
 
 from .acts cimport *
-from .gemm cimport Packed
+from .gemm cimport Packed, panel_add
 from .kinds cimport Kernel
 from .outliers cimport Columns, add_columns, find_columns
 from .panels cimport *
@@ -133,78 +133,67 @@ cdef inline void mixed_half(const uint8_t* q, const uint8_t* a0, const uint8_t* 
     mix4(vb_load(q + 192), a0 + 12, a1 + 12, a2 + 12, a3 + 12, h0, h1, h2, h3)
 
 
-cdef inline void weigh_first4(int32_t* acc, vi base, vh h0, vh h1, vh h2, vh h3, vw s) noexcept nogil:
-    """acc [4 inputs][16] = base + s * h"""
-    vi_store(acc, vh_weigh(base, h0, s))
-    vi_store(acc + 16, vh_weigh(base, h1, s))
-    vi_store(acc + 32, vh_weigh(base, h2, s))
-    vi_store(acc + 48, vh_weigh(base, h3, s))
-
-
 cdef inline void mixed_block(const uint8_t* q, vw s, const uint8_t* a0, const uint8_t* a1, const uint8_t* a2, const uint8_t* a3,
-                             bint fifth, const int32_t* base, int32_t* sums) noexcept nogil:
-    """sums [4 tokens][16] += s * a block's products; base: what a span's first block finds there, NULL for others"""
+                             bint fifth, int32_t* acc) noexcept nogil:
+    """acc [4 tokens][16] += s * a block's products"""
     cdef vh h0 = vh_zero()
     cdef vh h1 = h0, h2 = h0, h3 = h0
     mixed_half(q, a0, a1, a2, a3, &h0, &h1, &h2, &h3)
     if fifth:
-        if base != NULL:
-            weigh_first4(sums, vi_load(base), h0, h1, h2, h3, s)
-        else:
-            weigh4(sums, h0, h1, h2, h3, s)
+        weigh4(acc, h0, h1, h2, h3, s)
         h0 = vh_zero()
         h1, h2, h3 = h0, h0, h0
     mixed_half(q + 256, a0 + 16, a1 + 16, a2 + 16, a3 + 16, &h0, &h1, &h2, &h3)
-    if base != NULL and not fifth:
-        weigh_first4(sums, vi_load(base), h0, h1, h2, h3, s)
-    else:
-        weigh4(sums, h0, h1, h2, h3, s)
+    weigh4(acc, h0, h1, h2, h3, s)
 
 
-cdef inline void add_minimum(const float* m, const float* total, size_t lds, float* sums) noexcept nogil:
-    cdef int i
-    for i in range(4):
-        vf_store(sums + 16 * i, vf_fma1(vf_load(m), total[i * lds], vf_load(sums + 16 * i)))
-
-
-cdef inline void panel_span(const SpanPanel* p, const float* units, int nb, const uint8_t* a0, size_t lda,
-                            const float* scale, const float* total, size_t lds, bint fifth, bint has_min, float* sums) noexcept nogil:
-    """sums [4 tokens][16] += the panel's nb blocks"""
+cdef inline void panel_span(const SpanPanel* p, int nb, const uint8_t* a0, size_t lda, const float* scale, size_t lds,
+                            bint fifth, float* sums) noexcept nogil:
+    """sums [4 tokens][16] = the panel's nb blocks, in units"""
     cdef const uint8_t* a1 = a0 + lda
     cdef const uint8_t* a2 = a1 + lda
     cdef const uint8_t* a3 = a2 + lda
-    cdef int b = 0, end, i
+    cdef const uint8_t* q = p.q
+    cdef const int16_t* s = p.s
+    cdef const int32_t* base = p.base
+    cdef int i, _b
     cdef int32_t acc[64]
-    while b < nb:
-        end = min(b + SPAN, nb)
-        mixed_block(p.q + TILE * b, vw_load(p.s + 32 * b), a0, a1, a2, a3, fifth, p.base + 16 * (b // SPAN), acc)
-        if has_min:
-            add_minimum(p.m + 16 * b, total + b, lds, sums)
-        a0, a1, a2, a3, b = a0 + 32, a1 + 32, a2 + 32, a3 + 32, b + 1
-        while b < end:
-            mixed_block(p.q + TILE * b, vw_load(p.s + 32 * b), a0, a1, a2, a3, fifth, NULL, acc)
-            if has_min:
-                add_minimum(p.m + 16 * b, total + b, lds, sums)
-            a0, a1, a2, a3, b = a0 + 32, a1 + 32, a2 + 32, a3 + 32, b + 1
+    for i in range(4):
+        vf_store(sums + 16 * i, vf_set1(0))
+    while nb > 0:
         for i in range(4):
-            close_span(sums + 16 * i, vf_load(units), scale[i * lds + b - 1], vi_load(acc + 16 * i))
+            vi_store(acc + 16 * i, vi_load(base))
+        for _b in range(min(nb, SPAN)):
+            mixed_block(q, vw_load(s), a0, a1, a2, a3, fifth, acc)
+            q, s, a0, a1, a2, a3 = q + TILE, s + 32, a0 + 32, a1 + 32, a2 + 32, a3 + 32
+        for i in range(4):
+            close_span(sums + 16 * i, scale[i * lds], vi_load(acc + 16 * i))
+        base, scale, nb = base + 16, scale + SPAN, nb - SPAN
 
 
 cdef inline void tokens_span(const SpanPanel* p, const float* units, int b, int n, const Acts* x, int t0, int t1,
-                             float* y, size_t ldy, bint fifth, bint has_min) noexcept nogil:
+                             float* y, size_t ldy, bint fifth, bint fresh) noexcept nogil:
     """Tokens t0..t1 with an unpacked panel of n blocks from block b on"""
     cdef float sums[64]
     cdef Rows r
     cdef size_t nb = x.n_blocks, at
-    cdef int t = t0, new
+    cdef int t = t0, new, i
     while t < t1:
         new = rows_at(&r, t, t1)
         at = r.first * nb + b
-        tile_load(sums, y + t * ldy, ldy, &r, b == 0)
-        panel_span(p, units, n, <const uint8_t*>x.q8 + 32 * at, 32 * nb * r.stride, x.scale8 + at, x.sum8 + at, nb * r.stride,
-                   fifth, has_min, sums)
-        tile_store(sums, y + t * ldy, ldy, &r)
+        panel_span(p, n, <const uint8_t*>x.q8 + 32 * at, 32 * nb * r.stride, x.scale8 + at, nb * r.stride, fifth, sums)
+        for i in range(new):
+            add_units(y + (t + i) * ldy, vf_load(units), vf_load(sums + 16 * (r.skip + i)), fresh)
         t += new
+
+
+cdef void add_minima(const SpanPanel* p, int b, int n, const Acts* x, int t0, int t1, float* y, size_t ldy) noexcept nogil:
+    """y of tokens t0..t1 += minima times sums of inputs, of n blocks from block b on"""
+    cdef int t
+    if b == 0:
+        for t in range(t0, t1):
+            vf_store(y + t * ldy, vf_set1(0))
+    panel_add(p.m, 16, n, x.sum8 + t0 * <size_t>x.n_blocks + b, x.n_blocks, t1 - t0, y + t0 * ldy, ldy)
 
 
 cdef void gemm_spans(const Packed* w, const Acts* x, float* y, size_t ldy, int lo, int hi) noexcept nogil:
@@ -214,8 +203,10 @@ cdef void gemm_spans(const Packed* w, const Acts* x, float* y, size_t ldy, int l
     cdef float* columns = <float*>(p + 1)
     cdef const Kernel* k = w.kernel
     cdef const float* units
+    cdef float* out
     cdef Columns c
     cdef int t0, t1, b, n, tile
+    cdef bint fresh
     for t0 in range(0, x.n_rows, 128):
         t1 = min(t0 + T_BLOCK, x.n_rows)
         b = 0
@@ -223,15 +214,16 @@ cdef void gemm_spans(const Packed* w, const Acts* x, float* y, size_t ldy, int l
             n = min(span_chunk(w.n_blocks), w.n_blocks - b)
             find_columns(x, b, n, t0, t1, &c)
             for tile in range(lo, hi):
-                units = w.units + 16 * tile
+                units, out, fresh = w.units + 16 * tile, y + 16 * tile, b == 0
                 k.span.unpack(w.tiles + (tile * <size_t>w.n_blocks + b) * k.tile_bytes, n, units, p)
+                if k.span.has_min:
+                    add_minima(p, b, n, x, t0, t1, out, ldy)
+                    fresh = False
                 if k.span.fifth:
-                    tokens_span(p, units, b, n, x, t0, t1, y + 16 * tile, ldy, True, k.span.has_min)
-                elif k.span.has_min:
-                    tokens_span(p, units, b, n, x, t0, t1, y + 16 * tile, ldy, False, True)
+                    tokens_span(p, units, b, n, x, t0, t1, out, ldy, True, fresh)
                 else:
-                    tokens_span(p, units, b, n, x, t0, t1, y + 16 * tile, ldy, False, False)
-                add_columns(p.q, p.d, &c, t1 - t0, columns, y + t0 * ldy + 16 * tile, ldy)
+                    tokens_span(p, units, b, n, x, t0, t1, out, ldy, False, fresh)
+                add_columns(p.q, p.d, &c, t1 - t0, columns, out + t0 * ldy, ldy)
             b += n
 
 

@@ -128,10 +128,10 @@ cdef inline void matvec(const uint8_t* tile, const float* units, int nb, const A
     cdef const float* scale = x.scale8 + t * nb
     cdef const float* total = x.sum8 + t * nb
     cdef int b = 0, end, first, chunk = span_chunk(nb)
-    cdef vf d, acc = vf_set1(0), unit = vf_load(units), inverse = vf_div(vf_set1(1), unit)
+    cdef vf d, sums, acc = vf_set1(0), inverse = vf_div(vf_set1(1), vf_load(units))
     cdef vi s
     while b < nb:
-        first = b
+        first, sums = b, vf_set1(0)
         while b < min(first + chunk, nb):
             s, end = vi_zero(), min(b + SPAN, nb)
             while b < end:
@@ -142,8 +142,8 @@ cdef inline void matvec(const uint8_t* tile, const float* units, int nb, const A
                     acc = vf_fma1(left_minimum(tile, d, fifth, offset, wide), total[b], acc)
                 tile += tile_bytes
                 b += 1
-            acc = vf_fma(vf_mul(unit, vf_set1(scale[b - 1])), vi_to_f(s), acc)
-        vf_store(y, acc)
+            sums = vf_fma1(vi_to_f(s), scale[b - 1], sums)
+        vf_store(y, vf_fma(vf_load(units), sums, acc))
         quads_outliers(tile - (b - first) * tile_bytes, first, b, x, t, y, fifth, offset, tile_bytes, wide)
         acc = vf_load(y)
 
@@ -151,6 +151,7 @@ cdef inline void matvec(const uint8_t* tile, const float* units, int nb, const A
 cdef inline void matvec2(const uint8_t* tile, const uint8_t* other, const float* units, const float* others, int nb, const Acts* x,
                          float* y, float* yo, int offset, bint has_min, int tile_bytes, bint wide) noexcept nogil:
     """y[16], yo[16] = two row groups' products with input 0, see kinds.pyx's two_groups; bit for bit what matvec makes of each"""
+    cdef float sums[32]
     cdef int b = 0, end, first, chunk = span_chunk(nb)
     cdef vh h, ho
     cdef vf d, inverse = vf_div(vf_set1(1), vf_load(units)), inverseo = vf_div(vf_set1(1), vf_load(others))
@@ -159,6 +160,7 @@ cdef inline void matvec2(const uint8_t* tile, const uint8_t* other, const float*
     vf_store(yo, vf_set1(0))
     while b < nb:
         first = b
+        memset(sums, 0, sizeof(sums))
         while b < min(first + chunk, nb):
             s, end = vi_zero(), min(b + SPAN, nb)
             so = s
@@ -179,8 +181,10 @@ cdef inline void matvec2(const uint8_t* tile, const uint8_t* other, const float*
                 tile += tile_bytes
                 other += tile_bytes
                 b += 1
-            close_span(y, vf_load(units), x.scale8[b - 1], s)
-            close_span(yo, vf_load(others), x.scale8[b - 1], so)
+            close_span(sums, x.scale8[b - 1], s)
+            close_span(sums + 16, x.scale8[b - 1], so)
+        add_units(y, vf_load(units), vf_load(sums), False)
+        add_units(yo, vf_load(others), vf_load(sums + 16), False)
         quads_outliers(tile - (b - first) * tile_bytes, first, b, x, 0, y, False, offset, tile_bytes, wide)
         quads_outliers(other - (b - first) * tile_bytes, first, b, x, 0, yo, False, offset, tile_bytes, wide)
 
@@ -211,12 +215,14 @@ cdef inline void matvec4(const uint8_t* tile, const float* units, int nb, const 
     cdef const float* scale = x.scale8 + t * nb
     cdef const float* total = x.sum8 + t * nb
     cdef int32_t acc[64]
+    cdef float sums[64]
     cdef int b = 0, end, first, i, chunk = span_chunk(nb)
     cdef vf d, m, inverse = vf_div(vf_set1(1), vf_load(units))
     for i in range(4):
         vf_store(y + i * ldy, vf_set1(0))
     while b < nb:
         first = b
+        memset(sums, 0, sizeof(sums))
         while b < min(first + chunk, nb):
             memset(acc, 0, sizeof(acc))
             end = min(b + SPAN, nb)
@@ -231,8 +237,9 @@ cdef inline void matvec4(const uint8_t* tile, const float* units, int nb, const 
                 tile += tile_bytes
                 b += 1
             for i in range(4):
-                close_span(y + i * ldy, vf_load(units), scale[i * nb + b - 1], vi_load(acc + 16 * i))
+                close_span(sums + 16 * i, scale[i * nb + b - 1], vi_load(acc + 16 * i))
         for i in range(4):
+            add_units(y + i * ldy, vf_load(units), vf_load(sums + 16 * i), False)
             quads_outliers(tile - (b - first) * tile_bytes, first, b, x, t + i, y + i * ldy, fifth, offset, tile_bytes, wide)
 
 

@@ -105,9 +105,14 @@ cdef inline void weigh4(int32_t* acc, vh h0, vh h1, vh h2, vh h3, vw s) noexcept
     vi_store(acc + 48, vh_weigh(vi_load(acc + 48), h3, s))
 
 
-cdef inline void close_span(float* y, vf units, float scale, vi s) noexcept nogil:
-    """y[16] += scale * units * s"""
-    vf_store(y, vf_fma(vf_mul(units, vf_set1(scale)), vi_to_f(s), vf_load(y)))
+cdef inline void close_span(float* sums, float scale, vi s) noexcept nogil:
+    """sums[16] += scale * s"""
+    vf_store(sums, vf_fma1(vi_to_f(s), scale, vf_load(sums)))
+
+
+cdef inline void add_units(float* y, vf units, vf sums, bint fresh) noexcept nogil:
+    """y[16] += units * sums; fresh: y holds nothing yet"""
+    vf_store(y, vf_fma(units, sums, vf_set1(0) if fresh else vf_load(y)))
 
 
 # ---- packing: 16 rows of blocks to a tile ----
