@@ -79,64 +79,58 @@ cdef float find_peaks(const float* row, int n_blocks, int block_lo, int block_hi
     return total / n_blocks
 
 
-cdef float set_aside(Acts* x, size_t at, const float* a, float limit) noexcept nogil:
-    """Move values over the limit, the largest first, from block `at`, which is a[32], to x.outliers; returns the largest one left"""
+cdef float set_aside(Acts* x, size_t at, const float** a, float* rest, float limit) noexcept nogil:
+    """Move values over the limit, the largest first, from block `at`, which is a[0][32], to x.outliers; a[0] becomes what is
+    left, `rest` where values were moved, and x.sum8 their sum; returns the largest one left"""
     cdef float amax = x.scale8[at]
-    cdef float block[32]
     cdef Outliers* out = x.outliers + at
     cdef int n = 0, k
+    x.sum8[at] = 0
     if amax > limit:
-        memcpy(block, a, sizeof(block))
+        memcpy(rest, a[0], 4 * 32)
+        a[0] = rest
         while n < OUTLIERS and amax > limit:
             k = 0
-            while k < 31 and fabsf(block[k]) != amax:
+            while k < 31 and fabsf(rest[k]) != amax:
                 k += 1
-            out.k[n], out.value[n], block[k] = <uint8_t>k, block[k], 0
-            amax = block_amax(vf_load(block), vf_load(block + 16))
+            out.k[n], out.value[n], rest[k] = <uint8_t>k, rest[k], 0
+            x.sum8[at] += out.value[n]
+            amax = block_amax(vf_load(rest), vf_load(rest + 16))
             n += 1
     x.outlier_bits[at] = <uint8_t>((1 << n) - 1)
     return amax
 
 
-cdef inline void raise_codes(uint8_t* q) noexcept nogil:
-    """32 codes + U8_OFFSET"""
-    cdef int i
-    for i in range(32):
-        q[i] ^= U8_OFFSET
-
-
 cdef inline void round8(Acts* x, size_t at, const float* a, float amax) noexcept nogil:
-    """Block `at` = a[32] less its outliers; amax: what 127 stands for"""
-    cdef float inverse = 127 / amax if amax > 0 else 0, total = 0
-    cdef float block[32]
-    cdef int i, sum
-    cdef vi i0, i1
-    if x.outlier_bits[at]:
-        memcpy(block, a, sizeof(block))
-        for i in range(OUTLIERS):
-            if x.outlier_bits[at] >> i & 1:
-                total += x.outliers[at].value[i]
-                block[x.outliers[at].k[i]] = 0
-        a = block
-    i0, i1 = vf_to_i(vf_mul(vf_load(a), vf_set1(inverse))), vf_to_i(vf_mul(vf_load(a + 16), vf_set1(inverse)))
+    """Block `at` = a[32], what its outliers leave; amax: what 127 stands for"""
+    cdef float inverse = 127 / amax if amax > 0 else 0
+    cdef vi i0 = vf_to_i(vf_mul(vf_load(a), vf_set1(inverse))), i1 = vf_to_i(vf_mul(vf_load(a + 16), vf_set1(inverse)))
+    cdef int sum = vi_hsum(vi_add(i0, i1))
     vi_store_s8(x.q8 + 32 * at, i0)
     vi_store_s8(x.q8 + 32 * at + 16, i1)
-    if x.raised:
-        raise_codes(<uint8_t*>x.q8 + 32 * at)
-    sum = vi_hsum(vi_add(i0, i1))
     x.less8[2 * at] = x.less8[2 * at + 1] = <int16_t>(-4 * sum)
     x.scale8[at] = amax * <float>(1.0 / 127)
-    x.sum8[at] = x.scale8[at] * <float>sum + total
+    x.sum8[at] += x.scale8[at] * <float>sum
 
 
 cdef inline void round_span(Acts* x, size_t at, const float* a, int n, float limit) noexcept nogil:
     """n blocks with one step; their largest values stand in scale8"""
+    cdef float rest[32 * SPAN]
+    cdef const float* left[SPAN]
     cdef float amax = 0
     cdef int b
     for b in range(n):
-        amax = max(amax, set_aside(x, at + b, a + 32 * b, limit))
+        left[b] = a + 32 * b
+        amax = max(amax, set_aside(x, at + b, left + b, rest + 32 * b, limit))
     for b in range(n):
-        round8(x, at + b, a + 32 * b, amax)
+        round8(x, at + b, left[b], amax)
+
+
+cdef inline void raise_codes(uint8_t* q, size_t n) noexcept nogil:
+    """n codes + U8_OFFSET"""
+    cdef size_t i
+    for i in range(n):
+        q[i] ^= U8_OFFSET
 
 
 cdef void round16(Acts* x, size_t at, vf a0, vf a1, float amax) noexcept nogil:
@@ -166,6 +160,8 @@ cdef void acts_quantize(Acts* x, int lo, int hi, int block_lo, int block_hi) noe
             while b < block_hi:
                 round_span(x, at + b, row + 32 * b, min(x.span, block_hi - b), limit)
                 b += x.span
+            if x.raised:
+                raise_codes(<uint8_t*>x.q8 + 32 * (at + block_lo), 32 * (block_hi - block_lo))
         if x.q16 != NULL:
             for b in range(block_lo, block_hi):
                 a0, a1 = vf_load(row + 32 * b), vf_load(row + 32 * b + 16)
