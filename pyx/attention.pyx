@@ -12,7 +12,7 @@ from libc.string cimport memcpy, memset
 
 from .acts cimport padded
 from .gemm cimport panel_add
-from .kv16 cimport STEPS, load_some, round_query, scores16, softmax16, store16, values16
+from .kv16 cimport STEPS, load_some, round_query, scores16, softmax16, step_of, store16, store_some, values16
 from .simd cimport *
 from .vmath cimport vf_exp
 
@@ -328,10 +328,10 @@ cdef void attend_chunk(const float* q, int rows, int group, int head_dim, int po
             widen_keys(base + j * tile, head_dim, head.k_type, wide)
             panel_add(wide, 16, head_dim, q + first * hdp, hdp, rows - first, s + first * LDS + 16 * j, LDS)
     if head.v_type == KV_S16:
-        for r in range(lo, rows):
-            totals[r] = softmax16(s + r * LDS, min(position + r // group + 1 - start, CHUNK), base + k_bytes, tile, CHUNK // 2, peaks + r)
         for r in range(lo, rows, 4):
             n = min(4, rows - r)
+            for i in range(r, r + n):
+                totals[i] = softmax16(s + i * LDS, min(position + i // group + 1 - start, CHUNK), base + k_bytes, tile, CHUNK // 2, peaks + i)
             values16(base + k_bytes, tile, min(n_tiles, (position + (r + n - 1) // group - start) // 16 + 1), hdp, s + r * LDS, LDS, CHUNK // 2, n, o + r * hdp)
         return
     for r in range(lo, rows):
@@ -353,31 +353,33 @@ cdef inline float exp1(float x) noexcept nogil:
     return vf_hmax(vf_exp(vf_set1(x)))
 
 
-cdef inline void join(float* o, float* peak, float* total, const float* other, float other_peak, float other_total, size_t hdp, bint begin) noexcept nogil:
-    """Put the next chunk's result into (o, peak, total); `begin`: it is the first."""
-    cdef float top, a, b
+cdef inline void join(float* o, float* peak, float* total, const float* other, float other_peak, float other_total, size_t hdp) noexcept nogil:
+    """Put the next chunk's result into (o, peak, total)."""
+    cdef float top = max(peak[0], other_peak), a = exp1(min(peak[0], other_peak) - top), b = 1
     cdef size_t i
-    if begin:
-        memcpy(o, other, 4 * hdp)
-        peak[0], total[0] = other_peak, other_total
-        return
-    top = max(peak[0], other_peak)
-    a, b = exp1(peak[0] - top), exp1(other_peak - top)
+    if top == peak[0]:
+        a, b = b, a
     peak[0], total[0] = top, total[0] * a + other_total * b
     for i in range(0, hdp, 16):
         vf_store(o + i, vf_fma1(vf_load(o + i), a, vf_mul(vf_load(other + i), vf_set1(b))))
 
 
-cdef inline void scaled_queries(const float* q, size_t ldq, int n_tokens, int group, int head_dim, float scale, int kind, float* out) noexcept nogil:
-    """(n_tokens, group, head_dim) with token stride ldq to rows of padded length, scaled, as keys of that kind want them"""
-    cdef int t, g, j, hdp = <int>padded(head_dim, 16)
+cdef inline void scaled_queries(const float* q, size_t ldq, int n_tokens, int group, int head_dim, float scale, int kind, float* out, float* steps) noexcept nogil:
+    """(n_tokens, group, head_dim) with token stride ldq to rows of padded length, scaled, as keys of that kind want them
+
+    steps: scratch, n_tokens * group.
+    """
+    cdef int t, g, j, r, hdp = <int>padded(head_dim, 16)
     for t in range(n_tokens):
         for g in range(group):
+            r = t * group + g
             for j in range(0, hdp, 16):
-                vf_store(out + j, vf_mul(load_some(q + t * ldq + g * head_dim + j, head_dim - j), vf_set1(scale)))
+                vf_store(out + r * hdp + j, vf_mul(load_some(q + t * ldq + g * head_dim + j, head_dim - j), vf_set1(scale)))
             if kind == KV_S16:
-                round_query(out, hdp)
-            out += hdp
+                steps[r] = step_of(out + r * hdp, hdp, False)
+    if kind == KV_S16:
+        for r in range(n_tokens * group):
+            round_query(out + r * hdp, hdp, steps[r])
 
 
 cdef void attend(const float* q, size_t ldq, int n_tokens, int group, int head_dim, float scale, int position, const Head* head, float* out, size_t ldo, float* work) noexcept nogil:
@@ -388,6 +390,7 @@ cdef void attend(const float* q, size_t ldq, int n_tokens, int group, int head_d
     """
     cdef size_t hdp = padded(head_dim, 16)
     cdef int rows = n_tokens * group, t, g, r, j, chunk
+    cdef float inverse
     cdef float* qs = work                       # (rows, hdp) scaled queries
     cdef float* o = qs + rows * hdp             # (rows, hdp)
     cdef float* part = o + rows * hdp           # (rows, hdp), one chunk's
@@ -395,17 +398,18 @@ cdef void attend(const float* q, size_t ldq, int n_tokens, int group, int head_d
     cdef float* totals = peaks + rows
     cdef float* part_peaks = totals + rows
     cdef float* part_totals = part_peaks + rows
-    scaled_queries(q, ldq, n_tokens, group, head_dim, scale, head.k_type, qs)
-    for chunk in range((position + n_tokens - 1) // CHUNK + 1):
+    scaled_queries(q, ldq, n_tokens, group, head_dim, scale, head.k_type, qs, peaks)
+    attend_chunk(qs, rows, group, head_dim, position, 0, head, o, peaks, totals, part_totals + rows)
+    for chunk in range(1, (position + n_tokens - 1) // CHUNK + 1):
         attend_chunk(qs, rows, group, head_dim, position, chunk, head, part, part_peaks, part_totals, part_totals + rows)
         for r in range(max(0, chunk * CHUNK - position) * group, rows):
-            join(o + r * hdp, peaks + r, totals + r, part + r * hdp, part_peaks[r], part_totals[r], hdp, chunk == 0)
+            join(o + r * hdp, peaks + r, totals + r, part + r * hdp, part_peaks[r], part_totals[r], hdp)
     for t in range(n_tokens):
         for g in range(group):
-            r = t * group + g
+            inverse = 1 / totals[t * group + g]
             for j in range(0, head_dim, 16):
-                vf_store(o + r * hdp + j, vf_div(vf_load(o + r * hdp + j), vf_set1(totals[r])))
-            memcpy(out + t * ldo + g * head_dim, o + r * hdp, 4 * head_dim)
+                store_some(out + t * ldo + g * head_dim + j, vf_mul(vf_load(o + j), vf_set1(inverse)), head_dim - j)
+            o += hdp
 
 
 cdef void attend_part(const float* q, size_t ldq, int n_tokens, int group, int head_dim, float scale, int position, int chunk, const Head* head,
@@ -418,7 +422,7 @@ cdef void attend_part(const float* q, size_t ldq, int n_tokens, int group, int h
     cdef float* peaks = o + rows * hdp
     cdef float* totals = peaks + rows
     cdef float* to
-    scaled_queries(q, ldq, n_tokens, group, head_dim, scale, head.k_type, qs)
+    scaled_queries(q, ldq, n_tokens, group, head_dim, scale, head.k_type, qs, peaks)
     attend_chunk(qs, rows, group, head_dim, position, chunk, head, o, peaks, totals, totals + rows)
     for t in range(max(0, chunk * CHUNK - position), n_tokens):
         for g in range(group):
@@ -432,12 +436,14 @@ cdef void join_parts(float* parts, int n_chunks, int head_dim, float* out) noexc
     """out[head_dim] of one token and query head from its n_chunks parts, which are overwritten."""
     cdef size_t hdp = padded(head_dim, 16), each = part_floats(head_dim)
     cdef float* next = parts
+    cdef float inverse
     cdef int _chunk, j
     for _chunk in range(1, n_chunks):
         next += each
-        join(parts, parts + hdp, parts + hdp + 1, next, next[hdp], next[hdp + 1], hdp, False)
-    for j in range(head_dim):
-        out[j] = parts[j] / parts[hdp + 1]
+        join(parts, parts + hdp, parts + hdp + 1, next, next[hdp], next[hdp + 1], hdp)
+    inverse = 1 / parts[hdp + 1]
+    for j in range(0, head_dim, 16):
+        store_some(out + j, vf_mul(vf_load(parts + j), vf_set1(inverse)), head_dim - j)
 
 
 # ======== backward ========

@@ -20,8 +20,17 @@ from .vmath cimport vf_exp2
 cdef extern from *:
     """
     #define LLAMACY_LOG2_E 1.44269504f
+    #define LLAMACY_LEAST 1e-37f
+    #define LLAMACY_LARGEST 1e15f
+    #define LLAMACY_OF(x) (1.0f / (x))
     """
     const float LOG2_E "LLAMACY_LOG2_E"
+    const float LEAST "LLAMACY_LEAST"           # steps of weights
+    const float LARGEST "LLAMACY_LARGEST"       # steps of anything else
+    const float OF_MOST "LLAMACY_OF(32767)"
+    const float OF_NORM "LLAMACY_OF(46000)"
+    const float OF_VALUE "LLAMACY_OF(16383)"
+    const float OF_SUM "LLAMACY_OF(130000)"
 
 cdef enum:
     MOST = 32767
@@ -41,6 +50,16 @@ cdef inline vf load_some(const float* x, int n) noexcept nogil:
     return vf_load(row)
 
 
+cdef inline void store_some(float* x, vf v, int n) noexcept nogil:
+    """x[n] = the first lanes of v, n up to 16 or more"""
+    cdef float row[16]
+    if n >= 16:
+        vf_store(x, v)
+        return
+    vf_store(row, v)
+    memcpy(x, row, 4 * n)
+
+
 cdef inline float step_of(const float* x, int n, bint values) noexcept nogil:
     """What x's codes count, so that they keep the limits above. Never NaN."""
     cdef vf most = vf_set1(0), squares = vf_set1(0), v
@@ -49,9 +68,9 @@ cdef inline float step_of(const float* x, int n, bint values) noexcept nogil:
     for i in range(0, n, 16):
         v = load_some(x + i, n - i)
         most, squares = vf_max(most, vf_abs(v)), vf_fma(v, v, squares)
-    d = vf_hmax(most) / VALUE if values else max(vf_hmax(most) / MOST, sqrtf(vf_hsum(squares)) / NORM)
+    d = vf_hmax(most) * OF_VALUE if values else max(vf_hmax(most) * OF_MOST, sqrtf(vf_hsum(squares)) * OF_NORM)
     # so that times what is left of exp where a value is hidden, 2^-126, it is lost in any sum
-    return d if d <= 1e15 else 1e15
+    return d if d <= LARGEST else LARGEST
 
 
 cdef inline void codes_of(vf x, float inverse, int16_t* out) noexcept nogil:
@@ -76,9 +95,8 @@ cdef inline void store16(uint8_t* part, int head_dim, size_t hdp, const float* x
                 data[j // 2 * 2 * hdp + 2 * (b + i) + j % 2] = code[i]
 
 
-cdef inline void round_query(float* q, int hdp) noexcept nogil:
-    """q[hdp] becomes codes and their step, in place"""
-    cdef float d = step_of(q, hdp, False)
+cdef inline void round_query(float* q, int hdp, float d) noexcept nogil:
+    """q[hdp] becomes codes and their step d, that of step_of, in place"""
     cdef int b
     for b in range(0, hdp, 16):
         # 16 codes end where the floats they are made of begin, or before
@@ -90,26 +108,29 @@ cdef inline float softmax16(float* s, int n, const uint8_t* values, size_t tile,
     """Scores s[n] become weights for the values: codes of exp(s - peak) * step of the value; returns the sum of exp.
 
     values: the first tile's part, `tile` bytes from one to the next; codes up to a multiple of 16; s[step_at] = their step.
+    s has room for 16 more.
     """
-    cdef vf top = vf_set1(-INFINITY), total = vf_set1(0), most = vf_set1(0), sum = vf_set1(0), e, shift
-    cdef int i, end = (n + 15) // 16 * 16
+    cdef vf top = vf_set1(-INFINITY), total = vf_set1(0), most = vf_set1(0), sum = vf_set1(0), shift, a
+    cdef Py_ssize_t i, end = (n + 15) // 16 * 16
     cdef float d
-    for i in range(n, end):
-        s[i] = -INFINITY
+    cdef const uint8_t* steps = values
+    vf_store(s + n, top)
     for i in range(0, end, 16):
         top = vf_max(top, vf_load(s + i))
     peak[0] = vf_hmax(top)
     shift = vf_set1(-LOG2_E * peak[0])
     for i in range(0, end, 16):
-        e = vf_exp2(vf_fma1(vf_load(s + i), LOG2_E, shift))
-        total = vf_add(total, e)
-        e = vf_mul(e, vf_load(<const float*>(values + i // 16 * tile)))
-        vf_store(s + i, e)
-        most, sum = vf_max(most, e), vf_add(sum, e)
-    d = max(vf_hmax(most) / MOST, vf_hsum(sum) / SUM)
-    e = vf_set1(1 / d if d > 0 else 0)
+        a = vf_exp2(vf_fma1(vf_load(s + i), LOG2_E, shift))
+        total = vf_add(total, a)
+        a = vf_mul(a, vf_load(<const float*>steps))
+        vf_store(s + i, a)
+        most, sum = vf_max(most, a), vf_add(sum, a)
+        steps += tile
+    d = max(vf_hmax(most) * OF_MOST, vf_hsum(sum) * OF_SUM)
+    a = vf_set1(1 / d if d >= LEAST else 0)
     for i in range(0, end, 16):
-        vi_store_s16(<int16_t*>s + i, vf_to_i(vf_min(vf_mul(vf_load(s + i), e), vf_set1(MOST))))
+        # at most MOST and a rounding
+        vi_store_s16(<int16_t*>s + i, vf_to_i(vf_mul(vf_load(s + i), a)))
     # a row beside this one may end a tile later
     if end < 2 * step_at:
         memset(<int16_t*>s + end, 0, 32)
