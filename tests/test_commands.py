@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,3 +73,16 @@ def test_a_missing_package_is_one_line(monkeypatch, capsys):
     assert error.count("\n") == 1
     assert "numpy" in error
     assert "`make`" in error
+
+
+UNBUILT = ["main -m {} -p hi", "server -m {}", "finetune -m {}", "tokenize -m {} -p hi", "info {}"]
+
+
+@pytest.mark.parametrize("line", UNBUILT)
+def test_a_clone_that_was_not_built_says_run_make(line, tmp_path):
+    shutil.copytree(ROOT / "llamacy", tmp_path / "llamacy", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    command, *argv = line.format(ROOT / "tests" / "data" / "tiny-q8_0.gguf").split()
+    code = f"from llamacy.cli.entry import start; raise SystemExit(start({command!r}))"
+    done = call(sys.executable, "-c", code, *argv, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert f"kernels are missing or cannot be loaded: run `make` in {tmp_path}" in done.stderr

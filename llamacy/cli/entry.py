@@ -33,14 +33,16 @@ def start(command):
 
 def _import_and_run(command, argv):
     try:
-        module = importlib.import_module(f"llamacy.cli.{command.replace('-', '_')}")
-    except ModuleNotFoundError as error:
-        if error.name.split(".")[0] == "llamacy":
+        return importlib.import_module(f"llamacy.cli.{command.replace('-', '_')}").main(argv)
+    except ImportError as error:
+        missing = error.name or ""
+        if missing.startswith("llamacy.kernels"):
+            what = "the compiled kernels are missing or cannot be loaded"
+        elif isinstance(error, ModuleNotFoundError) and missing.split(".")[0] != "llamacy":
+            what = f"{sys.executable} has no module {missing}"
+        else:
             raise
-        raise LlamacyError(
-            f"{sys.executable} has no module {error.name}: run `make` in {ROOT}, or `pip install .` there"
-        ) from error
-    return module.main(argv)
+        raise LlamacyError(f"{what}: run `make` in {ROOT}, or `pip install .` there") from error
 
 
 main = partial(start, "main")
