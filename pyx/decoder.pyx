@@ -14,8 +14,9 @@ from .acts cimport *
 from .mlp cimport swiglu
 from .norm cimport rms_norm
 from .pace cimport Pace, note_step
+from .panels cimport PART_TOKENS
 from .rope cimport rope, rope_angles
-from .rows cimport PART_TOKENS, parts_of, some_rows
+from .rows cimport parts_of, some_rows
 from .simd cimport *
 from .team cimport *
 from .weights cimport *

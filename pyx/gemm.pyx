@@ -188,7 +188,7 @@ cdef void gemm_s16(const Packed* w, const Acts* x, float* y, size_t ldy, int lo,
     cdef const Kernel* k = w.kernel
     cdef int t0, t1, b, n, tile
     for t0 in range(0, x.n_rows, 128):
-        t1 = min(t0 + T_BLOCK, x.n_rows)
+        t1 = min(t0 + PART_TOKENS, x.n_rows)
         b = 0
         while b < w.n_blocks:
             n = min(even_chunk(w.n_blocks, S16_BLOCKS), w.n_blocks - b)
@@ -214,7 +214,7 @@ cdef void gemm_f32(const Packed* w, const Acts* x, float* y, size_t ldy, int lo,
             n_cols = min(32 * n, w.n_cols - 32 * b)
             for tile in range(lo, hi):
                 k.unpack_f32(w.tiles + (tile * nb + b) * k.tile_bytes, n, panel)
-                panel_add(panel, 16, n_cols, x.f32 + t0 * x.ld + 32 * b, x.ld, min(T_BLOCK, x.n_rows - t0),
+                panel_add(panel, 16, n_cols, x.f32 + t0 * x.ld + 32 * b, x.ld, min(PART_TOKENS, x.n_rows - t0),
                           y + t0 * ldy + 16 * tile, ldy)
             b += n
 

@@ -18,38 +18,34 @@ from .tiles cimport *
 
 # A block's steps are written out: a loop over them would end in a mispredicted branch, once a block.
 
-cdef inline void part_u8(const uint8_t* q, const int8_t* a0, const int8_t* a1, const int8_t* a2, const int8_t* a3, int depth,
-                         vi* s0, vi* s1, vi* s2, vi* s3) noexcept nogil:
-    """s += the next depth steps of 4 columns, summed in int16"""
+cdef inline void half_u8(const uint8_t* q, const int8_t* a0, const int8_t* a1, const int8_t* a2, const int8_t* a3,
+                         vh* h0, vh* h1, vh* h2, vh* h3) noexcept nogil:
+    """h += the products of 16 columns"""
+    step_u8(vb_load(q), a0, a1, a2, a3, h0, h1, h2, h3)
+    step_u8(vb_load(q + 64), a0 + 4, a1 + 4, a2 + 4, a3 + 4, h0, h1, h2, h3)
+    step_u8(vb_load(q + 128), a0 + 8, a1 + 8, a2 + 8, a3 + 8, h0, h1, h2, h3)
+    step_u8(vb_load(q + 192), a0 + 12, a1 + 12, a2 + 12, a3 + 12, h0, h1, h2, h3)
+
+
+cdef inline void block_u8(const uint8_t* q, const int8_t* a0, const int8_t* a1, const int8_t* a2, const int8_t* a3, bint fifth,
+                          vi* s0, vi* s1, vi* s2, vi* s3) noexcept nogil:
+    """s = a block's products; int16 sums hold half of one with five bits"""
     cdef vh h0 = vh_zero()
     cdef vh h1 = h0, h2 = h0, h3 = h0
-    step_u8(vb_load(q), a0, a1, a2, a3, &h0, &h1, &h2, &h3)
-    step_u8(vb_load(q + 64), a0 + 4, a1 + 4, a2 + 4, a3 + 4, &h0, &h1, &h2, &h3)
-    if depth >= 4:
-        step_u8(vb_load(q + 128), a0 + 8, a1 + 8, a2 + 8, a3 + 8, &h0, &h1, &h2, &h3)
-        step_u8(vb_load(q + 192), a0 + 12, a1 + 12, a2 + 12, a3 + 12, &h0, &h1, &h2, &h3)
-    if depth >= 8:
-        step_u8(vb_load(q + 256), a0 + 16, a1 + 16, a2 + 16, a3 + 16, &h0, &h1, &h2, &h3)
-        step_u8(vb_load(q + 320), a0 + 20, a1 + 20, a2 + 20, a3 + 20, &h0, &h1, &h2, &h3)
-        step_u8(vb_load(q + 384), a0 + 24, a1 + 24, a2 + 24, a3 + 24, &h0, &h1, &h2, &h3)
-        step_u8(vb_load(q + 448), a0 + 28, a1 + 28, a2 + 28, a3 + 28, &h0, &h1, &h2, &h3)
+    cdef vi zero = vi_zero()
+    half_u8(q, a0, a1, a2, a3, &h0, &h1, &h2, &h3)
+    s0[0], s1[0], s2[0], s3[0] = zero, zero, zero, zero
+    if fifth:
+        s0[0], s1[0], s2[0], s3[0] = vh_sum(h0), vh_sum(h1), vh_sum(h2), vh_sum(h3)
+        h0 = vh_zero()
+        h1, h2, h3 = h0, h0, h0
+    half_u8(q + 256, a0 + 16, a1 + 16, a2 + 16, a3 + 16, &h0, &h1, &h2, &h3)
     s0[0], s1[0] = vi_add(s0[0], vh_sum(h0)), vi_add(s1[0], vh_sum(h1))
     s2[0], s3[0] = vi_add(s2[0], vh_sum(h2)), vi_add(s3[0], vh_sum(h3))
 
 
-cdef inline void block_u8(const uint8_t* q, const int8_t* a0, const int8_t* a1, const int8_t* a2, const int8_t* a3, int depth,
-                          vi* s0, vi* s1, vi* s2, vi* s3) noexcept nogil:
-    """s += a block's products, int16 sums being widened every `depth` steps"""
-    part_u8(q, a0, a1, a2, a3, depth, s0, s1, s2, s3)
-    if depth <= 4:
-        part_u8(q + 64 * depth, a0 + 4 * depth, a1 + 4 * depth, a2 + 4 * depth, a3 + 4 * depth, depth, s0, s1, s2, s3)
-    if depth <= 2:
-        part_u8(q + 256, a0 + 16, a1 + 16, a2 + 16, a3 + 16, depth, s0, s1, s2, s3)
-        part_u8(q + 384, a0 + 24, a1 + 24, a2 + 24, a3 + 24, depth, s0, s1, s2, s3)
-
-
 cdef inline void panel_u8(const uint8_t* q, const float* d, const float* m, int nb, const int8_t* a0, size_t lda,
-                          const float* scale, const float* total, size_t lds, int depth, float* sums) noexcept nogil:
+                          const float* scale, const float* total, size_t lds, bint fifth, float* sums) noexcept nogil:
     """sums [4 tokens][16] += the panel's nb blocks"""
     cdef const int8_t* a1 = a0 + lda
     cdef const int8_t* a2 = a1 + lda
@@ -58,9 +54,7 @@ cdef inline void panel_u8(const uint8_t* q, const float* d, const float* m, int 
     cdef vi s0, s1, s2, s3
     cdef vf vd, vm
     for _b in range(nb):
-        s0 = vi_zero()
-        s1, s2, s3 = s0, s0, s0
-        block_u8(q, a0, a1, a2, a3, depth, &s0, &s1, &s2, &s3)
+        block_u8(q, a0, a1, a2, a3, fifth, &s0, &s1, &s2, &s3)
         vd, vm = vf_load(d), vf_load(m)
         close_block(sums, vd, vm, scale[0], total[0], s0, True)
         close_block(sums + 16, vd, vm, scale[lds], total[lds], s1, True)
@@ -71,7 +65,7 @@ cdef inline void panel_u8(const uint8_t* q, const float* d, const float* m, int 
 
 
 cdef inline void tokens_u8(const uint8_t* q, const float* d, const float* m, int b, int n, const Acts* x, int t0, int t1,
-                           float* y, size_t ldy, int depth) noexcept nogil:
+                           float* y, size_t ldy, bint fifth) noexcept nogil:
     """Tokens t0..t1 with an unpacked panel of n blocks from block b on"""
     cdef float sums[64]
     cdef Rows r
@@ -81,7 +75,7 @@ cdef inline void tokens_u8(const uint8_t* q, const float* d, const float* m, int
         new = rows_at(&r, t, t1)
         at = r.first * nb + b
         tile_load(sums, y + t * ldy, ldy, &r, b == 0)
-        panel_u8(q, d, m, n, x.q8 + 32 * at, 32 * nb * r.stride, x.scale8 + at, x.sum8 + at, nb * r.stride, depth, sums)
+        panel_u8(q, d, m, n, x.q8 + 32 * at, 32 * nb * r.stride, x.scale8 + at, x.sum8 + at, nb * r.stride, fifth, sums)
         tile_store(sums, y + t * ldy, ldy, &r)
         t += new
 
@@ -96,7 +90,7 @@ cdef void gemm_blocks(const Packed* w, const Acts* x, float* y, size_t ldy, int 
     cdef Columns c
     cdef int t0, t1, b, n, tile
     for t0 in range(0, x.n_rows, 128):
-        t1 = min(t0 + T_BLOCK, x.n_rows)
+        t1 = min(t0 + PART_TOKENS, x.n_rows)
         b = 0
         while b < w.n_blocks:
             n = min(even_chunk(w.n_blocks, U8_BLOCKS), w.n_blocks - b)
@@ -104,11 +98,9 @@ cdef void gemm_blocks(const Packed* w, const Acts* x, float* y, size_t ldy, int 
             for tile in range(lo, hi):
                 k.unpack_u8(w.tiles + (tile * <size_t>w.n_blocks + b) * k.tile_bytes, n, q, d, m)
                 if k.depth == 8:
-                    tokens_u8(q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, 8)
-                elif k.depth == 4:
-                    tokens_u8(q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, 4)
+                    tokens_u8(q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, False)
                 else:
-                    tokens_u8(q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, 2)
+                    tokens_u8(q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, True)
                 add_columns(q, d, &c, t1 - t0, columns, y + t0 * ldy + 16 * tile, ldy)
             b += n
 
@@ -208,7 +200,7 @@ cdef void gemm_spans(const Packed* w, const Acts* x, float* y, size_t ldy, int l
     cdef int t0, t1, b, n, tile
     cdef bint fresh
     for t0 in range(0, x.n_rows, 128):
-        t1 = min(t0 + T_BLOCK, x.n_rows)
+        t1 = min(t0 + PART_TOKENS, x.n_rows)
         b = 0
         while b < w.n_blocks:
             n = min(span_chunk(w.n_blocks), w.n_blocks - b)

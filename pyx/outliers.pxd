@@ -1,14 +1,14 @@
 from libc.stdint cimport int16_t, uint8_t
 
 from .acts cimport OUTLIERS, U8_BLOCKS, Acts
-from .panels cimport T_BLOCK
+from .panels cimport PART_TOKENS
 
-cdef struct Columns:        # the outliers of up to T_BLOCK tokens in a panel: which columns they multiply, and with what
+cdef struct Columns:        # the outliers of up to PART_TOKENS tokens in a panel: which columns they multiply, and with what
     int n
     int16_t column[32 * U8_BLOCKS]
-    int end[T_BLOCK]        # token t's entries end here, the next one's begin
-    int16_t which[OUTLIERS * U8_BLOCKS * T_BLOCK]
-    float value[OUTLIERS * U8_BLOCKS * T_BLOCK]
+    int end[PART_TOKENS]        # token t's entries end here, the next one's begin
+    int16_t which[OUTLIERS * U8_BLOCKS * PART_TOKENS]
+    float value[OUTLIERS * U8_BLOCKS * PART_TOKENS]
 
 cdef void find_columns(const Acts* x, int b, int n, int t0, int t1, Columns* c) noexcept nogil
 cdef void add_columns(const uint8_t* q, const float* d, const Columns* c, int n_tokens, float* w, float* y, size_t ldy) noexcept nogil

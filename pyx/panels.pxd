@@ -3,7 +3,7 @@
 from .simd cimport *
 
 cdef enum:
-    T_BLOCK = 128           # tokens whose inputs stay in L2 while the tiles pass
+    PART_TOKENS = 128       # tokens whose inputs stay in L2 while row tiles pass
 
 cdef struct Rows:           # four tokens of a panel product; with fewer than four left they begin `skip` tokens earlier
     size_t first            # the first one's index

@@ -1,9 +1,7 @@
 # A product of many tokens in parts: their inputs, rows of what a whole call's were rounded to.
 
 from .acts cimport Acts
-
-cdef enum:
-    PART_TOKENS = 128       # tokens of a part, at most: L2 holds their inputs while row tiles pass
+from .panels cimport PART_TOKENS
 
 
 cdef inline int parts_of(int n_tokens) noexcept nogil:
