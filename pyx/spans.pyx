@@ -54,11 +54,23 @@ cdef inline vf left_minimum(const uint8_t* tile, vf d, bint fifth, int offset, b
 
 # ======== many tokens: panels ========
 
-cdef inline vh unpack_step(const uint8_t* tile, bint fifth, vb high, int offset, int g, uint8_t* q, const uint8_t* raised, vh h) noexcept nogil:
-    """Columns 4 g .. 4 g + 3 to q; h += them times U8_OFFSET"""
+cdef inline vb unpack_step(const uint8_t* tile, bint fifth, vb high, int offset, int g, uint8_t* q) noexcept nogil:
+    """Columns 4 g .. 4 g + 3 to q"""
     cdef vb w = vb_minus(quad(tile, fifth, high, g), offset)
     vb_store(q + 64 * g, w)
-    return vh_mix(h, w, raised)
+    return w
+
+
+cdef inline vb unpack_block(const uint8_t* tile, bint fifth, int offset, uint8_t* q) noexcept nogil:
+    """32 columns to q; returns their sums by four: 8 * -16 at least, 8 * 15 at most"""
+    cdef vb high = quad_high(tile, fifth), sum = unpack_step(tile, fifth, high, offset, 0, q)
+    sum = vb_add(sum, unpack_step(tile, fifth, high, offset, 1, q))
+    sum = vb_add(sum, unpack_step(tile, fifth, high, offset, 2, q))
+    sum = vb_add(sum, unpack_step(tile, fifth, high, offset, 3, q))
+    sum = vb_add(sum, unpack_step(tile, fifth, high, offset, 4, q))
+    sum = vb_add(sum, unpack_step(tile, fifth, high, offset, 5, q))
+    sum = vb_add(sum, unpack_step(tile, fifth, high, offset, 6, q))
+    return vb_add(sum, unpack_step(tile, fifth, high, offset, 7, q))
 
 
 cdef inline void unpack(const uint8_t* tile, int n, const float* units, SpanPanel* p,
@@ -66,28 +78,20 @@ cdef inline void unpack(const uint8_t* tile, int n, const float* units, SpanPane
     """n tiles, whole spans but for the matrix's last one"""
     cdef uint8_t raised[4]
     cdef int b
-    cdef vb high
-    cdef vh h
-    cdef vf d, inverse = vf_div(vf_set1(1), vf_load(units)), negative = vf_sub(vf_set1(0), inverse)
+    cdef vb sum
+    cdef vw s
+    cdef vf d, inverse = vf_div(vf_set1(1), vf_load(units))
     cdef vi base = vi_zero()
     memset(raised, U8_OFFSET, 4)
     for b in range(n):
-        high, h = quad_high(tile, fifth), vh_zero()
-        h = unpack_step(tile, fifth, high, offset, 0, p.q + TILE * b, raised, h)
-        h = unpack_step(tile, fifth, high, offset, 1, p.q + TILE * b, raised, h)
-        h = unpack_step(tile, fifth, high, offset, 2, p.q + TILE * b, raised, h)
-        h = unpack_step(tile, fifth, high, offset, 3, p.q + TILE * b, raised, h)
-        h = unpack_step(tile, fifth, high, offset, 4, p.q + TILE * b, raised, h)
-        h = unpack_step(tile, fifth, high, offset, 5, p.q + TILE * b, raised, h)
-        h = unpack_step(tile, fifth, high, offset, 6, p.q + TILE * b, raised, h)
-        h = unpack_step(tile, fifth, high, offset, 7, p.q + TILE * b, raised, h)
-        d = quad_scale(tile, fifth, wide)
+        sum, d = unpack_block(tile, fifth, offset, p.q + TILE * b), quad_scale(tile, fifth, wide)
+        s = in_units(d, inverse)
+        base = vh_weigh(base if b & (SPAN - 1) else vi_zero(), vh_mix(vh_zero(), sum, raised), s)
+        vi_store(p.base + 16 * (b // SPAN), vi_sub(vi_zero(), base))
+        vw_store(p.s + 32 * b, s)
         vf_store(p.d + 16 * b, d)
         if has_min:
             vf_store(p.m + 16 * b, left_minimum(tile, d, fifth, offset, wide))
-        vw_store(p.s + 32 * b, in_units(d, inverse))
-        base = vh_weigh(base if b & (SPAN - 1) else vi_zero(), h, in_units(d, negative))
-        vi_store(p.base + 16 * (b // SPAN), base)
         tile += tile_bytes
 
 

@@ -64,8 +64,10 @@ cdef extern from "immintrin.h" nogil:
     __m256i _mm256_srai_epi32(__m256i, int)
     __m256i _mm256_add_epi16(__m256i, __m256i)
     __m256i _mm256_add_epi32(__m256i, __m256i)
+    __m256i _mm256_sub_epi32(__m256i, __m256i)
     __m256i _mm256_sub_epi16(__m256i, __m256i)
     __m256i _mm256_sub_epi8(__m256i, __m256i)
+    __m256i _mm256_add_epi8(__m256i, __m256i)
     __m256i _mm256_maddubs_epi16(__m256i, __m256i)
     __m256i _mm256_madd_epi16(__m256i, __m256i)
     __m256i _mm256_mullo_epi16(__m256i, __m256i)
@@ -328,6 +330,13 @@ cdef inline vi vi_add(vi a, vi b) noexcept nogil:
     return r
 
 
+cdef inline vi vi_sub(vi a, vi b) noexcept nogil:
+    cdef vi r
+    r.lo = _mm256_sub_epi32(a.lo, b.lo)
+    r.hi = _mm256_sub_epi32(a.hi, b.hi)
+    return r
+
+
 cdef inline vi vi_bits(const uint8_t* p, int shift, int mask, int to) noexcept nogil:
     """16 words: (word >> shift & mask) << to"""
     cdef vi r
@@ -440,6 +449,12 @@ cdef inline vb vb_minus(vb a, int n) noexcept nogil:
     """a - n, bytes with a sign from here on"""
     cdef vb r
     r.lo, r.hi = _mm256_sub_epi8(a.lo, _mm256_set1_epi8(<char>n)), _mm256_sub_epi8(a.hi, _mm256_set1_epi8(<char>n))
+    return r
+
+
+cdef inline vb vb_add(vb a, vb b) noexcept nogil:
+    cdef vb r
+    r.lo, r.hi = _mm256_add_epi8(a.lo, b.lo), _mm256_add_epi8(a.hi, b.hi)
     return r
 
 

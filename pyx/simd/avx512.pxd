@@ -83,8 +83,10 @@ cdef extern from "immintrin.h" nogil:
     __m512i _mm512_slli_epi32(__m512i, unsigned int)
     __m512i _mm512_srai_epi32(__m512i, unsigned int)
     __m512i _mm512_add_epi32(__m512i, __m512i)
+    __m512i _mm512_sub_epi32(__m512i, __m512i)
     __m512i _mm512_mullo_epi32(__m512i, __m512i)
     __m512i _mm512_sub_epi8(__m512i, __m512i)
+    __m512i _mm512_add_epi8(__m512i, __m512i)
     __m512i _mm512_sub_epi16(__m512i, __m512i)
     __m512i _mm512_mullo_epi16(__m512i, __m512i)
     __m512i _mm512_dpbusd_epi32(__m512i, __m512i, __m512i)
@@ -251,6 +253,10 @@ cdef inline vi vi_add(vi a, vi b) noexcept nogil:
     return _mm512_add_epi32(a, b)
 
 
+cdef inline vi vi_sub(vi a, vi b) noexcept nogil:
+    return _mm512_sub_epi32(a, b)
+
+
 cdef inline vi vi_bits(const uint8_t* p, int shift, int mask, int to) noexcept nogil:
     """16 words: (word >> shift & mask) << to"""
     cdef __m512i x = _mm512_srl_epi32(_mm512_loadu_si512(p), _mm_cvtsi32_si128(shift))
@@ -321,6 +327,10 @@ cdef inline vb vb_or_bit(vb a, vb bits, int g, int to) noexcept nogil:
 cdef inline vb vb_minus(vb a, int n) noexcept nogil:
     """a - n, bytes with a sign from here on"""
     return _mm512_sub_epi8(a, _mm512_set1_epi8(<char>n))
+
+
+cdef inline vb vb_add(vb a, vb b) noexcept nogil:
+    return _mm512_add_epi8(a, b)
 
 
 cdef inline vh vh_zero() noexcept nogil:

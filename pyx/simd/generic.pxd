@@ -279,6 +279,13 @@ cdef inline vi vi_add(vi a, vi b) noexcept nogil:
     return a
 
 
+cdef inline vi vi_sub(vi a, vi b) noexcept nogil:
+    cdef int i
+    for i in range(16):
+        a.x[i] = a.x[i] - b.x[i]
+    return a
+
+
 cdef inline vi vi_bits(const uint8_t* p, int shift, int mask, int to) noexcept nogil:
     """16 words: (word >> shift & mask) << to"""
     cdef vi r
@@ -388,6 +395,13 @@ cdef inline vb vb_minus(vb a, int n) noexcept nogil:
     cdef int i
     for i in range(64):
         a.x[i] = <uint8_t>(a.x[i] - n)
+    return a
+
+
+cdef inline vb vb_add(vb a, vb b) noexcept nogil:
+    cdef int i
+    for i in range(64):
+        a.x[i] = <uint8_t>(a.x[i] + b.x[i])
     return a
 
 

@@ -283,6 +283,12 @@ cdef inline vi vi_add(vi a, vi b) noexcept nogil:
     return r
 
 
+cdef inline vi vi_sub(vi a, vi b) noexcept nogil:
+    cdef vi r
+    r.a, r.b, r.c, r.d = vsubq_s32(a.a, b.a), vsubq_s32(a.b, b.b), vsubq_s32(a.c, b.c), vsubq_s32(a.d, b.d)
+    return r
+
+
 cdef inline int32x4_t _bits(const uint8_t* p, int32x4_t down, int32x4_t keep, int32x4_t up) noexcept nogil:
     cdef uint32x4_t x = vshlq_u32(vreinterpretq_u32_u8(vld1q_u8(p)), down)
     return vreinterpretq_s32_u32(vshlq_u32(vandq_u32(x, vreinterpretq_u32_s32(keep)), up))
@@ -396,6 +402,12 @@ cdef inline vb vb_minus(vb a, int n) noexcept nogil:
     cdef vb r
     cdef uint8x16_t x = vdupq_n_u8(<uint8_t>n)
     r.a, r.b, r.c, r.d = vsubq_u8(a.a, x), vsubq_u8(a.b, x), vsubq_u8(a.c, x), vsubq_u8(a.d, x)
+    return r
+
+
+cdef inline vb vb_add(vb a, vb b) noexcept nogil:
+    cdef vb r
+    r.a, r.b, r.c, r.d = vaddq_u8(a.a, b.a), vaddq_u8(a.b, b.b), vaddq_u8(a.c, b.c), vaddq_u8(a.d, b.d)
     return r
 
 

@@ -155,9 +155,11 @@ LANES2(_mm256_srl_epi32, __m256i, __m256i, __m128i, 8, uw, b.uw[1] || b.uw[0] > 
 LANES2(_mm512_srl_epi32, __m512i, __m512i, __m128i, 16, uw, b.uw[1] || b.uw[0] > 31 ? 0 : a.uw[i] >> b.uw[0])
 LANES2(_mm512_sll_epi32, __m512i, __m512i, __m128i, 16, uw, b.uw[1] || b.uw[0] > 31 ? 0 : a.uw[i] << b.uw[0])
 LANES2(_mm512_add_epi32, __m512i, __m512i, __m512i, 16, uw, a.uw[i] + b.uw[i])
+LANES2(_mm512_sub_epi32, __m512i, __m512i, __m512i, 16, uw, a.uw[i] - b.uw[i])
 LANES2(_mm512_sub_epi16, __m512i, __m512i, __m512i, 32, uh, (uint16_t)(a.uh[i] - b.uh[i]))
 LANES2(_mm512_mullo_epi32, __m512i, __m512i, __m512i, 16, uw, a.uw[i] * b.uw[i])
 LANES2(_mm512_sub_epi8, __m512i, __m512i, __m512i, 64, ub, (uint8_t)(a.ub[i] - b.ub[i]))
+LANES2(_mm512_add_epi8, __m512i, __m512i, __m512i, 64, ub, (uint8_t)(a.ub[i] + b.ub[i]))
 LANES2(_mm512_mullo_epi16, __m512i, __m512i, __m512i, 32, uh, (uint16_t)(a.h[i] * b.h[i]))
 
 static inline __m512i _mm512_setzero_si512(void) { return _mm512_set1_epi32(0); }
