@@ -1,5 +1,6 @@
 """What `finetune` does: data, model, trainer and loop put together. All words go to stderr, files to their folder."""
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -20,6 +21,7 @@ from llamacy.model.weights import linear_shapes
 from llamacy.text import chat
 from llamacy.text.tokenizer import Tokenizer
 from llamacy.train.batches import Plan, split
+from llamacy.train.checkpoint import how_far
 from llamacy.train.data import Subset, open_data
 from llamacy.train.estimate import (
     cases,
@@ -48,8 +50,9 @@ SAMPLE_DATA = Path(llamacy.__file__).resolve().parent.parent / "examples" / "ins
 
 
 def say(text):
-    """Tell the user something that is not the result."""
-    print(text, file=sys.stderr, flush=True)
+    """Tell the user something that is not the result, if there is still somebody to read it."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 class Prepared:
@@ -299,6 +302,8 @@ def starting_adapter(args, prepared):
 def checkpoint_to_resume(args, outputs):
     """Return the checkpoint to go on from, None to start anew."""
     path = args.checkpoint_in or (outputs.checkpoint if args.resume else None)
+    if path is None and not args.estimate:
+        tell_unfinished(outputs.checkpoint)
     if path is None or os.path.exists(path):
         return path
     if args.resume:
@@ -306,6 +311,17 @@ def checkpoint_to_resume(args, outputs):
     # Scripts for llama.cpp name the checkpoint from the first run on.
     say(f"{path}: no checkpoint there yet, starting anew")
     return None
+
+
+def tell_unfinished(path):
+    """Say so when a run that starts anew will replace the checkpoint of one that was stopped."""
+    with contextlib.suppress(LlamacyError, OSError):
+        step, n_steps = how_far(path)
+        if step < n_steps:
+            say(
+                f"{path}: of a run that was stopped at step {step} of {n_steps}; --resume goes on with it, this run "
+                "replaces it"
+            )
 
 
 def train_and_tell(args, prepared, outputs, trainer, data, checkpoint):

@@ -37,18 +37,34 @@ def save_checkpoint(path, values, arrays):
 
 def load_checkpoint(path):
     """Return (values, arrays) of a checkpoint; LlamacyError, one line, for anything else."""
-    with open_model(path) as file:
-        kind, version = file.metadata.get("general.type", "model"), file.metadata.get(f"{KEY}.version")
-        if kind != KIND or version is None:
-            raise LlamacyError(f"{path}: its type is {kind}, wanted a checkpoint that bin/finetune wrote")
-        if version != VERSION:
-            raise LlamacyError(f"{path}: checkpoint version {version}, wanted {VERSION}; it is from another llamacy")
+    with _opened(path) as file:
         try:
             values, dtypes = (json.loads(file.metadata[f"{KEY}.{part}"]) for part in ("values", "dtypes"))
             arrays = {name: _array(file, name, dtype) for name, dtype in dtypes.items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise LlamacyError(f"{path}: the checkpoint is damaged ({error}); start without it") from error
     return values, arrays
+
+
+def how_far(path):
+    """Return (steps done, steps in all) of a checkpoint's run, (0, 0) where it does not say."""
+    with _opened(path) as file:
+        try:
+            values = json.loads(file.metadata[f"{KEY}.values"])
+            return int(values["progressed"]["step"]), int(values["n_steps"])
+        except (KeyError, TypeError, ValueError):
+            return 0, 0
+
+
+def _opened(path):
+    """Return the ModelFile of a checkpoint of this version."""
+    file = open_model(path)
+    kind, version = file.metadata.get("general.type", "model"), file.metadata.get(f"{KEY}.version")
+    if kind != KIND or version is None:
+        raise LlamacyError(f"{path}: its type is {kind}, wanted a checkpoint that bin/finetune wrote")
+    if version != VERSION:
+        raise LlamacyError(f"{path}: checkpoint version {version}, wanted {VERSION}; it is from another llamacy")
+    return file
 
 
 def _array(file, name, dtype):

@@ -77,10 +77,12 @@ class Run:
         """Go on from a checkpoint; LlamacyError names what differs where this run is not its continuation."""
         values, arrays = load_checkpoint(path)
         for name, flags in FIXED.items():
-            if values["fixed"].get(name) != self.fixed[name]:
+            was = values["fixed"].get(name)
+            if was != self.fixed[name]:
+                what = "other data" if name == "data" else f"{name} {was}, this run has {self.fixed[name]}"
                 raise LlamacyError(
-                    f"{path}: the checkpoint was made with {name} {values['fixed'].get(name)}, this run has "
-                    f"{self.fixed[name]}; give the same {flags}, or start anew without --resume"
+                    f"{path}: the checkpoint was made with {what}; give the same {flags}, or start anew without "
+                    "--resume"
                 )
         losses = array("f", arrays.pop(LOSSES).tobytes())
         self.trainer.load_state({**arrays, **values["trainer"]})
@@ -96,13 +98,22 @@ class Run:
                 ended = "early"
             elif stop:
                 ended = "stopped"
-            if ended != "end" or self._save_is_due(step):
-                self.save()
             if ended != "end":
                 break
+            if self._save_is_due(step):
+                self._tried(self.save)
         if self._saved != self.done.step:
             self.save()
         return ended
+
+    def _tried(self, save, *arguments):
+        """Return whether save(*arguments) worked; if not, say why: there may be room again when the next is due."""
+        try:
+            save(*arguments)
+        except (LlamacyError, OSError) as error:
+            self.progress.note(f"warning: {error}; training goes on and will try again")
+            return False
+        return True
 
     def _train(self, step, stop):
         """Do optimiser step `step` (from 0), measure where that is due, and tell."""
@@ -152,10 +163,12 @@ class Run:
         done.validation.append((done.step, loss))
         better = loss < done.best_loss
         done.n_worse = 0 if better else done.n_worse + 1
+        remark = f"the best was {done.best_loss:.4f} at step {done.best_step}"
         if better:
+            remark = "the best so far, not saved"
+        if better and self._tried(self._write_adapter, [self.outputs.adapter]):
             done.best_loss, done.best_step = loss, done.step
-            self._write_adapter([self.outputs.adapter])
-        remark = "the best so far, saved" if better else f"the best was {done.best_loss:.4f} at step {done.best_step}"
+            remark = "the best so far, saved"
         self.progress.note(f"step {done.step}: validation loss {loss:.4f}, {remark}")
         return loss
 
@@ -187,6 +200,7 @@ class Run:
         state = self.trainer.state()
         arrays = {name: value for name, value in state.items() if isinstance(value, np.ndarray)}
         values = {
+            "n_steps": self.plan.n_steps,
             "fixed": self.fixed,
             "trainer": {name: _plain(value) for name, value in state.items() if name not in arrays},
             "progressed": {name: value for name, value in vars(self.done).items() if name != "losses"},

@@ -1,5 +1,6 @@
 """How a run shows itself to a person: one bar that is redrawn on a terminal, now and then a line elsewhere."""
 
+import contextlib
 import shutil
 import sys
 import time
@@ -80,8 +81,10 @@ class Progress:
             self.width = 0
 
     def _write(self, text):
-        self.stream.write(text)
-        self.stream.flush()
+        # A closed terminal, a `| tee` that the same Ctrl-C ended: the run, and what it has to save, is worth more.
+        with contextlib.suppress(OSError):
+            self.stream.write(text)
+            self.stream.flush()
 
 
 def clock_time(seconds):

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -221,6 +222,33 @@ def test_an_interrupted_run_is_saved_and_goes_on(finetune, signum, code):
     logs = [[json.loads(row) for row in Path(name).read_text().splitlines()] for name in ("log.json", "whole.json")]
     assert [row["step"] for row in logs[0]] == list(range(1, 21))
     assert [row["loss"] for row in logs[0]] == [row["loss"] for row in logs[1]]
+
+
+def test_a_run_that_nobody_can_read_is_saved(tmp_path):
+    """`finetune 2>&1 | tee log`: Ctrl-C ends `tee` first."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "from llamacy.cli.entry import finetune; raise SystemExit(finetune())"
+    line = ["-m", MODEL, "--max-steps", "2", "--outdir", tmp_path]
+    done = subprocess.run([sys.executable, "-c", code, *map(str, line)], stdout=writer, stderr=writer, cwd=ROOT)
+    os.close(writer)
+    assert done.returncode == 0 and step_of(tmp_path / "adapter.bin") == 2
+
+
+def test_a_new_run_tells_what_it_replaces(finetune):
+    line = ["--train-data", "finetune-data.txt", "--epochs", 10]
+    finetune(*line, interrupt_at=7)
+    code, _, err = finetune(*line, "--max-steps", 9)
+    assert code == 0
+    assert "adapter/checkpoint.gguf: of a run that was stopped at step 7 of 20; --resume goes on with it" in err
+    assert "of a run" not in finetune(*line, "--max-steps", 9)[2]
+
+
+def test_a_checkpoint_of_other_data_is_told_without_numbers(finetune, tmp_path):
+    assert finetune("--train-data", "finetune-data.txt", "--max-steps", 1)[0] == 0
+    (tmp_path / "other.txt").write_text("Once upon a time.")
+    code, _, err = finetune("--train-data", "other.txt", "--resume")
+    assert code == 1 and "the checkpoint was made with other data; give the same --train-data" in err
 
 
 def test_llama_cpps_names_are_filled_in(finetune):

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 import signal
 
 import numpy as np
@@ -196,25 +197,50 @@ def test_a_run_that_goes_astray_leaves_the_last_save(tmp_path):
     assert bench.saved_step() == 10
 
 
-def test_a_full_disk_leaves_the_old_adapter(tmp_path, monkeypatch):
-    import os
+@pytest.fixture
+def full_disk(monkeypatch):
+    """A function (bench, steps): while the run is at one of `steps`, nothing can be written."""
+    fsync = os.fsync
 
+    def fill(bench, steps):
+        def full(descriptor):
+            if bench.run.done.step in steps:
+                raise OSError(28, "No space left on device")
+            fsync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", full)
+
+    return fill
+
+
+def test_a_full_disk_at_the_end_leaves_the_old_adapter(tmp_path, full_disk):
     bench = Bench(tmp_path)
-    fsync, n_synced = os.fsync, []
-
-    def full(descriptor):
-        n_synced.append(descriptor)
-        if bench.run.done.step > 10:
-            raise OSError(28, "No space left on device")
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", full)
+    full_disk(bench, [20])
     with pytest.raises(LlamacyError, match="No space left on device; the file is unchanged") as caught:
         bench.run.go()
-    assert "\n" not in str(caught.value) and len(n_synced) > 1
-    monkeypatch.undo()
+    assert "\n" not in str(caught.value)
     assert bench.saved_step() == 10
     assert files(tmp_path, "*") == ["adapter.bin", "checkpoint.gguf"]
+
+
+def test_a_disk_that_is_full_for_a_while_does_not_end_the_run(tmp_path, full_disk):
+    bench = Bench(tmp_path, epochs=3)
+    full_disk(bench, [10, 20])
+    assert bench.run.go() == "end"
+    assert bench.saved_step() == 30
+    warnings = [line for line in bench.shown.getvalue().splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 2 and all("No space left on device" in line for line in warnings)
+
+
+def test_the_best_adapter_that_could_not_be_saved_is_not_taken_for_saved(tmp_path, full_disk):
+    bench = Bench(tmp_path, validation=samples(4, seed=1), eval_every=5, learning_rate=0.01)
+    full_disk(bench, [20])
+    with pytest.raises(LlamacyError, match="No space left on device"):
+        bench.run.go()
+    losses = [loss for _, loss in bench.run.done.validation]
+    assert losses == sorted(losses, reverse=True)  # the last one is the best
+    assert bench.saved_step() == bench.run.done.best_step == 15
+    assert "the best so far, not saved" in bench.shown.getvalue()
 
 
 def test_ctrl_c_ends_after_the_step_and_saves(tmp_path):
@@ -234,6 +260,24 @@ def test_ctrl_c_ends_after_the_step_and_saves(tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
     assert bench.saved_step() == 7
     assert load_checkpoint(bench.outputs.checkpoint)[0]["progressed"]["step"] == 7
+
+
+def test_a_terminal_that_closes_saves_and_nohup_goes_on():
+    before = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGHUP)]
+    with Stop([].append) as stop:
+        assert not stop
+        for _once_by_the_shell_once_by_the_system in range(2):
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.signum == signal.SIGHUP
+    assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGHUP)] == before
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop([].append) as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before[1])
 
 
 def test_a_log_on_a_full_disk_does_not_end_the_run(tmp_path):

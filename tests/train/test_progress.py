@@ -87,3 +87,19 @@ def test_a_note_stands_above_the_bar(monkeypatch):
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (754, "12:34"), (12060, "3:21:00")])
 def test_clock_time(seconds, text):
     assert clock_time(seconds) == text
+
+
+class Gone(io.StringIO):
+    """A closed terminal, or a pipe that nobody reads."""
+
+    def flush(self):
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_reader_that_went_away_does_not_end_the_run(terminal):
+    progress = Progress(1, stream=Gone(), terminal=terminal)
+    progress.begin(2)
+    progress.step(1, 1, 2.5, 100)
+    progress.note("still here")
+    progress.close()
