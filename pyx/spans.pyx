@@ -164,7 +164,8 @@ cdef inline void matvec2(const uint8_t* tile, const uint8_t* other, const float*
     vf_store(yo, vf_set1(0))
     while b < nb:
         first = b
-        memset(sums, 0, sizeof(sums))
+        vf_store(sums, vf_set1(0))
+        vf_store(sums + 16, vf_set1(0))
         while b < min(first + chunk, nb):
             s, end = vi_zero(), min(b + SPAN, nb)
             so = s
@@ -226,9 +227,11 @@ cdef inline void matvec4(const uint8_t* tile, const float* units, int nb, const 
         vf_store(y + i * ldy, vf_set1(0))
     while b < nb:
         first = b
-        memset(sums, 0, sizeof(sums))
+        for i in range(4):
+            vf_store(sums + 16 * i, vf_set1(0))
         while b < min(first + chunk, nb):
-            memset(acc, 0, sizeof(acc))
+            for i in range(4):
+                vi_store(acc + 16 * i, vi_zero())
             end = min(b + SPAN, nb)
             while b < end:
                 prefetch_tile(tile)
