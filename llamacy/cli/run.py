@@ -35,6 +35,13 @@ class Parser(argparse.ArgumentParser):
         return hyphened + equals + value if known else arg
 
     def error(self, message):
+        unknown = message.partition("unrecognized arguments: ")[2].split()
+        if unknown and unknown[0].startswith("--"):
+            # imported here: a right command line has no use for it
+            from difflib import get_close_matches
+
+            near = get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, 1, 0.8)
+            message += "".join(f"; did you mean {name}?" for name in near)
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 

@@ -7,11 +7,11 @@ import numpy as np
 from llamacy.errors import LlamacyError, UsageError
 from llamacy.formats import mlx, peft
 from llamacy.formats.ggla import is_ggla, read_ggla, write_ggla
-from llamacy.formats.gguf import MAGIC
+from llamacy.formats.gguf import MAGIC, read_gguf
 from llamacy.formats.gguf_adapter import is_gguf_adapter, read_gguf_adapter, write_gguf_adapter
 from llamacy.formats.lora import Adapter, LoraPair
 from llamacy.formats.mapped import MappedFile
-from llamacy.formats.names import shown
+from llamacy.formats.names import printable, shown
 
 __all__ = ["FORMATS", "Adapter", "LoraPair", "adapter_format", "load_adapter", "save_adapter"]
 
@@ -37,7 +37,9 @@ def _open(path):
         raise LlamacyError(
             f"{path}: holds a pickled adapter_model.bin, which could run anything; save it as safetensors"
         )
-    raise LlamacyError(f"{path}: a folder without {' or '.join(FOLDERS.values())}; wanted an adapter")
+    names = [name for name in sorted(os.listdir(path)) if name.endswith((".bin", ".gguf")) and "checkpoint" not in name]
+    advice = f"; give the file inside, {printable(os.path.join(path, names[0]))}" if names else ""
+    raise LlamacyError(f"{path}: a folder without {' or '.join(FOLDERS.values())}; wanted an adapter{advice}")
 
 
 def _format_of(source):
@@ -63,6 +65,8 @@ def load_adapter(path, base=None):
     try:
         name = _format_of(source)
         if name is None and source.bytes[:4].tobytes() == MAGIC:
+            if read_gguf(source).metadata.get("general.type") == "checkpoint":
+                raise source.error("is a checkpoint, wanted an adapter", "give the adapter beside it")
             raise source.error("is a model, wanted an adapter", "give a model with -m and an adapter with --lora")
         if name is None:
             raise source.stranger("a LoRA adapter")

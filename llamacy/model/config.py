@@ -44,6 +44,8 @@ def read_config(file, rms_eps=None, rope_theta=None):
     meta = file.metadata
     if meta.get("general.type") == "adapter":
         raise LlamacyError(f"{file.path}: an adapter, wanted a model; give it with --lora and the model with -m")
+    if meta.get("general.type") == "checkpoint":
+        raise LlamacyError(f"{file.path}: a checkpoint of finetune, wanted a model; --resume goes on from it")
     name = str(meta.get("general.architecture", ""))
     if name not in ARCHITECTURES:
         raise LlamacyError(

@@ -81,6 +81,9 @@ class Data:
     def report(self):
         """Return one line per file on what it holds, and one each on what was cut and left out."""
         lines = [f"{part.path}: {_count(len(part))} ({part.kind})" for part in self.parts]
+        for part in self.parts:
+            if isinstance(part, Windows) and part.path.lower().endswith((".csv", ".tsv")):
+                lines.append(f"{part.path}: a table, learnt as text, commas and all: for answers make JSON lines")
         if self.n_cut:
             lines.append(f"{_count(self.n_cut)} longer than the context, cut at its end (see --ctx-size)")
         if self.n_skipped:

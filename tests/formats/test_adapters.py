@@ -355,6 +355,7 @@ LORA = {"general.architecture": "llama", "general.type": "adapter", "adapter.typ
 A = ("x.weight.lora_a", by_name("F32"), (2, 4), bytes(32))
 BAD_GGUF = {
     "a model": ({"general.architecture": "llama"}, [], "is a model, wanted an adapter"),
+    "a checkpoint": ({"general.type": "checkpoint"}, [], "is a checkpoint, wanted an adapter; give the adapter"),
     "a control vector": (LORA | {"adapter.type": "control_vector"}, [], "control_vector"),
     "half a pair": (LORA, [A], "lora_a without its counterpart"),
     "three dimensions": (LORA, [A, ("x.weight.lora_b", by_name("F32"), (1, 3, 2), bytes(24))], "mixture-of-experts"),
@@ -393,7 +394,11 @@ def test_numbers_that_are_none(tmp_path, value):
 
 
 def test_places_without_an_adapter(tmp_path, data):
-    with pytest.raises(LlamacyError, match="a folder without adapter_model.safetensors"):
+    with pytest.raises(LlamacyError, match="a folder without adapter_model.safetensors.* wanted an adapter$"):
+        load_adapter(tmp_path)
+    for name in ("adapter.bin", "checkpoint.gguf", "a-checkpoint.gguf", "log.json"):
+        (tmp_path / name).touch()
+    with pytest.raises(LlamacyError, match="wanted an adapter; give the file inside, .*/adapter.bin$"):
         load_adapter(tmp_path)
     with pytest.raises(LlamacyError, match="No such file"):
         load_adapter(tmp_path / "nothing")

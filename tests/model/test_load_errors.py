@@ -94,6 +94,7 @@ def test_a_scale_that_is_no_number_in_a_table_that_is_the_output_too(tmp_path):
         ({"general.architecture": "mamba"}, "'mamba' is not supported, wanted one of llama"),
         ({"general.architecture": None}, "architecture"),
         ({"general.type": "adapter"}, "an adapter, wanted a model"),
+        ({"general.type": "checkpoint"}, "a checkpoint of finetune, wanted a model"),
         ({"llama.embedding_length": None}, "llama.embedding_length: wanted a number, got None"),
         ({"llama.block_count": "two"}, "llama.block_count: wanted a number, got 'two'"),
         ({"llama.block_count": 0}, "n_layer is 0"),

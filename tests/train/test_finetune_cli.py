@@ -156,7 +156,9 @@ def test_flags_become_options(finetune, line, changed):
         ("--rank-wq 0", "--rank-wq: wanted a whole number from 1 to 4096, got '0'"),
         ("--show-sample 0", "--show-sample: wanted 1 or more, got 0"),
         ("-c 1", "--ctx-size: wanted 2 or more, got 1"),
-        ("--epoch 3", "unrecognized arguments: --epoch 3"),
+        ("--epoch 3", "unrecognized arguments: --epoch 3; did you mean --epochs?"),
+        ("--learning-rte=3", "unrecognized arguments: --learning-rte=3; did you mean --learning-rate?"),
+        ("--frobnicate 3", "unrecognized arguments: --frobnicate 3 (see"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_2(finetune, flags, wanted):
@@ -242,6 +244,12 @@ def test_a_new_run_tells_what_it_replaces(finetune):
     assert code == 0
     assert "adapter/checkpoint.gguf: of a run that was stopped at step 7 of 20; --resume goes on with it" in err
     assert "of a run" not in finetune(*line, "--max-steps", 9)[2]
+
+
+def test_a_table_is_told_to_be_learnt_as_text(finetune, tmp_path):
+    (tmp_path / "data.CSV").write_text("question,answer\nWho?,Me.\n")
+    code, _, err = finetune("--train-data", "data.CSV", "--max-steps", 1)
+    assert code == 0 and "data.CSV: a table, learnt as text, commas and all" in err
 
 
 def test_a_checkpoint_of_other_data_is_told_without_numbers(finetune, tmp_path):
