@@ -173,8 +173,6 @@ cdef inline void two_groups(const uint8_t* tile, const uint8_t* other, int nb, c
     while b < nb:
         first = b
         while b < min(first + chunk, nb):
-            prefetch_tile(tile)
-            prefetch_tile(other)
             h = vh_zero()
             ho = h
             block2(tile, other, a + 32 * b, &h, &ho)

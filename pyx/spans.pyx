@@ -170,8 +170,6 @@ cdef inline void matvec2(const uint8_t* tile, const uint8_t* other, const float*
             s, end = vi_zero(), min(b + SPAN, nb)
             so = s
             while b < end:
-                prefetch_tile(tile)
-                prefetch_tile(other)
                 h = vh_start(x.less8 + 2 * b)
                 ho = h
                 block2(tile, other, x.q8 + 32 * b, &h, &ho)

@@ -19,6 +19,7 @@ cdef enum:
     TILE_ROWS = 16
     TILE_COLS = 32
     TILE = 512
+    AHEAD = 1536            # how far ahead of their reading products of few tokens ask for memory, bytes
 
 
 cdef inline vb quad(const uint8_t* tile, bint fifth, vb high, int g) noexcept nogil:
@@ -50,12 +51,12 @@ cdef inline void close_block(float* sums, vf d, vf m, float scale, float total, 
 
 
 cdef inline void prefetch_tile(const uint8_t* tile) noexcept nogil:
-    """Ask for what a one-token product will read 1.5 KB from here: 320 bytes, a tile of 4-bit codes"""
-    prefetch(tile + 1536)
-    prefetch(tile + 1600)
-    prefetch(tile + 1664)
-    prefetch(tile + 1728)
-    prefetch(tile + 1792)
+    """Ask for 320 bytes, a tile of 4-bit codes"""
+    prefetch(tile + AHEAD)
+    prefetch(tile + AHEAD + 64)
+    prefetch(tile + AHEAD + 128)
+    prefetch(tile + AHEAD + 192)
+    prefetch(tile + AHEAD + 256)
 
 
 cdef inline void step_u8(vb w, const int8_t* a0, const int8_t* a1, const int8_t* a2, const int8_t* a3,
@@ -85,15 +86,37 @@ cdef inline void step2(const uint8_t* tile, const uint8_t* other, int g, const i
     ho[0] = vh_dot(ho[0], quad(other, False, vb_load(other), g), a + 4 * g)
 
 
+cdef extern from *:
+    """
+    #define stay() __asm__ volatile("")
+    """
+    void stay() noexcept nogil      # the compiler moves nothing past here
+
+
+cdef inline void prefetch2(const uint8_t* tile, const uint8_t* other, int at) noexcept nogil:
+    stay()
+    prefetch(tile + AHEAD + at)
+    prefetch(other + AHEAD + at)
+
+
 cdef inline void block2(const uint8_t* tile, const uint8_t* other, const int8_t* a, vh* h, vh* ho) noexcept nogil:
-    """h += both tiles' codes times 32 values; int16 holds eight steps of 4-bit codes, see kinds.pyx"""
+    """h += both tiles' codes times 32 values; int16 holds eight steps of 4-bit codes, see kinds.pyx
+
+    What is read 1.5 KB later is asked for a line at a time: ten requests at once wait for each other and hold up the loads
+    behind them, which makes a token of a large model 3 to 4 % slower.
+    """
+    prefetch2(tile, other, 0)
     step2(tile, other, 0, a, h, ho)
     step2(tile, other, 1, a, h, ho)
+    prefetch2(tile, other, 64)
     step2(tile, other, 2, a, h, ho)
     step2(tile, other, 3, a, h, ho)
+    prefetch2(tile, other, 128)
     step2(tile, other, 4, a, h, ho)
     step2(tile, other, 5, a, h, ho)
+    prefetch2(tile, other, 192)
     step2(tile, other, 6, a, h, ho)
+    prefetch2(tile, other, 256)
     step2(tile, other, 7, a, h, ho)
 
 
