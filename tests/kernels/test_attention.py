@@ -116,6 +116,13 @@ def test_numbers_that_f16_cannot_hold(isa):
         assert (kernels.load("attention", isa).forward(q, k, 0 * v, kind) == 0).all()
 
 
+@pytest.mark.parametrize("scale", [1e-27, 1e-33, 1e-37])
+def test_values_too_small_for_a_step_of_weights_are_lost_and_never_grow(isa, scale):
+    q, k, v = qkv(20, 2, 1, 32)
+    found = kernels.load("attention", isa).forward(q, k, np.float32(scale) * v, "s16")
+    assert np.abs(found).max() <= scale * np.abs(v).max()
+
+
 def test_whole_numbers_at_their_limits(isa):
     # sums as near to 2^31 as the type lets them come: all elements and all weights alike, and one that is all there is
     for spike in (False, True):
