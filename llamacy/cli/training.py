@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import shutil
 import sys
 import warnings
 import zlib
@@ -190,6 +191,7 @@ def finetune(args, options):
         trainer.keep_prefix(budget.folder(outputs))
     if args.estimate:
         return tell_estimate(budget, outputs, trainer, (train, held), peak)
+    tell_room(budget, outputs)
     if case.checkpointing and not args.checkpointing:
         say(f"activations are computed again in the backward pass: without, more than {shown(budget.limit)} are needed")
     return train_and_tell(args, prepared, outputs, trainer, (data, train, held), checkpoint)
@@ -322,6 +324,15 @@ def tell_unfinished(path):
                 f"{path}: of a run that was stopped at step {step} of {n_steps}; --resume goes on with it, this run "
                 "replaces it"
             )
+
+
+def tell_room(budget, outputs):
+    """Warn before hours are spent where what the run will save does not fit on the disk."""
+    adapter, checkpoint = disk_bytes(budget.config, budget.ranks)
+    needed = adapter + (checkpoint if outputs.checkpoint else 0)
+    free = shutil.disk_usage(os.path.dirname(os.path.realpath(outputs.adapter))).free
+    if free < needed:
+        say(f"warning: {outputs.adapter}: {shown(free)} are free there, the run will save {shown(needed)}")
 
 
 def train_and_tell(args, prepared, outputs, trainer, data, checkpoint):

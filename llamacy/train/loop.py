@@ -100,7 +100,7 @@ class Run:
                 ended = "stopped"
             if ended != "end":
                 break
-            if self._save_is_due(step):
+            if self._save_is_due(step) and self.done.step < self.plan.n_steps:
                 self._tried(self.save)
         if self._saved != self.done.step:
             self.save()

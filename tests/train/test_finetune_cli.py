@@ -246,6 +246,14 @@ def test_a_new_run_tells_what_it_replaces(finetune):
     assert "of a run" not in finetune(*line, "--max-steps", 9)[2]
 
 
+def test_a_disk_too_full_for_the_adapter_is_told_before_training(finetune, monkeypatch):
+    line = ["--train-data", "finetune-data.txt", "--max-steps", 1]
+    assert "are free there" not in finetune(*line)[2]
+    monkeypatch.setattr(training.shutil, "disk_usage", lambda path: SimpleNamespace(free=10 << 10))
+    code, _, err = finetune(*line)
+    assert code == 0 and "warning: adapter/adapter.bin: 10K are free there, the run will save " in err
+
+
 def test_a_table_is_told_to_be_learnt_as_text(finetune, tmp_path):
     (tmp_path / "data.CSV").write_text("question,answer\nWho?,Me.\n")
     code, _, err = finetune("--train-data", "data.CSV", "--max-steps", 1)
