@@ -76,6 +76,14 @@ cdef struct Step:           # one call: sizes, inputs and the buffers all thread
     uint8_t* rounded        # of the widest input
 
 
+cdef int check_range(name, const int[::1] values, int end) except -1:
+    cdef Py_ssize_t i
+    for i in range(values.shape[0]):
+        if not 0 <= values[i] < end:
+            raise ValueError(f"a {name} is outside 0..{end - 1}")
+    return 0
+
+
 cdef class Session:
     """A KV cache of n_slots sequences and the buffers of a step over the given weights."""
 
@@ -208,16 +216,19 @@ cdef class Session:
             note_step(&self.pace, <int>tokens.shape[0], omp_get_wtime() - began, self.team.sleeps)
         return np.asarray(logits)[:, :width]
 
-    cdef check(self, tokens, positions, slots, logits_at, lora_scales):
-        T = len(tokens)
-        if not (T <= self.max_batch and len(positions) == T and len(slots) == T):
-            raise ValueError(f"{T} tokens, {len(positions)} positions, {len(slots)} slots: wanted equal, at most {self.max_batch}")
-        for name, values, end in (("token", tokens, self.weights.config.n_vocab), ("position", positions, self.n_ctx),
-                                  ("slot", slots, self.n_slots), ("logits_at", logits_at, T)):
-            if len(values) and not (0 <= np.min(values) and np.max(values) < end):
-                raise ValueError(f"a {name} is outside 0..{end - 1}")
+    cdef int check(self, const int[::1] tokens, const int[::1] positions, const int[::1] slots, const int[::1] logits_at,
+                   lora_scales) except -1:
+        cdef int T = <int>tokens.shape[0]
+        if not (T <= self.max_batch and positions.shape[0] == T and slots.shape[0] == T):
+            raise ValueError(
+                f"{T} tokens, {len(positions)} positions, {len(slots)} slots: wanted equal, at most {self.max_batch}")
+        check_range("token", tokens, self.weights.config.n_vocab)
+        check_range("position", positions, self.n_ctx)
+        check_range("slot", slots, self.n_slots)
+        check_range("logits_at", logits_at, T)
         if lora_scales is not None and np.shape(lora_scales) != (T, self.weights.n_lora):
             raise ValueError(f"lora_scales {np.shape(lora_scales)}, wanted {(T, self.weights.n_lora)}")
+        return 0
 
     cdef void find_runs(self) noexcept nogil:
         cdef Step* s = &self.step_
