@@ -6,6 +6,7 @@ cdef enum:
     TRIAL = 8           # steps with the other number of threads
     HOLD = 64           # steps until the next trial; four times as many after each trial in vain, up to
     LONGEST = 16384
+    ENOUGH = 2          # steps of a trial: it ends where they took a third longer than with all threads
 
 cdef struct Pace:       # all zero at the beginning
     int T               # tokens of a step; the figures are of such steps
@@ -26,6 +27,8 @@ cdef inline void note_step(Pace* p, int T, double seconds, int sleeps) noexcept 
     p.seconds[fewer] += (seconds - p.seconds[fewer]) * (0.25 if p.seconds[fewer] else 1)
     p.sleeps += (sleeps - p.sleeps) * 0.125
     p.left -= 1
+    if p.trying and fewer and p.left <= TRIAL - ENOUGH and 3 * p.seconds[1] > 4 * p.seconds[0]:
+        p.left = 0
     if p.left > 0:
         return
     if p.trying:

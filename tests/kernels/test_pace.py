@@ -45,3 +45,10 @@ def test_trials_in_vain_become_rare(paces):
     assert [length for _, length in runs] == [TRIAL] * len(runs)
     gaps = [b[0] - a[0] - TRIAL for a, b in zip(runs, runs[1:], strict=False)]
     assert gaps == [4 * HOLD, 16 * HOLD, 64 * HOLD]
+
+
+def test_a_trial_that_is_much_slower_ends_at_once(paces):
+    runs = trials(paces(10.0, 14.0, 2, 6000))
+    assert [length for _, length in runs] == [2] * len(runs)
+    gaps = [b[0] - a[0] - 2 for a, b in zip(runs, runs[1:], strict=False)]
+    assert gaps == [4 * HOLD, 16 * HOLD, 64 * HOLD]
