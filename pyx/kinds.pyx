@@ -262,9 +262,10 @@ cdef inline void pack_quads(const uint8_t* rows, size_t row_bytes, int n_rows, i
     cdef uint16_t d[16]
     cdef uint16_t m[16]
     cdef int r
-    memset(codes, 0, sizeof(codes))
-    memset(d, 0, sizeof(d))
-    memset(m, 0, sizeof(m))
+    if n_rows < TILE_ROWS:
+        memset(codes, 0, sizeof(codes))
+        memset(d, 0, sizeof(d))
+        memset(m, 0, sizeof(m))
     for r in range(n_rows):
         codes_of(rows + r * row_bytes + <size_t>b * block_bytes, codes + 8 * r, d + r, m + r)
     write_quads(tile, codes, fifth)
@@ -364,9 +365,10 @@ cdef inline void pack_wide_quads(const uint8_t* rows, size_t row_bytes, int n_ro
     cdef float m[16]
     cdef Group x
     cdef int r
-    memset(codes, 0, sizeof(codes))
-    memset(d, 0, sizeof(d))
-    memset(m, 0, sizeof(m))
+    if n_rows < TILE_ROWS:
+        memset(codes, 0, sizeof(codes))
+        memset(d, 0, sizeof(d))
+        memset(m, 0, sizeof(m))
     for r in range(n_rows):
         group(rows + r * row_bytes + <size_t>(b >> 3) * block_bytes, b & 7, &x)
         memcpy(codes + 8 * r, x.q, 32)
@@ -421,7 +423,8 @@ cdef void matvec4_q5_k(const uint8_t* tile, int nb, const Acts* x, size_t t, flo
 cdef void pack_q8_0(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
     cdef const block_q8_0* x
     cdef int r, p
-    memset(tile, 0, PAIRS)
+    if n < TILE_ROWS:
+        memset(tile, 0, PAIRS)
     for r in range(n):
         x = <const block_q8_0*>(rows + r * rb) + b
         for p in range(16):

@@ -33,7 +33,8 @@ cdef inline void pack_wide(const uint8_t* rows, size_t row_bytes, int n_rows, in
     cdef float* d = <float*>(tile + TILE)
     cdef Group x
     cdef int r, j
-    memset(tile, 0, HALVES if scales == FOLD_MIN else WIDE)
+    if n_rows < TILE_ROWS:
+        memset(tile, 0, HALVES if scales == FOLD_MIN else WIDE)
     for r in range(n_rows):
         group(rows + r * row_bytes + <size_t>(b // n_groups) * block_bytes, b % n_groups, &x)
         d[r] = x.d
@@ -55,7 +56,8 @@ cdef inline void pack_scaled(const uint8_t* rows, size_t row_bytes, int n_rows, 
     """Group b & 7 of n_rows blocks of 256"""
     cdef Group x
     cdef int r
-    memset(tile, 0, SCALED)
+    if n_rows < TILE_ROWS:
+        memset(tile, 0, SCALED)
     for r in range(n_rows):
         group(rows + r * row_bytes + <size_t>(b >> 3) * block_bytes, b & 7, &x)
         put_pairs(x.q, r, tile)
