@@ -6,6 +6,9 @@ scale as a whole number and added in int32; f32 comes once a span. The scales of
 power of two: 2 ** -11 of its largest scale's power of two, so that an f16 scale within a factor of four of the largest is
 exact and others are off by half a unit, 1/4096 of the largest at most.
 
+So that all products have the same bits, each adds to a result, panel by panel: the minima's share, block after block; units
+times the panel's spans, summed from zero; what was set aside.
+
 Sums, codes less the offset being c (|c| <= 8, or 16), inputs a (|a| <= 127), scales s (|s| <= 4096):
   int16  raised inputs are at most 255: 8 steps of 2 products, 8 * 2 * 8 * 255 = 32640 < 32768 (4 * 2 * 16 * 255 as well)
          few inputs meet codes without signs: kinds.pyx's bounds; sums of 4-bit ones begin with -4 times the sum A of the

@@ -23,7 +23,7 @@ MODEL = ROOT / "tests" / "kernels" / "model"
 TESTS = [
     f"tests/kernels/test_{name}.py" for name in ("adamw", "attention", "kquants_products", "kquants_rows", "layers")
 ]
-TESTS += [f"tests/kernels/test_{name}.py" for name in ("matmul", "quants")]
+TESTS += [f"tests/kernels/test_{name}.py" for name in ("matmul", "quants", "spans")]
 
 RELEASE = "bookworm"
 GUEST = "libgomp1 python3 python3-numpy python3-pytest python3-hypothesis python3-yaml python3-requests libpython3-dev"
