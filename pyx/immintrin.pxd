@@ -85,3 +85,10 @@ cdef extern from "immintrin.h" nogil:
     __m256i _mm256_setr_epi32(int, int, int, int, int, int, int, int)
     void _mm_pause()
     void _mm_prefetch(const char*, int)
+
+cdef extern from *:
+    """
+    /* a loaded value that stays in its register: used twice, gcc would load it twice */
+    static inline __m256i loaded_once(__m256i x) { __asm__("" : "+x"(x)); return x; }
+    """
+    __m256i loaded_once(__m256i) noexcept nogil

@@ -340,7 +340,7 @@ cdef inline void vb_store(uint8_t* p, vb a) noexcept nogil:
 cdef inline vb vb_nibbles(const uint8_t* p) noexcept nogil:
     """32 bytes to 64 values: the low nibbles are rows 0..7, the high nibbles rows 8..15"""
     cdef vb r
-    cdef __m256i x = _mm256_loadu_si256(<const __m256i*>p), mask = _mm256_set1_epi8(15)
+    cdef __m256i x = loaded_once(_mm256_loadu_si256(<const __m256i*>p)), mask = _mm256_set1_epi8(15)
     r.lo = _mm256_and_si256(x, mask)
     r.hi = _mm256_and_si256(_mm256_srli_epi16(x, 4), mask)
     return r
