@@ -67,14 +67,22 @@ cdef inline vi quads_dot(const uint8_t* tile, bint fifth, vb high, const int8_t*
     """16 rows' codes times 32 values"""
     cdef vi s
     cdef vh h = vh_dot(vh_zero(), quad(tile, fifth, high, 0), a)
+    cdef const uint8_t* ahead = tile + AHEAD
+    prefetch_line(ahead)
     h = vh_dot(h, quad(tile, fifth, high, 1), a + 4)
+    prefetch_line(ahead + 64)
     h = vh_dot(h, quad(tile, fifth, high, 2), a + 8)
+    prefetch_line(ahead + 128)
     h = vh_dot(h, quad(tile, fifth, high, 3), a + 12)
     if fifth:
         s = vh_sum(h)
         h = vh_zero()
+    prefetch_line(ahead + 192)
     h = vh_dot(h, quad(tile, fifth, high, 4), a + 16)
+    prefetch_line(ahead + 256)
     h = vh_dot(h, quad(tile, fifth, high, 5), a + 20)
+    if fifth:
+        prefetch_line(ahead + 320)
     h = vh_dot(h, quad(tile, fifth, high, 6), a + 24)
     h = vh_dot(h, quad(tile, fifth, high, 7), a + 28)
     return vi_add(s, vh_sum(h)) if fifth else vh_sum(h)
@@ -92,7 +100,6 @@ cdef inline void matvec_quads(const uint8_t* tile, int nb, const Acts* x, size_t
     while b < nb:
         first = b
         while b < min(first + chunk, nb):
-            prefetch_tile(tile)
             s = quads_dot(tile, fifth, quad_high(tile, fifth), a + 32 * b)
             d = quad_scale(tile, fifth, wide)
             m = quad_min(tile, fifth, wide) if has_min else vf_mul(d, vf_set1(<float>-offset))

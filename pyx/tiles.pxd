@@ -86,17 +86,9 @@ cdef inline void step2(const uint8_t* tile, const uint8_t* other, int g, const i
     ho[0] = vh_dot(ho[0], quad(other, False, vb_load(other), g), a + 4 * g)
 
 
-cdef extern from *:
-    """
-    #define stay() __asm__ volatile("")
-    """
-    void stay() noexcept nogil      # the compiler moves nothing past here
-
-
 cdef inline void prefetch2(const uint8_t* tile, const uint8_t* other, int at) noexcept nogil:
-    stay()
-    prefetch(tile + AHEAD + at)
-    prefetch(other + AHEAD + at)
+    prefetch_line(tile + AHEAD + at)
+    prefetch_line(other + AHEAD + at)
 
 
 cdef inline void block2(const uint8_t* tile, const uint8_t* other, const int8_t* a, vh* h, vh* ho) noexcept nogil:

@@ -193,11 +193,11 @@ cdef inline void matvec_pairs(const uint8_t* tile, int nb, const Acts* x, size_t
     cdef vi s
     cdef vf acc = vf_set1(0)
     for b in range(nb):
-        for p in range(tile_bytes // 64 + 1):
-            prefetch(tile + 3 * tile_bytes + 64 * p)
         s = vi_zero()
         for p in range(16):
             s = vi_dot(s, pair_of(tile, p, tile_bytes), a + 2 * p)
+            if p <= tile_bytes // 64:
+                prefetch_line(tile + 3 * tile_bytes + 64 * p)
         acc = vf_fma(vf_mul(pairs_scale(tile, tile_bytes), vf_set1(scale[b])), vi_to_f(s), acc)
         tile += tile_bytes
         a += 32

@@ -41,6 +41,11 @@ cdef inline void prefetch(const void* p) noexcept nogil:
     _mm_prefetch(<const char*>p, 3)
 
 
+cdef inline void prefetch_line(const void* p) noexcept nogil:
+    """The same just here, amid arithmetic: several requests at once wait for each other and hold up the loads behind them"""
+    prefetch_here(p)
+
+
 # ---- f32 ----
 
 cdef inline vf vf_load(const float* p) noexcept nogil:

@@ -102,6 +102,12 @@ cdef extern from "immintrin.h" nogil:
     void _mm_pause()
     void _mm_prefetch(const char*, int)
 
+cdef extern from *:
+    """
+    #define prefetch_here(p) __asm__ volatile("prefetcht0 %0" : : "m"(*(const char*)(p)))
+    """
+    void prefetch_here(const void*) noexcept nogil      # where it is written: gcc would gather several
+
 ctypedef __m512 vf
 ctypedef __m512i vi
 ctypedef __m512i vb
@@ -119,6 +125,11 @@ cdef inline void pause() noexcept nogil:
 
 cdef inline void prefetch(const void* p) noexcept nogil:
     _mm_prefetch(<const char*>p, 3)
+
+
+cdef inline void prefetch_line(const void* p) noexcept nogil:
+    """The same just here, amid arithmetic: several requests at once wait for each other and hold up the loads behind them"""
+    prefetch_here(p)
 
 
 # ---- f32 ----

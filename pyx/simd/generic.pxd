@@ -32,6 +32,11 @@ cdef inline void prefetch(const void* p) noexcept nogil:
     pass
 
 
+cdef inline void prefetch_line(const void* p) noexcept nogil:
+    """The same just here, amid arithmetic: several requests at once wait for each other and hold up the loads behind them"""
+    pass
+
+
 # ---- f32 ----
 
 cdef inline vf vf_load(const float* p) noexcept nogil:

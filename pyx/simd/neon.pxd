@@ -57,6 +57,11 @@ cdef inline void prefetch(const void* p) noexcept nogil:
     __builtin_prefetch(p)
 
 
+cdef inline void prefetch_line(const void* p) noexcept nogil:
+    """The same just here, amid arithmetic: several requests at once wait for each other and hold up the loads behind them"""
+    __builtin_prefetch(p)
+
+
 # ---- f32 ----
 
 cdef inline vf vf_load(const float* p) noexcept nogil:
