@@ -1,6 +1,7 @@
 """What all commands share: the parser's habits and the mapping from failures to one line and an exit code."""
 
 import argparse
+import contextlib
 import os
 import sys
 
@@ -79,16 +80,31 @@ def run(main, argv=None):
         return code
     except BrokenPipeError:
         # The reader went away (`| head`): not an error of ours, and nothing more can be written.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print(file=sys.stderr)
+        _tell("")
         return 130
     except (LlamacyError, OSError, MemoryError) as error:
         if os.environ.get("LLAMACY_DEBUG") == "1":
             raise
-        print(f"{name}: {_one_line(error)}", file=sys.stderr)
+        _tell(f"{name}: {_one_line(error)}")
         return getattr(error, "exit_code", 1)
+    finally:
+        _drop_unwritten(sys.stdout)
+        _drop_unwritten(sys.stderr)
+
+
+def _tell(line):
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def _drop_unwritten(stream):
+    """Let go of what a stream could not write: Python would try again at its end, fail, and exit with 120."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _one_line(error):

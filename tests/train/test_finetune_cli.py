@@ -232,7 +232,10 @@ def test_a_run_that_nobody_can_read_is_saved(tmp_path):
     os.close(reader)
     code = "from llamacy.cli.entry import finetune; raise SystemExit(finetune())"
     line = ["-m", MODEL, "--max-steps", "2", "--outdir", tmp_path]
-    done = subprocess.run([sys.executable, "-c", code, *map(str, line)], stdout=writer, stderr=writer, cwd=ROOT)
+    # with Python's own buffers, whatever the tests are started with
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-c", code, *map(str, line)]
+    done = subprocess.run(command, stdout=writer, stderr=writer, cwd=ROOT, env=buffered)
     os.close(writer)
     assert done.returncode == 0 and step_of(tmp_path / "adapter.bin") == 2
 
