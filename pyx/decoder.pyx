@@ -336,7 +336,7 @@ cdef class Session:
         if rows > SPLIT_TOKENS:
             acts_quantize(a, share(rows, i, n), share(rows, i + 1, n), 0, a.n_blocks)
         else:
-            spans = (a.n_blocks + a.span - 1) // a.span
+            spans = units_of(a.n_blocks, a.span)
             acts_quantize(a, 0, rows, a.span * share(spans, i, n), min(a.span * share(spans, i + 1, n), a.n_blocks))
         meet(&self.team)
 

@@ -76,10 +76,7 @@ cdef inline void panel_s16(const int16_t* q, const float* d, const float* m, int
         vd = vf_load(d)
         if has_min:
             vm = vf_load(m)
-        close_block(sums, vd, vm, scale[0], total[0], s0, has_min)
-        close_block(sums + 16, vd, vm, scale[lds], total[lds], s1, has_min)
-        close_block(sums + 32, vd, vm, scale[2 * lds], total[2 * lds], s2, has_min)
-        close_block(sums + 48, vd, vm, scale[3 * lds], total[3 * lds], s3, has_min)
+        close_block4(sums, 16, vd, vm, scale, total, lds, s0, s1, s2, s3, has_min)
         q, d, m, scale, total = q + TILE, d + 16, m + 16, scale + 1, total + 1
         a0, a1, a2, a3 = a0 + 32, a1 + 32, a2 + 32, a3 + 32
 

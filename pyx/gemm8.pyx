@@ -56,10 +56,7 @@ cdef inline void panel_u8(const uint8_t* q, const float* d, const float* m, int 
     for _b in range(nb):
         block_u8(q, a0, a1, a2, a3, fifth, &s0, &s1, &s2, &s3)
         vd, vm = vf_load(d), vf_load(m)
-        close_block(sums, vd, vm, scale[0], total[0], s0, True)
-        close_block(sums + 16, vd, vm, scale[lds], total[lds], s1, True)
-        close_block(sums + 32, vd, vm, scale[2 * lds], total[2 * lds], s2, True)
-        close_block(sums + 48, vd, vm, scale[3 * lds], total[3 * lds], s3, True)
+        close_block4(sums, 16, vd, vm, scale, total, lds, s0, s1, s2, s3, True)
         q, d, m, scale, total = q + TILE, d + 16, m + 16, scale + 1, total + 1
         a0, a1, a2, a3 = a0 + 32, a1 + 32, a2 + 32, a3 + 32
 

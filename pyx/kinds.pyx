@@ -147,10 +147,7 @@ cdef inline void matvec4_quads(const uint8_t* tile, int nb, const Acts* x, size_
                 s0, s1, s2, s3 = vh_sum(h0), vh_sum(h1), vh_sum(h2), vh_sum(h3)
             d = quad_scale(tile, fifth, wide)
             m = quad_min(tile, fifth, wide) if has_min else vf_mul(d, vf_set1(<float>-offset))
-            close_block(y, d, m, scale[b], total[b], s0, True)
-            close_block(y + ldy, d, m, scale[nb + b], total[nb + b], s1, True)
-            close_block(y + 2 * ldy, d, m, scale[2 * nb + b], total[2 * nb + b], s2, True)
-            close_block(y + 3 * ldy, d, m, scale[3 * nb + b], total[3 * nb + b], s3, True)
+            close_block4(y, ldy, d, m, scale + b, total + b, nb, s0, s1, s2, s3, True)
             a0, a1, a2, a3 = a0 + 32, a1 + 32, a2 + 32, a3 + 32
             tile += tile_bytes
             b += 1

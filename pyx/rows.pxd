@@ -2,10 +2,11 @@
 
 from .acts cimport Acts
 from .panels cimport PART_TOKENS
+from .team cimport units_of
 
 
 cdef inline int parts_of(int n_tokens) noexcept nogil:
-    return (n_tokens + PART_TOKENS - 1) // PART_TOKENS
+    return units_of(n_tokens, PART_TOKENS)
 
 
 cdef inline Acts some_rows(const Acts* a, size_t lo, size_t hi) noexcept nogil:

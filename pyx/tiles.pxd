@@ -50,6 +50,15 @@ cdef inline void close_block(float* sums, vf d, vf m, float scale, float total, 
     vf_store(sums, vf_fma1(m, total, y) if has_min else y)
 
 
+cdef inline void close_block4(float* sums, size_t lds, vf d, vf m, const float* scale, const float* total, size_t nb,
+                              vi s0, vi s1, vi s2, vi s3, bint has_min) noexcept nogil:
+    """The same for four inputs: sums (4, lds), scale and total (4, nb); total may be NULL where there is no minimum"""
+    close_block(sums, d, m, scale[0], total[0] if has_min else 0, s0, has_min)
+    close_block(sums + lds, d, m, scale[nb], total[nb] if has_min else 0, s1, has_min)
+    close_block(sums + 2 * lds, d, m, scale[2 * nb], total[2 * nb] if has_min else 0, s2, has_min)
+    close_block(sums + 3 * lds, d, m, scale[3 * nb], total[3 * nb] if has_min else 0, s3, has_min)
+
+
 cdef inline void prefetch_tile(const uint8_t* tile) noexcept nogil:
     """Ask for 320 bytes, a tile of 4-bit codes"""
     prefetch(tile + AHEAD)

@@ -246,10 +246,7 @@ cdef inline void matvec4_pairs(const uint8_t* tile, int nb, const Acts* x, size_
         pairs4(tile, 8, a0, a1, a2, a3, &s0, &s1, &s2, &s3, tile_bytes)
         pairs4(tile, 12, a0, a1, a2, a3, &s0, &s1, &s2, &s3, tile_bytes)
         d = pairs_scale(tile, tile_bytes)
-        close_block(y, d, none, scale[b], 0, s0, False)
-        close_block(y + ldy, d, none, scale[nb + b], 0, s1, False)
-        close_block(y + 2 * ldy, d, none, scale[2 * nb + b], 0, s2, False)
-        close_block(y + 3 * ldy, d, none, scale[3 * nb + b], 0, s3, False)
+        close_block4(y, ldy, d, none, scale + b, NULL, nb, s0, s1, s2, s3, False)
         tile += tile_bytes
         a0, a1, a2, a3 = a0 + 32, a1 + 32, a2 + 32, a3 + 32
 
