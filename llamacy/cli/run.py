@@ -82,21 +82,22 @@ def run(main, argv=None):
         # The reader went away (`| head`): not an error of ours, and nothing more can be written.
         return 0
     except KeyboardInterrupt:
-        _tell("")
+        say("")
         return 130
     except (LlamacyError, OSError, MemoryError) as error:
         if os.environ.get("LLAMACY_DEBUG") == "1":
             raise
-        _tell(f"{name}: {_one_line(error)}")
+        say(f"{name}: {_one_line(error)}")
         return getattr(error, "exit_code", 1)
     finally:
         _drop_unwritten(sys.stdout)
         _drop_unwritten(sys.stderr)
 
 
-def _tell(line):
+def say(text):
+    """Tell the user something that is not the result, if there is still somebody to read it."""
     with contextlib.suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
+        print(text, file=sys.stderr, flush=True)
 
 
 def _drop_unwritten(stream):

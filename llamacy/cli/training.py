@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import os
 import shutil
-import sys
 import warnings
 import zlib
 from collections import Counter
@@ -14,6 +13,7 @@ from pathlib import Path
 import llamacy
 from llamacy.cli.common import default_model, fit_threads, open_model_from
 from llamacy.cli.main import unescape
+from llamacy.cli.run import say
 from llamacy.errors import LlamacyError, UsageError
 from llamacy.formats.adapter import load_adapter
 from llamacy.formats.model_file import open_model
@@ -48,12 +48,6 @@ from llamacy.train.stop import Stop
 from llamacy.train.trainer import Trainer
 
 SAMPLE_DATA = Path(llamacy.__file__).resolve().parent.parent / "examples" / "instructions.jsonl"
-
-
-def say(text):
-    """Tell the user something that is not the result, if there is still somebody to read it."""
-    with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
 
 
 class Prepared:
