@@ -92,9 +92,3 @@ cdef extern from *:
     static inline __m256i loaded_once(__m256i x) { __asm__("" : "+x"(x)); return x; }
     """
     __m256i loaded_once(__m256i) noexcept nogil
-
-cdef extern from *:
-    """
-    #define prefetch_here(p) __asm__ volatile("prefetcht0 %0" : : "m"(*(const char*)(p)))
-    """
-    void prefetch_here(const void*) noexcept nogil      # where it is written: gcc would gather several

@@ -7,6 +7,7 @@
 from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t, uint16_t, uint32_t
 
 from .immintrin cimport *
+from .x86 cimport prefetch_here
 
 cdef struct vf:
     __m256 lo

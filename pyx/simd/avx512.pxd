@@ -3,6 +3,8 @@
 
 from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t, uint16_t, uint32_t
 
+from .x86 cimport prefetch_here
+
 cdef extern from "immintrin.h" nogil:
     ctypedef struct __m128:
         pass
@@ -101,12 +103,6 @@ cdef extern from "immintrin.h" nogil:
     int _mm512_reduce_add_epi32(__m512i)
     void _mm_pause()
     void _mm_prefetch(const char*, int)
-
-cdef extern from *:
-    """
-    #define prefetch_here(p) __asm__ volatile("prefetcht0 %0" : : "m"(*(const char*)(p)))
-    """
-    void prefetch_here(const void*) noexcept nogil      # where it is written: gcc would gather several
 
 ctypedef __m512 vf
 ctypedef __m512i vi
