@@ -1,4 +1,17 @@
-"""The errors users see: one line each, saying what, where, wanted, got and what to do."""
+"""The errors users see: one line each, saying what, where, wanted, got and what to do.
+
+What stands in a file may be hostile: control characters that act on a terminal, or a name of a megabyte. `shown` is
+how a value from a file or a request enters a line; whatever was missed is caught by LlamacyError itself.
+"""
+
+import reprlib
+
+SHOWN = 80  # characters of one value
+LINE = 2000  # and of a whole line: long enough for two paths and a list of what there is
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = SHOWN
+_BRIEF.maxlevel = 3
 
 
 class LlamacyError(Exception):
@@ -6,8 +19,51 @@ class LlamacyError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message=""):
+        super().__init__(one_line(message))
+
 
 class UsageError(LlamacyError):
     """Wrong flags or arguments; commands exit with 2."""
 
     exit_code = 2
+
+
+def printable(text):
+    """Return `text` with everything that could act on a terminal or break the line written as an escape."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def shown(value, limit=SHOWN):
+    """Return a value read from a file as one short printable text: strings and bytes quoted, long ones cut.
+
+    Costs no more than what is shown, however large the value is.
+    """
+    if isinstance(value, (bytes, bytearray)):
+        value = bytes(value[: 4 * limit + 4]).decode("utf-8", "replace")
+    if isinstance(value, str):
+        return repr(_cut(str(value), limit))
+    if hasattr(value, "tolist"):  # NumPy's: of an array its beginning, of a scalar the number
+        value = value.tolist() if getattr(value, "ndim", 0) == 0 else value.ravel()[: _BRIEF.maxlist + 1].tolist()
+    try:
+        return _cut(printable(_BRIEF.repr(value)), limit)
+    except ValueError:
+        return "a number of thousands of digits"
+
+
+def one_line(text):
+    """Return `text` as one printable line of at most LINE characters; of a longer one its two ends."""
+    text = _ends(str(text))
+    return _ends(printable(" ".join(part.strip() for part in text.strip().splitlines())))
+
+
+def _cut(text, limit):
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _ends(text):
+    return text if len(text) <= LINE else f"{text[: LINE - 500]} ... {text[-400:]}"
+
+
+def _escaped(char):
+    return char.encode("unicode_escape").decode()

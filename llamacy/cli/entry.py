@@ -7,8 +7,8 @@ import warnings
 from functools import partial
 from pathlib import Path
 
-from llamacy.cli.run import run
-from llamacy.errors import LlamacyError
+from llamacy.cli.run import run, say
+from llamacy.errors import LlamacyError, one_line
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,7 +27,7 @@ def start(command):
     """Import `llamacy.cli.<command>` and run its `main`; return the exit code."""
     # Matrix products are our own: NumPy's pool of BLAS threads would cost 30 ms at the start and be idle.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    warnings.showwarning = lambda message, *_: print(f"{command}: warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: say(one_line(f"{command}: warning: {message}"))
     return run(partial(_import_and_run, command))
 
 

@@ -6,7 +6,7 @@ import os
 import sys
 
 from llamacy import __version__
-from llamacy.errors import LlamacyError
+from llamacy.errors import LlamacyError, one_line, printable
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
 
             near = get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, 1, 0.8)
             message += "".join(f"; did you mean {name}?" for name in near)
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {one_line(message)} (see {self.prog} --help)\n")
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -87,7 +87,7 @@ def run(main, argv=None):
     except (LlamacyError, OSError, MemoryError) as error:
         if os.environ.get("LLAMACY_DEBUG") == "1":
             raise
-        say(f"{name}: {_one_line(error)}")
+        say(one_line(f"{name}: {_words(error)}"))
         return getattr(error, "exit_code", 1)
     finally:
         _drop_unwritten(sys.stdout)
@@ -95,9 +95,12 @@ def run(main, argv=None):
 
 
 def say(text):
-    """Tell the user something that is not the result, if there is still somebody to read it."""
+    """Tell the user something that is not the result, if there is still somebody to read it.
+
+    Control characters are written as escapes: names from files may stand in it.
+    """
     with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+        print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
 
 
 def _drop_unwritten(stream):
@@ -108,7 +111,7 @@ def _drop_unwritten(stream):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _one_line(error):
+def _words(error):
     if isinstance(error, MemoryError):
         return f"out of memory: {error or 'the allocation failed'}; try a smaller --ctx-size or --batch-size"
-    return " ".join(str(error).split())
+    return str(error)

@@ -16,7 +16,7 @@ from io import BufferedReader, RawIOBase
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from llamacy import __version__
-from llamacy.errors import LlamacyError
+from llamacy.errors import LlamacyError, one_line
 from llamacy.server.errors import ClientGone, HttpError, error_object
 
 MAX_BODY = 16 << 20
@@ -433,4 +433,4 @@ class Server(ThreadingHTTPServer):
 
     def report(self, message):
         """Log one line."""
-        print(" ".join(message.split()), file=sys.stderr)
+        print(one_line(message), file=sys.stderr)

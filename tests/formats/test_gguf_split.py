@@ -60,13 +60,13 @@ def test_exchanged_parts(parts, tmp_path):
     parts[1].rename(tmp_path / "x")
     parts[2].rename(parts[1])
     (tmp_path / "x").rename(parts[2])
-    with pytest.raises(LlamacyError, match="says it is part '2' of '3', wanted 1 of 3"):
+    with pytest.raises(LlamacyError, match="says it is part 2 of 3, wanted 1 of 3"):
         open_model(parts[0])
 
 
 def test_a_part_of_another_model(parts, tmp_path):
     write_part(tmp_path, 1, **{"split.count": np.uint16(4)})
-    with pytest.raises(LlamacyError, match="part '1' of '4'"):
+    with pytest.raises(LlamacyError, match="part 1 of 4"):
         open_model(parts[0])
 
 
@@ -84,5 +84,5 @@ def test_a_tensor_in_two_parts(parts, tmp_path):
 
 def test_too_few_tensors(parts, tmp_path):
     write_gguf(parts[2], {"split.no": 2, "split.count": 3}, [])
-    with pytest.raises(LlamacyError, match="hold 4 tensors, the first says '6'"):
+    with pytest.raises(LlamacyError, match="hold 4 tensors, the first says 6"):
         open_model(parts[0])

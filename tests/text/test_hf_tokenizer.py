@@ -163,10 +163,10 @@ BAD = {
     "no model": (small_json(model=3), "wanted BPE"),
     "an id beyond the model": (
         small_json(added_tokens=[{"id": 98, "content": "x"}]),
-        "id '98', wanted 0 to 97",
+        "id 98, wanted 0 to 97",
     ),
     "an id that is none": (small_json(model={"vocab": {"a": "x"}}), "has the id 'x'"),
-    "merges a word": (small_json(model={"vocab": {}, "merges": "x"}), "a merge is 'None'"),
+    "merges a word": (small_json(model={"vocab": {}, "merges": "x"}), "a merge is None"),
     "merges of three": (small_json(model={"vocab": {}, "merges": [["a", "b", "c"]]}), "wanted two texts"),
     "added tokens a table": (small_json(added_tokens={"a": 1}), "its added tokens are no list"),
     "an added token a word": (small_json(added_tokens=[{"id": "x", "content": "y"}]), "an added token is"),
