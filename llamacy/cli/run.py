@@ -6,43 +6,37 @@ import os
 import sys
 
 from llamacy import __version__
+from llamacy.cli.words import NUMBER, Words
 from llamacy.errors import LlamacyError, one_line, printable
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with llama.cpp's habits: `_` works for `-`, no abbreviations, one line for wrong usage."""
+    """argparse with llama.cpp's habits: flags are whole words, `_` works for `-`, one line for wrong usage."""
+
+    def __init__(self, **more):
+        super().__init__(**more)
+        self._negative_number_matcher = NUMBER  # argparse's own knows no exponents
 
     def parse_known_args(self, args=None, namespace=None):
-        words, joined = iter(sys.argv[1:] if args is None else args), []
-        for word in words:
-            joined.append(self._with_text(self._with_hyphens(word), words))
-            if word == "--":
-                joined += words
-        return super().parse_known_args(joined, namespace)
+        words, _ = Words(self._option_string_actions).read(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(words, namespace)
 
-    def _with_text(self, word, words):
-        """Join a flag that takes a text with the next of `words`, whatever it is: texts may begin with a dash."""
-        action = self._option_string_actions.get(word)
-        if action is None or action.nargs is not None or action.metavar != "TEXT":
-            return word
-        long = next(name for name in action.option_strings if name.startswith("--"))
-        text = next(words, None)
-        return word if text is None else f"{long}={text}"
+    def _get_option_tuples(self, option_string):
+        """Return argparse's completions and splits of an unknown word: none."""
+        return []
 
-    def _with_hyphens(self, arg):
-        name, equals, value = arg.partition("=")
-        hyphened = "--" + name[2:].replace("_", "-")
-        known = name.startswith("--") and hyphened in self._option_string_actions
-        return hyphened + equals + value if known else arg
+    def _get_values(self, action, arg_strings):
+        """Return a flag's value; argparse before 3.13 drops one that is `--`."""
+        alone = action.option_strings and arg_strings == ["--"]
+        return self._get_value(action, "--") if alone else super()._get_values(action, arg_strings)
 
     def error(self, message):
         unknown = message.partition("unrecognized arguments: ")[2].split()
-        if unknown and unknown[0].startswith("--"):
+        if unknown and unknown[0].startswith("-"):
             # imported here: a right command line has no use for it
-            from difflib import get_close_matches
+            from llamacy.cli.hints import hint
 
-            near = get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, 1, 0.8)
-            message += "".join(f"; did you mean {name}?" for name in near)
+            message += hint(unknown[0], self._option_string_actions)
         self.exit(2, f"{self.prog}: {one_line(message)} (see {self.prog} --help)\n")
 
 
