@@ -23,6 +23,10 @@ class LlamacyError(Exception):
         super().__init__(one_line(message))
 
 
+class RequestError(LlamacyError):
+    """What was asked for cannot be done, though model and program are sound; a server answers 400, to others 500."""
+
+
 class UsageError(LlamacyError):
     """Wrong flags or arguments; commands exit with 2."""
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 
-from llamacy.errors import LlamacyError
+from llamacy.errors import LlamacyError, RequestError
 from llamacy.generate.request import Result
 from llamacy.generate.scales import Scales
 from llamacy.generate.slot import Slot
@@ -28,7 +28,7 @@ class Closed(LlamacyError):
     """The engine is shutting down."""
 
 
-class PromptError(LlamacyError):
+class PromptError(RequestError):
     """The prompt cannot be run: empty, too long for the context, or ids that the model does not have."""
 
 
@@ -141,11 +141,9 @@ class Engine:
         """Admit what waits, run one batch through the model, choose a token for each slot that is ready."""
         self._drop_cancelled()
         self._admit()
-        batch = self._batch()
-        if not batch:
-            return
         try:
-            rows = self._compute(batch)
+            batch = self._batch()
+            rows = self._compute(batch) if batch else ()
         except Exception as error:
             # What the cache holds is unknown now. The failure belongs to the requests in it, not to the server.
             for slot in [slot for slot in self.slots if slot.request]:
@@ -180,7 +178,8 @@ class Engine:
                 slot = min(free, key=lambda slot: (slot.last_used, slot.id))
             try:
                 slot.begin(request, lora)
-            except LlamacyError as error:
+            except Exception as error:
+                slot.request = None
                 request.end(Result("error", error=error))
                 continue
             free.remove(slot)

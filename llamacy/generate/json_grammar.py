@@ -6,7 +6,7 @@ free to write either without end does so.
 
 import json
 
-from llamacy.errors import LlamacyError
+from llamacy.errors import RequestError
 from llamacy.generate.grammar import EMPTY, Alt, Automaton, Ref, alt, lit, optional, repeat, seq, some
 
 DIGIT, SIGN = some("0123456789"), optional(some("-+"))
@@ -73,7 +73,7 @@ def json_object():
 
 
 def json_schema(schema):
-    """Return the Automaton of the JSON that `schema` describes; LlamacyError names a keyword that is not supported."""
+    """Return the Automaton of the JSON that `schema` describes; RequestError names a keyword that is not supported."""
     converter = _Converter(schema)
     root = converter.convert(schema, "schema", 0)
     return Automaton(RULES | converter.rules, root)
@@ -87,11 +87,11 @@ class _Converter:
 
     def convert(self, schema, where, depth):
         if depth > MAX_DEPTH:
-            raise LlamacyError(f"{where}: the schema is nested too deeply")
+            raise RequestError(f"{where}: the schema is nested too deeply")
         if schema is True or schema == {}:
             return VALUE
         if not isinstance(schema, dict):
-            raise LlamacyError(f"{where}: wanted a schema object, got {type(schema).__name__}")
+            raise RequestError(f"{where}: wanted a schema object, got {type(schema).__name__}")
         for key, method in (
             ("$ref", self._ref),
             ("const", self._const),
@@ -106,7 +106,7 @@ class _Converter:
         types = schema.get("type") or [self._guess(schema, where)]
         types = types if isinstance(types, list) else [types]
         if not all(name is None or isinstance(name, str) for name in types):
-            raise LlamacyError(f"{where}.type: wanted one of {', '.join(TYPES)} or a list of those")
+            raise RequestError(f"{where}.type: wanted one of {', '.join(TYPES)} or a list of those")
         known = set().union(*(TYPES[name][1] for name in types if name in TYPES))
         self._only(schema, known | {"type"}, where)
         return Alt(tuple(self._typed(name, schema, where, depth + 1) for name in types))
@@ -114,7 +114,7 @@ class _Converter:
     def _only(self, schema, known, where):
         wrong = sorted(set(schema) - known - NOTES)
         if wrong:
-            raise LlamacyError(f"{where}: the keyword {wrong[0]!r} is not supported here")
+            raise RequestError(f"{where}: the keyword {wrong[0]!r} is not supported here")
 
     def _guess(self, schema, where):
         """Return the type that a schema without one is about."""
@@ -128,7 +128,7 @@ class _Converter:
         if name is None:
             return VALUE
         if name not in TYPES:
-            raise LlamacyError(f"{where}.type: wanted one of {', '.join(TYPES)}, got {name!r:.60}")
+            raise RequestError(f"{where}.type: wanted one of {', '.join(TYPES)}, got {name!r:.60}")
         narrowed = {"object": self._object, "array": self._array, "string": self._string}.get(name)
         if narrowed is None or not TYPES[name][1] & set(schema):
             return TYPES[name][0]
@@ -136,13 +136,13 @@ class _Converter:
 
     def _ref(self, target, where, depth):
         if not isinstance(target, str) or not target.startswith("#"):
-            raise LlamacyError(f"{where}: wanted a reference inside the schema (#/...), got {target!r:.60}")
+            raise RequestError(f"{where}: wanted a reference inside the schema (#/...), got {target!r:.60}")
         name = f"ref {target}"
         if name not in self.rules:
             self.rules[name] = VALUE  # holds the place while the schema refers to itself
             self.rules[name] = self.convert(self._find(target, where), target, depth)
             if self._loops(name, self.rules[name]):
-                raise LlamacyError(f"{where}: the schema refers to itself without end")
+                raise RequestError(f"{where}: the schema refers to itself without end")
         return Ref(name)
 
     def _find(self, target, where):
@@ -150,7 +150,7 @@ class _Converter:
         for part in filter(None, target[1:].split("/")):
             key = part.replace("~1", "/").replace("~0", "~")
             if not isinstance(found, dict) or key not in found:
-                raise LlamacyError(f"{where}: {target!r:.60} is not in the schema")
+                raise RequestError(f"{where}: {target!r:.60} is not in the schema")
             found = found[key]
         return found
 
@@ -165,17 +165,17 @@ class _Converter:
 
     def _enum(self, values, where, depth):
         if not isinstance(values, list) or not values:
-            raise LlamacyError(f"{where}: wanted a list of values")
+            raise RequestError(f"{where}: wanted a list of values")
         return Alt(tuple(self._const(value, where, depth) for value in values))
 
     def _any_of(self, schemas, where, depth):
         if not isinstance(schemas, list) or not schemas:
-            raise LlamacyError(f"{where}: wanted a list of schemas")
+            raise RequestError(f"{where}: wanted a list of schemas")
         return Alt(tuple(self.convert(schema, f"{where}[{i}]", depth) for i, schema in enumerate(schemas)))
 
     def _all_of(self, schemas, where, depth):
         if not isinstance(schemas, list) or len(schemas) != 1:
-            raise LlamacyError(f"{where}: more than one schema at once is not supported")
+            raise RequestError(f"{where}: more than one schema at once is not supported")
         return self.convert(schemas[0], f"{where}[0]", depth)
 
     def _count(self, schema, key, where):
@@ -183,7 +183,7 @@ class _Converter:
         if value is not None and (
             isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_REPEATS
         ):
-            raise LlamacyError(f"{where}.{key}: wanted a whole number from 0 to {MAX_REPEATS}, got {value!r:.60}")
+            raise RequestError(f"{where}.{key}: wanted a whole number from 0 to {MAX_REPEATS}, got {value!r:.60}")
         return value
 
     def _string(self, schema, where, depth):
@@ -200,9 +200,9 @@ class _Converter:
         if "prefixItems" not in schema:
             return _separated("[", item or VALUE, "]", low, 0 if item is None else high)
         if not _is_list_of(object, schema["prefixItems"]):
-            raise LlamacyError(f"{where}.prefixItems: wanted a list of schemas")
+            raise RequestError(f"{where}.prefixItems: wanted a list of schemas")
         if low or high is not None or item not in (None, VALUE):
-            raise LlamacyError(f"{where}.prefixItems: not supported together with items, minItems or maxItems")
+            raise RequestError(f"{where}.prefixItems: not supported together with items, minItems or maxItems")
         parts = [self.convert(part, f"{where}.prefixItems", depth) for part in schema["prefixItems"]]
         spaced = [seq(lit(",") if i else EMPTY, SPACE, part, SPACE) for i, part in enumerate(parts)]
         return seq(lit("["), *spaced, lit("]"))
@@ -212,10 +212,10 @@ class _Converter:
         properties, required = schema.get("properties", {}), schema.get("required", [])
         more = schema.get("additionalProperties", not properties)
         if not isinstance(properties, dict) or not _is_list_of(str, required):
-            raise LlamacyError(f"{where}: wanted properties as an object and required as a list")
+            raise RequestError(f"{where}: wanted properties as an object and required as a list")
         missing = [key for key in required if key not in properties]
         if missing:
-            raise LlamacyError(f"{where}.required: {missing[0]!r:.60} is not among the properties")
+            raise RequestError(f"{where}.required: {missing[0]!r:.60} is not among the properties")
         if not properties:
             value = self.convert(more, f"{where}.additionalProperties", depth) if more else None
             return _separated("{", _member(STRING, value or VALUE), "}", 0, None if value else 0)

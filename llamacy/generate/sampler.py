@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llamacy.errors import LlamacyError
+from llamacy.errors import LlamacyError, RequestError
 from llamacy.kernels.common import sampling as vocabulary
 
-NO_CHOICE = "no token can be chosen: all logits are forbidden or not numbers"
+NO_CHOICE = "no token can be chosen: "
+FORBIDDEN = NO_CHOICE + "what the request asks for (logit_bias, penalties, a grammar) forbids every one"
+NOT_FINITE = NO_CHOICE + "the model's logits are not finite numbers; is the model file damaged?"
 
 FLOAT32_MAX = 3.4e38
 # Choices that a constraint may refuse before all tokens are looked at.
@@ -37,7 +39,7 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How one request chooses its tokens; a value outside LIMITS is a LlamacyError that names the field."""
+    """How one request chooses its tokens; a value outside LIMITS is a RequestError that names the field."""
 
     temperature: float = 0.8  # <= 0: always the likeliest token, the lowest id on ties
     top_k: int = 40  # <= 0: all
@@ -59,7 +61,7 @@ class SamplingParams:
 
 
 def check_number(name, value, kind, low, high):
-    """Raise LlamacyError unless `value` is a whole number (or any, where `kind` is float) from `low` to `high`."""
+    """Raise RequestError unless `value` is a whole number (or any, where `kind` is float) from `low` to `high`."""
     kinds = (int,) if kind is int else (int, float)
     fine = isinstance(value, kinds) and not isinstance(value, bool) and abs(value) <= FLOAT32_MAX
     if fine and (low is None or value >= low) and (high is None or value <= high):
@@ -67,7 +69,7 @@ def check_number(name, value, kind, low, high):
     noun = "a whole number" if kind is int else "a number"
     sides = [f"at least {low}" if low is not None else "", f"at most {high}" if high is not None else ""]
     wanted = " ".join([noun, " and ".join(filter(None, sides))]).strip()
-    raise LlamacyError(f"{name}: wanted {wanted}, got {value!r:.60}")
+    raise RequestError(f"{name}: wanted {wanted}, got {value!r:.60}")
 
 
 class Candidates:
@@ -115,11 +117,15 @@ class Candidates:
             self.is_sorted = True
 
 
+class NoChoice(Exception):
+    """No candidate has a finite logit."""
+
+
 def likeliest(row):
-    """Return the id of the largest logit of row (V), the lowest on ties; LlamacyError when there is none."""
+    """Return the id of the largest logit of row (V), the lowest on ties; NoChoice when there is none."""
     best = vocabulary.argmax(row)
     if best < 0 or not math.isfinite(row[best]):
-        raise LlamacyError(NO_CHOICE)
+        raise NoChoice
     return int(best)
 
 
@@ -144,7 +150,7 @@ def keep_top_k(candidates, sampler, history):
         candidates.values = values.astype(np.float64)
         candidates.is_sorted = True
         if not math.isfinite(candidates.values[0]):
-            raise LlamacyError(NO_CHOICE)
+            raise NoChoice
         return
     floor = _floor(candidates, p)
     candidates.ids = np.flatnonzero(row >= floor)
@@ -204,7 +210,7 @@ class Sampler:
     """One request's sampler: its parameters and its own random numbers, so that no neighbour changes its text."""
 
     def __init__(self, params, n_vocab, eog_ids=()):
-        """`eog_ids`: the tokens that `ignore_eos` forbids. LlamacyError when a biased id is not in the vocabulary."""
+        """`eog_ids`: the tokens that `ignore_eos` forbids. RequestError when a biased id is not in the vocabulary."""
         self.params = params
         self.seed = secrets.randbits(32) if params.seed == -1 else params.seed
         self.bias = _bias(params, n_vocab, eog_ids)
@@ -216,7 +222,19 @@ class Sampler:
         logits: (V) float32, C-contiguous, writable, in the end as it was; history: all ids before it, oldest first, for
         the penalties. constraint: what says which tokens may come (grammar.Constraint): most choices are allowed, so
         first a few are tried, and only then all tokens looked at.
+
+        RequestError when the request leaves no token to choose, LlamacyError when the model gave none.
         """
+        try:
+            # Biases and temperatures may be beyond f32: what comes of it is looked at, not warned of.
+            with np.errstate(all="ignore"):
+                return self._sample(logits, history, constraint)
+        except NoChoice:
+            pass
+        top = logits.max()  # NaN where any is
+        raise RequestError(FORBIDDEN) if math.isfinite(top) else LlamacyError(NOT_FINITE)
+
+    def _sample(self, logits, history, constraint):
         chosen = self._choose(logits, history)
         if constraint is None or constraint.allows(chosen):
             return chosen
@@ -260,7 +278,7 @@ def _bias(params, n_vocab, eog_ids):
     pairs = list(params.logit_bias)
     for token, _ in pairs:
         if not 0 <= token < n_vocab:
-            raise LlamacyError(f"logit_bias: wanted a token id from 0 to {n_vocab - 1}, got {token}")
+            raise RequestError(f"logit_bias: wanted a token id from 0 to {n_vocab - 1}, got {token}")
     pairs += [(token, -math.inf) for token in sorted(eog_ids) if params.ignore_eos]
     if not pairs:
         return None

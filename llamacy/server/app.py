@@ -11,6 +11,7 @@ from llamacy.generate.grammar import TokenTable
 from llamacy.server import api, embeddings, openai
 from llamacy.server.errors import HttpError
 from llamacy.server.http import Text
+from llamacy.server.jobs import http_error
 
 ROUTES = {**api.ROUTES, **openai.ROUTES, **embeddings.ROUTES}
 METHODS = ("GET", "HEAD", "POST", "OPTIONS")
@@ -65,10 +66,8 @@ class Application:
             raise HttpError(503, "Loading model", {"Retry-After": "1"})
         try:
             return handler(self, call)
-        except HttpError:
-            raise
-        except LlamacyError as error:  # the request asks for what this model or installation cannot do
-            raise HttpError(400, str(error)) from None
+        except LlamacyError as error:
+            raise http_error(error) from None
 
     def _check_key(self, call):
         if not self.api_keys or call.path in PUBLIC:

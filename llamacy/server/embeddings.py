@@ -7,6 +7,7 @@ import base64
 
 import numpy as np
 
+from llamacy.errors import LlamacyError
 from llamacy.generate.request import Request, Result
 from llamacy.server import fields
 from llamacy.server.errors import HttpError
@@ -51,7 +52,10 @@ def hidden_states(app, call, prompts):
                 raise http_error(result.error)
     finally:
         job.cancel()
-    return [np.concatenate(rows) for rows in parts]
+    states = [np.concatenate(rows) for rows in parts]
+    if not all(np.isfinite(rows).all() for rows in states):
+        raise LlamacyError("the model's hidden states are not finite numbers; is the model file damaged?")
+    return states
 
 
 def _prompts(app, data):

@@ -22,11 +22,11 @@ TYPES = {
 
 
 class HttpError(LlamacyError):
-    """An answer other than 200; `headers` are added to it."""
+    """An answer other than 200; `headers` are added to it. `is_logged`: the operator is to know of it too."""
 
-    def __init__(self, status, message, headers=()):
+    def __init__(self, status, message, headers=(), is_logged=False):
         super().__init__(message)
-        self.status, self.headers = status, dict(headers)
+        self.status, self.headers, self.is_logged = status, dict(headers), is_logged
 
     def body(self):
         """Return the error object."""

@@ -35,6 +35,11 @@ class Json:
     data: object
     status: int = 200
     headers: dict = field(default_factory=dict)
+    content_type = "application/json; charset=utf-8"
+
+    def encoded(self):
+        """Return the body's bytes; ValueError where JSON has no form for the data."""
+        return dump(self.data)
 
 
 @dataclass
@@ -45,6 +50,10 @@ class Text:
     content_type: str = "text/plain; charset=utf-8"
     status: int = 200
     headers: dict = field(default_factory=dict)
+
+    def encoded(self):
+        """Return the body's bytes."""
+        return self.text.encode()
 
 
 @dataclass
@@ -248,14 +257,16 @@ class Handler(BaseHTTPRequestHandler):
             path, query = self._split_path()
             call = Call(self.command, path, query, self.headers, body, self.is_connected)
             answer = self.server.application.answer(call)
+            content = None if isinstance(answer, Events) else answer.encoded()
         except ClientGone:
             self.close_connection = True
             self._log(499)
             return
         except Exception as error:
             answer = self._failure(error)
-        if not isinstance(answer, Events):
-            self._send(answer)
+            content = answer.encoded()
+        if content is not None:
+            self._send(answer, content)
             return
         try:
             self._send_events(answer.source)
@@ -272,17 +283,21 @@ class Handler(BaseHTTPRequestHandler):
 
     def _failure(self, error):
         """Return the answer that tells the client of an exception; one that nobody expected is logged too."""
-        if isinstance(error, HttpError):
+        known = isinstance(error, HttpError)
+        what = str(error) if known else f"{type(error).__name__}: {error}"
+        if not known or error.is_logged:
+            self.server.report(f"{self.command} {self.path!r:.200}: {what}")
+        if known:
             return Json(error.body(), error.status, error.headers)
         status = 503 if isinstance(error, MemoryError) else 500
-        self.server.report(f"{self.command} {self.path!r}: {type(error).__name__}: {error}")
-        return Json(error_object(status, f"internal error: {type(error).__name__}: {error}"), status)
+        return Json(error_object(status, f"internal error: {what}"), status)
 
     def _refuse(self, error):
         """Answer a request that could not be read, and close: where its rest begins is unknown."""
         self.close_connection = True
         self.connection.settimeout(LINGER_SECONDS)
-        self._send(self._failure(error))
+        answer = self._failure(error)
+        self._send(answer, answer.encoded())
         self._linger()
 
     def _linger(self):
@@ -311,12 +326,11 @@ class Handler(BaseHTTPRequestHandler):
         """Return the request's headers; None when they could not be parsed."""
         return getattr(self, "headers", None)
 
-    def _send(self, answer):
-        body = dump(answer.data) if isinstance(answer, Json) else answer.text.encode()
-        kind = "application/json; charset=utf-8" if isinstance(answer, Json) else answer.content_type
-        self._head(answer.status, {"Content-Type": kind, "Content-Length": str(len(body)), **answer.headers})
+    def _send(self, answer, content):
+        headers = {"Content-Type": answer.content_type, "Content-Length": str(len(content)), **answer.headers}
+        self._head(answer.status, headers)
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self.wfile.write(content)
         self._log(answer.status)
 
     def _send_events(self, source):
@@ -325,20 +339,22 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = self.close_connection or not chunked
         framing = {"Transfer-Encoding": "chunked"} if chunked else {}
         self._head(200, {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", **framing})
-        for event in self._until_failure(source):
-            data = b"data: " + (event.encode() if isinstance(event, str) else dump(event)) + b"\n\n"
+        for content in self._until_failure(source):
+            data = b"data: " + content + b"\n\n"
             self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data) if chunked else data)
         if chunked:
             self.wfile.write(b"0\r\n\r\n")
         self._log(200)
 
     def _until_failure(self, source):
+        """Yield the events' bytes, in the end those of the failure if there is one."""
         try:
-            yield from source
+            for event in source:
+                yield event.encode() if isinstance(event, str) else dump(event)
         except ClientGone:
             raise
         except Exception as error:
-            yield self._failure(error).data
+            yield self._failure(error).encoded()
 
     def _log(self, status):
         if self.server.verbose:

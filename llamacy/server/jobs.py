@@ -6,8 +6,8 @@ The collector's callbacks run in the engine's thread; the handler waits on a que
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
-from llamacy.errors import LlamacyError
-from llamacy.generate.engine import Closed, PromptError, QueueFull
+from llamacy.errors import LlamacyError, RequestError
+from llamacy.generate.engine import Closed, QueueFull
 from llamacy.generate.grammar import Constraint
 from llamacy.generate.request import Request
 from llamacy.generate.text_stream import TextStream, with_bos
@@ -154,14 +154,21 @@ class Job(Submission):
         return sorted((event for event in self.events() if isinstance(event, Answer)), key=lambda answer: answer.index)
 
 
+# What a LlamacyError means over HTTP, the first that fits: (kind, status, headers, is_logged). What is neither the
+# request's doing nor temporary is the server's own failure.
+STATUSES = (
+    (QueueFull, 429, {"Retry-After": "1"}, False),
+    (Closed, 503, {}, False),
+    (RequestError, 400, {}, False),
+    (LlamacyError, 500, {}, True),
+)
+
+
 def http_error(error):
-    """Return what a client is told of an engine's exception; one that is nobody's fault but ours as it is."""
-    for kind, status, headers in (
-        (QueueFull, 429, {"Retry-After": "1"}),
-        (Closed, 503, {}),
-        (PromptError, 400, {}),
-        (LlamacyError, 400, {}),
-    ):
+    """Return what a client is told of an exception: an HttpError; one that nobody expected as it is."""
+    if isinstance(error, HttpError):
+        return error
+    for kind, status, headers, is_logged in STATUSES:
         if isinstance(error, kind):
-            return HttpError(status, str(error), headers)
+            return HttpError(status, str(error), headers, is_logged)
     return error

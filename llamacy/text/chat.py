@@ -11,7 +11,7 @@ import warnings
 from datetime import datetime
 from functools import lru_cache
 
-from llamacy.errors import LlamacyError
+from llamacy.errors import LlamacyError, RequestError
 from llamacy.text.chat_formats import FORMATS
 
 ROLES = {"developer": "system"}  # OpenAI's newer name for the same
@@ -61,15 +61,15 @@ def render(messages, template, *, bos, eos, add_generation_prompt=True, **variab
     try:
         return compiled.render(**values)
     except jinja2.TemplateError as error:
-        raise LlamacyError(f"the chat template refuses this conversation: {error}") from error
+        raise RequestError(f"the chat template refuses this conversation: {error}") from error
     except Exception as error:  # whatever else the template's own code runs into
-        raise LlamacyError(f"the chat template fails on this conversation: {type(error).__name__}: {error}") from error
+        raise RequestError(f"the chat template fails on this conversation: {type(error).__name__}: {error}") from error
 
 
 def _turn(message, template):
     role, content = ROLES.get(message.get("role"), message.get("role")), message.get("content")
     if role not in ("system", "user", "assistant") or not isinstance(content, str):
-        raise LlamacyError(
+        raise RequestError(
             f"chat format {template}: wanted messages of system, user or assistant with text, "
             f"got role {role!r} with {type(content).__name__}"
         )
@@ -109,7 +109,7 @@ def _compile(template):
     try:
         return jinja2, environment.from_string(template)
     except jinja2.TemplateSyntaxError as error:
-        raise LlamacyError(f"the chat template is not valid: line {error.lineno}: {error.message}") from error
+        raise RequestError(f"the chat template is not valid: line {error.lineno}: {error.message}") from error
 
 
 def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
