@@ -102,17 +102,24 @@ class Engine:
         return sum(slot.request is not None for slot in self.slots)
 
     def start(self):
-        """Compute in a thread of the engine's own from now on."""
-        threading.Thread(target=self.loop, name="engine", daemon=True).start()
+        """Compute in a thread of the engine's own from now on, until close()."""
+        with self._wake:
+            # Known before it runs: a close() right after this waits for it.
+            self._thread = threading.Thread(target=self.loop, name="engine", daemon=True)
+            self._thread.start()
 
     def close(self, grace=0.0):
-        """Refuse new requests, let running ones finish for `grace` seconds, end the rest, stop the thread."""
+        """Refuse new requests, let running ones finish for `grace` seconds, end the rest, stop the thread.
+
+        No thread computes after it: a loop() that has begun is waited for, one that begins later returns at once.
+        """
         with self._wake:
             self._closing = True
             self._deadline = time.monotonic() + grace
             self._wake.notify()
-        if self._thread:
-            self._thread.join()
+            thread = self._thread
+        if thread and thread is not threading.current_thread():
+            thread.join()
         self._end_all(Closed("the server is shutting down"))
 
     # -- the computing thread --------------------------------------------------------------------------------------

@@ -310,6 +310,26 @@ def test_the_thread_serves_many_and_closes():
         engine.submit(ask("late"))
 
 
+class LateEngine(Engine):
+    """Its thread is held up before it reaches the loop."""
+
+    def loop(self):
+        time.sleep(0.1)
+        super().loop()
+
+
+@pytest.mark.parametrize("kind, tries", [(Engine, 300), (LateEngine, 1)])
+def test_no_thread_is_alive_after_close_however_soon_it_comes(kind, tries):
+    for _ in range(tries):
+        engine = kind(FakeModel())
+        waiting = ask("early")
+        engine.submit(waiting)
+        engine.start()
+        engine.close()
+        assert not [thread for thread in threading.enumerate() if thread.name == "engine"]
+        assert waiting.result
+
+
 def test_closing_lets_short_requests_finish():
     model = FakeModel()
     engine = Engine(model, n_slots=1)
