@@ -19,7 +19,7 @@ from itertools import product
 import numpy as np
 
 from llamacy import __version__, kernels
-from llamacy.cli.common import add_cache_flags, add_lora_flags, add_model_flags, open_model_from, physical_cores, whole
+from llamacy.cli.common import add_cache_flags, add_lora_flags, add_model_flags, open_model_from, whole
 from llamacy.cli.run import make_parser
 from llamacy.errors import UsageError
 from llamacy.formats.model_file import open_model
@@ -174,7 +174,7 @@ def facts_of(args, model):
         "model_type": f"{model.config.architecture} {model.name}".strip(),
         "model_size": os.path.getsize(model.path),
         "model_n_params": n_params,
-        "n_threads": args.threads or physical_cores(),
+        "n_threads": model.threads,
         "activations": args.activations,
         "type_k": args.cache_type_k or ("f32" if args.activations == "f32" else "s16"),
         "type_v": args.cache_type_v or ("f32" if args.activations == "f32" else "s16"),

@@ -6,6 +6,7 @@ Nothing heavy is imported here: `--help` and wrong usage answer before NumPy or 
 import argparse
 import math
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -97,8 +98,7 @@ def add_model_flags(parser, *, ctx_size=None, names=("-m", "--model")):
     if ctx_size is not None:
         optional(group, "-c", "--ctx-size", "--ctx", dest="ctx_size", type=whole(0), metavar="N",
                  help=f"context in tokens, 0 = the model's own (default: {ctx_size})")  # fmt: skip
-    optional(group, "-t", "--threads", dest="threads", type=whole(1, 1024), metavar="N",
-             help="threads to compute with (default: the physical cores)")  # fmt: skip
+    add_threads_flag(group, "compute")
     group.add_argument("--activations", choices=["int8", "int16", "f32"], default="int8",
                        help="how activations enter products: int8 fast, int16 near to exact, f32 exact")  # fmt: skip
     group.add_argument("--no-mmap", action="store_true", help="read the whole model instead of mapping the file")
@@ -106,8 +106,7 @@ def add_model_flags(parser, *, ctx_size=None, names=("-m", "--model")):
              help="norm epsilon, where the file does not say or is wrong")  # fmt: skip
     optional(group, "--rope-theta", "--rope-freq-base", dest="rope_theta", type=real(1), metavar="F",
              help="rotary base, where the file does not say or is wrong")  # fmt: skip
-    optional(group, "--override-kv", dest="override_kv", default=[], action=_Append, type=override,
-             metavar="KEY=TYPE:VALUE", help="another value for a metadata key; TYPE int, float, bool, str")  # fmt: skip
+    add_override_flag(group)
 
 
 def add_engine_flags(parser):
@@ -141,8 +140,20 @@ def add_cache_flags(parser):
 OVERRIDES = {"int": int, "float": float, "bool": {"true": True, "false": False}.__getitem__, "str": str}
 
 
-def override(text):
-    """Parse `KEY=TYPE:VALUE` (llama.cpp's form) into (key, value)."""
+def add_override_flag(group):
+    """Add --override-kv; `dict(args.override_kv)` is what it asks for."""
+    optional(group, "--override-kv", dest="override_kv", default=[], action=_Extend, type=overrides,
+             metavar="KEY=TYPE:VALUE", help="another value for a metadata key; TYPE int, float, bool, str "
+             "(repeatable, or several with commas)")  # fmt: skip
+
+
+def overrides(text):
+    """Parse `KEY=TYPE:VALUE` (llama.cpp's form), several with commas, into [(key, value), ...]."""
+    # A comma that no KEY=TYPE: follows is part of a text.
+    return [_override(part) for part in re.split(rf",(?=[^,=:]+=(?:{'|'.join(OVERRIDES)}):)", text)]
+
+
+def _override(text):
     key, equals, rest = text.partition("=")
     kind, colon, value = rest.partition(":")
     if not (key and equals and colon and kind in OVERRIDES):
@@ -153,12 +164,23 @@ def override(text):
         raise argparse.ArgumentTypeError(f"{key}: {value!r} is not of type {kind}") from None
 
 
+def add_threads_flag(group, what):
+    """Add -t; fit_threads(args.threads) says how many it means. `what`: what they do, for the help."""
+    optional(group, "-t", "--threads", dest="threads", type=whole(-1, 1024), metavar="N",
+             help=f"threads to {what} with, -1 or 0 = all processors (default: the physical cores)")  # fmt: skip
+
+
 def fit_threads(threads):
-    """Return `threads` (None: the physical cores), at most the processors: they wait for each other by spinning."""
+    """Return `threads` (None: the physical cores; 0 or less, as in llama.cpp: all processors), at most the processors.
+
+    More would wait for each other by spinning.
+    """
     n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if threads and threads > n_cpus:
+    if threads is None:
+        return min(physical_cores(), n_cpus)
+    if threads > n_cpus:
         print(f"--threads {threads}: there are {n_cpus} processors, so {n_cpus} are used", file=sys.stderr)
-    return min(threads or physical_cores(), n_cpus)
+    return min(threads, n_cpus) if threads > 0 else n_cpus
 
 
 def optional(group, *flags, dest, default=None, **rest):
@@ -176,15 +198,46 @@ class _Append(argparse.Action):
         setattr(namespace, self.dest, [*getattr(namespace, self.dest), values])
 
 
+class _Extend(argparse.Action):
+    """The same for values that are lists."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), *values])
+
+
 class _AppendAdapter(_Append):
     """Collect (path, scale) pairs from `--lora FILE[:SCALE]` and `--lora-scaled FILE SCALE` in one list, in order."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        try:
-            pair = adapter_and_scale(values) if isinstance(values, str) else (values[0], _scale(values[1]))
-        except UsageError as error:
-            raise argparse.ArgumentError(self, str(error)) from None
-        super().__call__(parser, namespace, pair, option_string)
+        words = listed(values) if isinstance(values, str) else [values]
+        for word in words:
+            try:
+                pair = adapter_and_scale(word) if isinstance(word, str) else (word[0], _scale(word[1]))
+            except UsageError as error:
+                raise argparse.ArgumentError(self, str(error)) from None
+            super().__call__(parser, namespace, pair, option_string)
+
+
+class _AppendScaled(_AppendAdapter):
+    """`--lora-scaled`, whose two values may be one word in llama.cpp's newer form: FILE:SCALE, several with commas."""
+
+    def pairs(self, word):
+        """Return [(file, scale), ...] of such a word, [] for any other: a file whose scale is the next word."""
+        parts = [part.rpartition(":") for part in listed(word)]
+        return [(file, scale) for file, _, scale in parts] if all(_has_scale(part) for part in listed(word)) else []
+
+
+def listed(text):
+    """Return the parts of a text with commas, itself alone where it is a file's name."""
+    return [text] if os.path.exists(text) else [part for part in text.split(",") if part] or [text]
+
+
+def _has_scale(text):
+    file, colon, scale = text.rpartition(":")
+    try:
+        return bool(file and colon and not os.path.exists(text) and isinstance(float(scale), float))
+    except ValueError:
+        return False
 
 
 def _scale(text):
@@ -217,9 +270,9 @@ def add_lora_flags(parser):
     """Add the adapters to apply at run time; `args.lora` is a list of (path, scale), in the order given."""
     group = parser.add_argument_group("adapters")
     optional(group, "--lora", "--lora-adapter", dest="lora", default=[], action=_AppendAdapter,
-             metavar="FILE[:SCALE]", help="apply this LoRA adapter (repeatable)")  # fmt: skip
-    optional(group, "--lora-scaled", dest="lora", default=[], nargs=2, action=_AppendAdapter,
-             metavar=("FILE", "SCALE"), help="the same with its scale as a word of its own")  # fmt: skip
+             metavar="FILE[:SCALE]", help="apply this LoRA adapter (repeatable, or several with commas)")  # fmt: skip
+    optional(group, "--lora-scaled", dest="lora", default=[], nargs=2, action=_AppendScaled,
+             metavar=("FILE", "SCALE"), help="the same, its scale a word of its own, or FILE:SCALE")  # fmt: skip
 
 
 def logit_bias(text):

@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 
-from llamacy.cli.common import default_model, fit_threads, optional, real, whole
+from llamacy.cli.common import add_threads_flag, default_model, fit_threads, optional, real, whole
 from llamacy.cli.run import make_parser
 from llamacy.errors import LlamacyError, UsageError
 
@@ -29,8 +29,7 @@ def build_parser():
     parser.add_argument("--outtype", default="auto", type=str.lower, metavar="T",
                         help="the type of a Hugging Face model's matrices: f32, f16, bf16, q8_0 or any that can be "
                         "written; auto keeps what they are")  # fmt: skip
-    optional(parser, "-t", "--threads", dest="threads", type=whole(1, 1024), metavar="N",
-             help="threads to quantise with (default: the physical cores)")  # fmt: skip
+    add_threads_flag(parser, "quantise")
     optional(parser, "-c", "--ctx-size", "--ctx", dest="ctx_size", type=whole(1), metavar="N",
              help="context length to write, where a legacy model does not say (default: 2048)")  # fmt: skip
     optional(parser, "--rms-eps", dest="rms_eps", type=real(0, 1), metavar="F",

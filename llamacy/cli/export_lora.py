@@ -2,7 +2,7 @@
 
 import sys
 
-from llamacy.cli.common import add_lora_flags, default_model, fit_threads, optional, whole
+from llamacy.cli.common import add_lora_flags, add_threads_flag, default_model, fit_threads, optional
 from llamacy.cli.run import make_parser
 from llamacy.errors import UsageError
 
@@ -20,8 +20,7 @@ def build_parser():
     optional(parser, "-o", "--output", dest="output", required=True, metavar="OUT", help="the GGUF file to write")
     optional(parser, "--outtype", dest="outtype", metavar="T",
              help="the type of all matrices, such as f16 or q8_0 (default: each tensor's own)")  # fmt: skip
-    optional(parser, "-t", "--threads", dest="threads", type=whole(1, 1024), metavar="N",
-             help="threads to quantise with (default: the physical cores)")  # fmt: skip
+    add_threads_flag(parser, "quantise")
     add_lora_flags(parser)
     return parser
 

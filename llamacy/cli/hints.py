@@ -2,6 +2,7 @@
 
 from difflib import get_close_matches
 
+from llamacy.cli.llama_cpp_flags import REASONS
 from llamacy.cli.words import is_number
 
 # Names of Hugging Face's trainers, Unsloth, Axolotl, mlx-lm and others -> the names here; the first that the command
@@ -131,6 +132,9 @@ def hint(word, flags):
     name = word.partition("=")[0]
     if name.startswith("--"):
         name = "--" + name[2:].replace("_", "-")
+    if name in REASONS:
+        return f"; {REASONS[name]}"
+    if name.startswith("--"):
         return _from_elsewhere(name, flags) or _near_miss(name, flags)
     # Not an unknown flag, but a known one with its value glued on: -n5
     if name[:2] in flags and (word[2:3] == "=" or is_number("-" + word[2:]) or is_number(word[2:])):

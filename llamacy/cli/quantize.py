@@ -5,7 +5,7 @@ import shutil
 import sys
 import time
 
-from llamacy.cli.common import fit_threads, optional, whole
+from llamacy.cli.common import add_threads_flag, fit_threads, optional, whole
 from llamacy.cli.run import make_parser
 from llamacy.errors import UsageError
 
@@ -24,11 +24,8 @@ def build_parser():
     parser.add_argument("input", metavar="IN", help="the model, best in F32, F16 or BF16; GGUF, split or not, or GGML")
     parser.add_argument("output", metavar="OUT", help="the GGUF file to write")
     parser.add_argument("type", metavar="TYPE", help="the type or mix of types")
-    parser.add_argument(
-        "n_threads", metavar="THREADS", nargs="?", type=whole(1, 1024), help="threads (default: the physical cores)"
-    )
-    optional(parser, "-t", "--threads", dest="threads", type=whole(1, 1024), metavar="N",
-             help="the same as THREADS")  # fmt: skip
+    parser.add_argument("n_threads", metavar="THREADS", nargs="?", type=whole(1, 1024), help="the same as --threads")
+    add_threads_flag(parser, "quantise")
     parser.add_argument("--allow-requantize", action="store_true",
                         help="accept a model that is quantised already: its errors stay")  # fmt: skip
     optional(parser, "--imatrix", dest="imatrix", metavar="FILE",
@@ -67,7 +64,8 @@ def main(argv):
         else:
             bar = Bar()
             write_model(model, args.output, steps, MIXES[name].file_type, imatrix=imatrix,
-                        n_threads=fit_threads(args.threads or args.n_threads), progress=bar.show)  # fmt: skip
+                        n_threads=fit_threads(args.n_threads if args.threads is None else args.threads),
+                        progress=bar.show)  # fmt: skip
             bar.close()
             took = f", {time.monotonic() - began:.1f} s"
             print(f"{args.output}: {name}, {len(steps)} tensors, {total(steps)}{took}", file=sys.stderr)

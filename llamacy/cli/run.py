@@ -4,8 +4,10 @@ import argparse
 import contextlib
 import os
 import sys
+import textwrap
 
 from llamacy import __version__
+from llamacy.cli.llama_cpp_flags import REASONS, epilog, without_effect
 from llamacy.cli.words import NUMBER, Words
 from llamacy.errors import LlamacyError, one_line, printable
 
@@ -16,10 +18,21 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **more):
         super().__init__(**more)
         self._negative_number_matcher = NUMBER  # argparse's own knows no exponents
+        self._ignored, self._without_effect = without_effect(self.prog), []
+
+    def parse_args(self, args=None, namespace=None):
+        args = super().parse_args(args, namespace)
+        if self._without_effect:
+            say(one_line(", ".join(self._without_effect)) + ": no effect here")
+        return args
 
     def parse_known_args(self, args=None, namespace=None):
-        words, _ = Words(self._option_string_actions).read(sys.argv[1:] if args is None else args)
-        return super().parse_known_args(words, namespace)
+        words = Words(self._option_string_actions, self._ignored, REASONS)
+        try:
+            joined, self._without_effect = words.read(sys.argv[1:] if args is None else args)
+        except ValueError as error:
+            self.error(str(error))
+        return super().parse_known_args(joined, namespace)
 
     def _get_option_tuples(self, option_string):
         """Return argparse's completions and splits of an unknown word: none."""
@@ -31,12 +44,13 @@ class Parser(argparse.ArgumentParser):
         return self._get_value(action, "--") if alone else super()._get_values(action, arg_strings)
 
     def error(self, message):
-        unknown = message.partition("unrecognized arguments: ")[2].split()
-        if unknown and unknown[0].startswith("-"):
+        unknown = [word for word in message.partition("unrecognized arguments: ")[2].split() if word.startswith("-")]
+        if unknown:
             # imported here: a right command line has no use for it
             from llamacy.cli.hints import hint
 
-            message += hint(unknown[0], self._option_string_actions)
+            hints = (hint(word, self._option_string_actions) for word in unknown)
+            message += next(filter(None, hints), "")
         self.exit(2, f"{self.prog}: {one_line(message)} (see {self.prog} --help)\n")
 
 
@@ -49,6 +63,10 @@ class HelpFormatter(argparse.HelpFormatter):
         value = self._format_args(action, self._get_default_metavar_for_optional(action))
         return f"{', '.join(action.option_strings)} {value}"
 
+    def _fill_text(self, text, width, indent):
+        return textwrap.fill(" ".join(text.split()), width, initial_indent=indent, subsequent_indent=indent,
+                             break_on_hyphens=False)  # fmt: skip
+
     def _get_help_string(self, action):
         # By identity: 0 equals False, but is a default to show.
         silent = any(action.default is nothing for nothing in (None, False, argparse.SUPPRESS))
@@ -57,7 +75,8 @@ class HelpFormatter(argparse.HelpFormatter):
 
 def make_parser(prog, description):
     """Return a Parser with `--version` and defaults shown in `--help`."""
-    parser = Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=HelpFormatter)
+    parser = Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=HelpFormatter,
+                    epilog=epilog(prog))  # fmt: skip
     parser.add_argument("--version", action="version", version=f"llamacy {__version__}")
     return parser
 

@@ -16,18 +16,19 @@ def is_number(word):
 class Words:
     """Reads the words of one command line.
 
-    actions: argparse's actions by flag. ignored: flags of llama.cpp that change nothing here, with their values:
-    {flag: Ignored}.
+    actions: argparse's actions by flag; one of two values may have a method `pairs` that takes both from one word.
+    ignored: flags of llama.cpp that change nothing here, {flag: Ignored}. refused: those that are known not to be
+    built; like the others they are never the value of the flag before them.
     """
 
-    def __init__(self, actions, ignored=None):
-        self._actions, self._ignored = actions, ignored or {}
+    def __init__(self, actions, ignored=None, refused=()):
+        self._actions, self._ignored, self._refused = actions, ignored or {}, refused
 
     def read(self, words):
         """Return (the words as argparse wants them, the ignored flags with their values).
 
         A flag and its value become `FLAG=VALUE`, so that the value may be anything: a negative number, a text that
-        begins with a dash. Words that are unknown stay as they are.
+        begins with a dash. Words that are unknown stay as they are. ValueError for an ignored flag without its value.
         """
         rest, joined, ignored = list(words), [], []
         while rest:
@@ -35,13 +36,12 @@ class Words:
             if word == "--":
                 return [*joined, word, *rest], ignored
             flag, value = self._flag(word)
-            if flag in self._ignored:
-                values = [value] if value is not None else self._ignored[flag].take(rest, self._is_value)
-                ignored.append(" ".join([flag, *values]))
-            elif flag is None or value is not None:
+            if flag is None or (value is not None and flag in self._actions):
                 joined.append(word if flag is None else f"{flag}={value}")
-            else:
+            elif flag in self._actions:
                 joined += self._with_values(flag, self._actions[flag], rest)
+            else:
+                ignored.append(self._without_effect(flag, value, rest))
         return joined, ignored
 
     def _flag(self, word):
@@ -54,10 +54,21 @@ class Words:
 
     def _with_values(self, flag, action, rest):
         """Return the flag with its values, taken from `rest`; argparse complains where there are too few."""
+        pairs = action.pairs(rest[0]) if rest and hasattr(action, "pairs") else []
+        if pairs:
+            del rest[0]
+            return [word for pair in pairs for word in (flag, *pair)]
         if action.nargs is None and rest and (action.metavar == "TEXT" or self._is_value(rest[0])):
             return [f"{flag}={rest.pop(0)}"]
         return [flag]
 
+    def _without_effect(self, flag, value, rest):
+        """Return an ignored flag with its values, for the note about it."""
+        values = [value] if value is not None else self._ignored[flag].take(rest, self._is_value)
+        if values is None:
+            raise ValueError(f"argument {flag}: expected one argument")
+        return " ".join([flag, *values])
+
     def _is_value(self, word):
         """May this word be the value of the flag before it: is it no flag itself?"""
-        return word != "--" and (not word.startswith("-") or is_number(word) or self._flag(word)[0] is None)
+        return word != "--" and (is_number(word) or (self._flag(word)[0] is None and word not in self._refused))

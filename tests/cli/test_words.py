@@ -6,6 +6,7 @@ import pytest
 
 from llamacy.cli import hints
 from llamacy.cli.common import optional, real, whole
+from llamacy.cli.llama_cpp_flags import without_effect
 from llamacy.cli.run import make_parser
 from tools.commands_doc import commands, parser_of
 
@@ -31,7 +32,7 @@ def needed(parser, given=None):
 @pytest.mark.parametrize("command", commands())
 def test_no_word_of_several_letters_is_split_or_completed(command, capsys):
     parser = parser_of(command)
-    flags = set(parser._option_string_actions)
+    flags = set(parser._option_string_actions) | set(without_effect(command))
     short = sorted(flag for flag in flags if not flag.startswith("--"))
     words = {flag + letter for flag in short for letter in "5xlN"} | {flag[:-1] for flag in short if len(flag) > 2}
     words |= {f"-{a}{b}" for a in string.ascii_letters for b in "abfhlnt"}
