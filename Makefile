@@ -17,7 +17,7 @@ MODEL = models/SmolLM2-135M-Instruct.Q4_1.gguf
 BENCH_PYTHON = bench/.venv/bin/python
 BENCH_PIP = $(BENCH_PYTHON) -m pip --disable-pip-version-check
 LLAMA_CPP_SOURCE = bench/work/llama_cpp_python.tar.gz
-SOURCES = setup.py llamacy/kernels/isas.py $(wildcard pyx/*.pyx pyx/*.pxd pyx/simd/*.pxd)
+SOURCES = setup.py llamacy/kernels/isas.py llamacy/kernels/layout.py $(wildcard pyx/*/*.pyx pyx/*/*.pxd)
 
 all: $(VENV)/.installed $(MODEL)
 
@@ -94,7 +94,7 @@ docs: all
 
 clean:
 	rm -rf $(VENV) bench/.venv bench/work build *.egg-info .pytest_cache .ruff_cache .hypothesis
-	rm -f llamacy/kernels/*/*.so
+	rm -f llamacy/kernels/*/*.so llamacy/kernels/*/*/*.so
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 .PHONY: all test test-neon test-avx512 test-peers bench report demo lint fuzz docs clean

@@ -1,4 +1,4 @@
-"""Build the compiled kernels: every source in pyx/ once per instruction set, each set in its own package.
+"""Build the compiled kernels: the rooms of pyx/ once per instruction set, each set in its own package of rooms.
 
 `LLAMACY_BUILD_ISA` chooses the sets (`native`: what this machine can run, the default; `all` of its architecture; or
 names with commas), `LLAMACY_ONLY` builds a few modules by name while developing.
@@ -14,38 +14,11 @@ from setuptools import Extension, find_packages, setup
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from llamacy.kernels.isas import ISAS, lacking, of_this_machine
-from llamacy.kernels.layout import digests
+from llamacy.kernels.layout import COMMON, ROOMS, digests
 
 ROOT = Path(__file__).resolve().parent
 PYX = ROOT / "pyx"
 STAGE = ROOT / "build" / "pyx"
-
-# Modules of numbers, compiled for each instruction set; modules of bytes and ids, compiled once.
-KERNELS = [
-    "acts",
-    "finite",
-    "kinds",
-    "wide",
-    "spans",
-    "outliers",
-    "gemm",
-    "gemm8",
-    "matmul",
-    "quants",
-    "kquants",
-    "iquants",
-    "kquantize",
-    "norm",
-    "rope",
-    "mlp",
-    "attention",
-    "loss",
-    "adamw",
-    "weights",
-    "decoder",
-    "trainstep",
-]
-COMMON = ["scan", "splitter", "bpe", "sampling"]
 
 # -O3 without -ffast-math: masks need infinities, and importing a module must not switch the thread to flush-to-zero.
 # The inner loops stay as written: with adds reordered or sunk, or values carried over, they no longer fit
@@ -89,30 +62,43 @@ def stage(source, target, more=""):
         target.write_bytes(data)
 
 
+def staged(room, folder, isa):
+    """Stage one room's sources in `folder`, for one set; what is no longer in the room goes. Return its modules."""
+    sources = {path: path.name for path in sorted((PYX / room).iterdir()) if path.suffix in (".pxd", ".pyx")}
+    if isa:
+        sources = {path: name for path, name in sources.items() if path.stem not in ISAS}
+    if room == "simd":
+        sources[PYX / room / f"{isa}.pxd"] = "verbs.pxd"
+    modules = [path.stem for path in sources if path.suffix == ".pyx"]
+    for path, name in sources.items():
+        more = f"\n\nbuilt_with = {digests(f'{room}.{path.stem}', isa, PYX)!r}\n" if path.suffix == ".pyx" else ""
+        stage(path, folder / name, more)
+    kept = {"__init__.py", *sources.values(), *(f"{module}.c" for module in modules)}
+    for path in folder.iterdir():
+        if path.name not in kept:
+            path.unlink()
+    return modules
+
+
 def extensions():
     """Stage the sources of each package and return one Extension per module and instruction set."""
     only = set(filter(None, os.environ.get("LLAMACY_ONLY", "").split(",")))
-    wanted = [(isa, KERNELS, ISAS[isa].flags) for isa in chosen_isas()] + [("common", COMMON, [])]
+    wanted = [(f"{isa}.{room}", room, isa) for isa in chosen_isas() for room in ROOMS] + [(COMMON, COMMON, None)]
     found = []
-    for package, modules, flags in wanted:
-        folder = STAGE / "llamacy" / "kernels" / package
-        for parent in (folder, folder.parent, folder.parent.parent):
-            parent.mkdir(parents=True, exist_ok=True)
-            (parent / "__init__.py").touch()
-        for header in PYX.glob("*.pxd"):
-            stage(header, folder / header.name)
-        if package in ISAS:
-            stage(PYX / "simd" / f"{package}.pxd", folder / "simd.pxd")
-        for module in modules:
-            source = PYX / f"{module}.pyx"
-            if not source.exists() or (only and module not in only):
+    for package, room, isa in wanted:
+        folder = STAGE.joinpath("llamacy", "kernels", *package.split("."))
+        folder.mkdir(parents=True, exist_ok=True)
+        for parent in (folder, *folder.parents):
+            if STAGE in parent.parents:
+                (parent / "__init__.py").touch()
+        for module in staged(room, folder, isa):
+            if only and module not in only:
                 continue
-            stage(source, folder / source.name, f"\n\nbuilt_with = {digests(module, package, PYX)!r}\n")
             found.append(
                 Extension(
                     f"llamacy.kernels.{package}.{module}",
-                    [str((folder / source.name).relative_to(ROOT))],
-                    extra_compile_args=FLAGS + flags,
+                    [str((folder / f"{module}.pyx").relative_to(ROOT))],
+                    extra_compile_args=FLAGS + (ISAS[isa].flags if isa else []),
                     extra_link_args=["-fopenmp"],
                 )
             )
@@ -121,8 +107,8 @@ def extensions():
 
 def package_folders():
     """Make the folders that receive the compiled modules and return the list of packages."""
-    for package in [*ISAS, "common"]:
-        folder = ROOT / "llamacy" / "kernels" / package
+    kernels = ROOT / "llamacy" / "kernels"
+    for folder in [kernels / COMMON, *(kernels / isa / room for isa in ISAS for room in ("", *ROOMS[1:]))]:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "__init__.py").exists():
             (folder / "__init__.py").write_text("")

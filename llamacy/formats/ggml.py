@@ -17,7 +17,7 @@ from llamacy.formats.layout import ModelFile, check_distinct, tensor_info
 from llamacy.formats.mapped import Cursor
 from llamacy.formats.names import shown
 from llamacy.formats.strings import StringArray
-from llamacy.kernels.common.scan import scan_strings
+from llamacy.kernels.text.scan import scan_strings
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llamacy.errors import LlamacyError, RequestError
-from llamacy.kernels.common import sampling as vocabulary
+from llamacy.kernels.text import sampling as vocabulary
 
 NO_CHOICE = "no token can be chosen: "
 FORBIDDEN = NO_CHOICE + "what the request asks for (logit_bias, penalties, a grammar) forbids every one"

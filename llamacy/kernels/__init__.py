@@ -13,12 +13,28 @@ from llamacy.errors import LlamacyError
 from llamacy.kernels import layout
 from llamacy.kernels.isas import ISAS, lacking
 
+# What Python uses of the rooms of pyx/, each compiled per instruction set; `text` is a package of its own.
+ROOM_OF = {
+    "finite": "types",
+    "quants": "types",
+    "matmul": "products",
+    "norm": "layers",
+    "rope": "layers",
+    "mlp": "layers",
+    "attention": "layers",
+    "loss": "layers",
+    "adamw": "layers",
+    "weights": "steps",
+    "decoder": "steps",
+    "trainstep": "steps",
+}
+
 # Between two steps OpenMP's threads wait spinning, some 0.1 ms instead of some ms: other programs want the cores too.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
 def _built(name):
-    folder = Path(__file__).parent / name
+    folder = Path(__file__).parent / name / ROOM_OF["matmul"]
     return any((folder / f"matmul{suffix}").exists() for suffix in EXTENSION_SUFFIXES)
 
 
@@ -57,7 +73,7 @@ def load(module, isa_name=None):
     """
     isa_name = isa_name or _choose()
     try:
-        found = importlib.import_module(f"llamacy.kernels.{isa_name}.{module}")
+        found = importlib.import_module(f"llamacy.kernels.{isa_name}.{ROOM_OF[module]}.{module}")
     except (ImportError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, ModuleNotFoundError) and not error.name.startswith("llamacy"):
             raise
@@ -70,20 +86,7 @@ def load(module, isa_name=None):
 def __getattr__(name):
     if name == "isa":
         value = _choose()
-    elif name in (
-        "finite",
-        "matmul",
-        "quants",
-        "norm",
-        "rope",
-        "mlp",
-        "attention",
-        "loss",
-        "adamw",
-        "weights",
-        "decoder",
-        "trainstep",
-    ):
+    elif name in ROOM_OF:
         value = load(name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

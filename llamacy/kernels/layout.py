@@ -1,7 +1,8 @@
-"""Do compiled modules fit together? Each carries a digest of every header (.pxd) it was compiled with.
+"""The rooms of pyx/ and what is in them; do compiled modules fit together?
 
-Modules call each other through those headers, without a check: an old one beside a new one would read structs that have
-changed, and crash. setup.py writes the digests, `llamacy.kernels.load` compares them.
+Modules call each other through headers (.pxd), without a check: an old one beside a new one would read structs that
+have changed, and crash. Each carries a digest of every header it was compiled with: setup.py writes the digests,
+`llamacy.kernels.load` compares them.
 """
 
 import re
@@ -12,25 +13,39 @@ from pathlib import Path
 from llamacy.errors import LlamacyError
 
 SOURCES = Path(__file__).resolve().parents[2] / "pyx"
-_CIMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+cimport\b", re.M)
+# In this order: a room's modules use those of rooms before it. Compiled once per instruction set.
+ROOMS = ("simd", "types", "products", "layers", "steps")
+# Compiled once; uses no other room.
+COMMON = "text"
+_CIMPORT = re.compile(r"^\s*from\s+(\.+)([\w.]+)\s+cimport\b", re.M)
+
+
+def cimports(path):
+    """Return what a source of pyx/ cimports from the rooms, as "room.module"."""
+    found = _CIMPORT.findall(path.read_text("utf-8"))
+    return [f"{path.parent.name}.{name}" if dots == "." else name for dots, name in found]
 
 
 def digests(module, isa, sources=SOURCES):
-    """Return {header: digest} of all that `module` includes when it is built for `isa`, and of what those include."""
-    found, waiting = {}, [module, *_CIMPORT.findall((sources / f"{module}.pyx").read_text("utf-8"))]
+    """Return {header: digest} of all that `module` includes when it is built for `isa`, and of what those include.
+
+    Modules and headers are named "room.module".
+    """
+    room, name = module.split(".")
+    found, waiting = {}, [module, *cimports(sources / room / f"{name}.pyx")]
     while waiting:
-        name = waiting.pop()
-        path = header_path(name, isa, sources)
-        if name not in found and path.exists():
-            data = path.read_bytes()
-            found[name] = f"{zlib.crc32(data):08x}"
-            waiting += _CIMPORT.findall(data.decode())
+        header = waiting.pop()
+        path = header_path(header, isa, sources)
+        if header not in found and path.exists():
+            found[header] = f"{zlib.crc32(path.read_bytes()):08x}"
+            waiting += cimports(path)
     return found
 
 
-def header_path(name, isa, sources=SOURCES):
-    """Return where a header lies: each instruction set has its own simd.pxd."""
-    return sources / "simd" / f"{isa}.pxd" if name == "simd" else sources / f"{name}.pxd"
+def header_path(header, isa, sources=SOURCES):
+    """Return where a header lies: each instruction set has its own simd.verbs."""
+    room, name = header.split(".")
+    return sources / room / f"{isa if header == 'simd.verbs' else name}.pxd"
 
 
 def misfit(modules, isa, sources=SOURCES):
@@ -45,13 +60,13 @@ def misfit(modules, isa, sources=SOURCES):
         for header, digest in headers.items():
             first, other = seen.setdefault(header, (digest, module))
             if first != digest:
-                return f"{other} and {module} were compiled with different versions of {header}.pxd"
+                return f"{other} and {module} were compiled with different versions of {header}"
     if sources.is_dir():
         for header, (digest, module) in seen.items():
             path = header_path(header, isa, sources)
             now = f"{zlib.crc32(path.read_bytes()):08x}" if path.exists() else None
             if now != digest:
-                return f"{path.name} has changed since {module} was compiled"
+                return f"{header} has changed since {module} was compiled"
     return None
 
 
@@ -59,7 +74,11 @@ def check(isa):
     """Raise LlamacyError, one line, when the loaded modules of a set do not fit together."""
     package = f"llamacy.kernels.{isa}."
     modules = {name: module for name, module in sys.modules.items() if name.startswith(package)}
-    built = {name.removeprefix(package): getattr(module, "built_with", None) for name, module in modules.items()}
+    built = {
+        name.removeprefix(package): getattr(module, "built_with", None)
+        for name, module in modules.items()
+        if not hasattr(module, "__path__")  # a room
+    }
     wrong = misfit(built, isa)
     if wrong:
         raise outdated(isa, wrong)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llamacy.kernels.common.splitter import CLASS_BITS, SPACE_BIT, char_class
+from llamacy.kernels.text.splitter import CLASS_BITS, SPACE_BIT, char_class
 
 OP_MATCH, OP_RUN, OP_SPLIT, OP_JUMP, OP_LOOK, OP_END = range(6)
 ALL_ASCII = (1 << 128) - 1

@@ -9,7 +9,7 @@ import warnings
 from functools import lru_cache
 from typing import NamedTuple
 
-from llamacy.kernels.common.splitter import Splitter
+from llamacy.kernels.text.splitter import Splitter
 from llamacy.text.pattern import compile_pattern
 
 CONTRACTION = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llamacy.errors import LlamacyError
-from llamacy.kernels.common import bpe
+from llamacy.kernels.text import bpe
 from llamacy.text.pretokenizers import pretokenizer, splitter
 from llamacy.text.stream import StreamDecoder
 

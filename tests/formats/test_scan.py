@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamacy.formats.strings import StringArray
-from llamacy.kernels.common import scan
+from llamacy.kernels.text import scan
 
 
 def scan_reference(data, position, width, n, trailer):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llamacy.errors import LlamacyError
 from llamacy.generate.sampler import Sampler, SamplingParams, token_probs
-from llamacy.kernels.common import sampling
+from llamacy.kernels.text import sampling
 
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "temperature": 1.0}
 

@@ -84,7 +84,7 @@ def run(code, **environment):
 
 def test_the_environment_chooses(isa):
     result = run("from llamacy import kernels; print(kernels.isa, kernels.norm.__name__)", LLAMACY_ISA=isa)
-    assert result.stdout.split() == [isa, f"llamacy.kernels.{isa}.norm"]
+    assert result.stdout.split() == [isa, f"llamacy.kernels.{isa}.layers.norm"]
 
 
 def test_this_cpu_s_features_are_read():

@@ -14,52 +14,53 @@ from llamacy.kernels import layout
 @pytest.fixture
 def sources(tmp_path):
     """Three modules: top includes middle and simd, middle includes bottom."""
-    (tmp_path / "simd").mkdir()
     texts = {
-        "top.pyx": "from .middle cimport (\n    x)\nfrom .simd cimport *\nfrom .bottom import y\n",
-        "middle.pyx": "",
-        "middle.pxd": "cimport cython\n    from .bottom cimport *\n",
-        "bottom.pxd": "cdef int y\n",
-        "other.pxd": "",
-        "simd/avx2.pxd": "cdef int lanes\n",
+        "steps/top.pyx": "from ..types.middle cimport (\n    x)\nfrom ..simd.verbs cimport v\n"
+        "from ..types.bottom import y\n",
+        "types/middle.pyx": "",
+        "types/middle.pxd": "cimport cython\n    from .bottom cimport y\n",
+        "types/bottom.pxd": "cdef int y\n",
+        "types/other.pxd": "",
+        "simd/avx2.pxd": "cdef int v\n",
     }
     for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     return tmp_path
 
 
 def test_a_module_carries_the_digests_of_all_it_includes(sources):
-    found = layout.digests("top", "avx2", sources)
-    assert set(found) == {"middle", "bottom", "simd"}
-    assert found["bottom"] == f"{zlib.crc32(b'cdef int y' + bytes([10])):08x}"
-    assert set(layout.digests("middle", "avx2", sources)) == {"middle", "bottom"}
-    (sources / "bottom.pxd").write_text("cdef int z\n")
-    changed = layout.digests("top", "avx2", sources)
-    assert {name for name in found if found[name] != changed[name]} == {"bottom"}
+    found = layout.digests("steps.top", "avx2", sources)
+    assert set(found) == {"types.middle", "types.bottom", "simd.verbs"}
+    assert found["types.bottom"] == f"{zlib.crc32(b'cdef int y' + bytes([10])):08x}"
+    assert set(layout.digests("types.middle", "avx2", sources)) == {"types.middle", "types.bottom"}
+    (sources / "types" / "bottom.pxd").write_text("cdef int z\n")
+    changed = layout.digests("steps.top", "avx2", sources)
+    assert {name for name in found if found[name] != changed[name]} == {"types.bottom"}
 
 
 def test_what_does_not_fit_is_named(sources):
-    old = {name: layout.digests(name, "avx2", sources) for name in ("top", "middle")}
+    old = {name: layout.digests(name, "avx2", sources) for name in ("steps.top", "types.middle")}
     assert layout.misfit(old, "avx2", sources) is None
-    (sources / "bottom.pxd").write_text("cdef int z\n")
-    new = layout.digests("top", "avx2", sources)
-    wrong = layout.misfit(old | {"top": new}, "avx2", sources)
-    assert wrong == "top and middle were compiled with different versions of bottom.pxd"
-    assert layout.misfit(old, "avx2", sources) == "bottom.pxd has changed since top was compiled"
+    (sources / "types" / "bottom.pxd").write_text("cdef int z\n")
+    new = layout.digests("steps.top", "avx2", sources)
+    wrong = layout.misfit(old | {"steps.top": new}, "avx2", sources)
+    assert wrong == "steps.top and types.middle were compiled with different versions of types.bottom"
+    assert layout.misfit(old, "avx2", sources) == "types.bottom has changed since steps.top was compiled"
     # an installed package has no sources beside it
     assert layout.misfit(old, "avx2", sources / "none") is None
-    assert layout.misfit(old | {"middle": None}, "avx2", sources) == "middle is older than the others"
-    (sources / "bottom.pxd").unlink()
-    assert "bottom.pxd has changed" in layout.misfit(old, "avx2", sources)
+    assert layout.misfit(old | {"types.middle": None}, "avx2", sources) == "types.middle is older than the others"
+    (sources / "types" / "bottom.pxd").unlink()
+    assert "types.bottom has changed" in layout.misfit(old, "avx2", sources)
 
 
 def test_the_modules_here_fit(isa):
     for name in ("decoder", "trainstep", "matmul", "quants", "loss"):
         module = kernels.load(name, isa)
-        assert module.built_with == layout.digests(name, isa)
+        assert module.built_with == layout.digests(f"{kernels.ROOM_OF[name]}.{name}", isa)
 
 
-@pytest.mark.parametrize("built_with", [None, {"gemm": "00000000"}])
+@pytest.mark.parametrize("built_with", [None, {"products.gemm": "00000000"}])
 def test_a_foreign_module_is_an_error_in_one_line(isa, built_with, monkeypatch):
     kernels.load("matmul", isa)
     monkeypatch.setitem(sys.modules, f"llamacy.kernels.{isa}.alien", SimpleNamespace(built_with=built_with))

@@ -20,7 +20,8 @@ def verbs(name):
 
 
 def test_a_file_for_every_set_and_no_other():
-    assert {path.stem for path in SIMD.glob("*.pxd")} == set(ISAS)
+    compilers = {"immintrin", "x86", "arm_neon"}
+    assert {path.stem for path in SIMD.glob("*.pxd")} == {*ISAS, *compilers, "__init__"}
 
 
 @pytest.mark.parametrize("name", [name for name in ISAS if name != "generic"])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llamacy.kernels.common.splitter import SPACES, Splitter, char_class
+from llamacy.kernels.text.splitter import SPACES, Splitter, char_class
 from llamacy.text import pattern
 from llamacy.text.pretokenizers import BY_NAME, ROWS, pretokenizer, splitter
 

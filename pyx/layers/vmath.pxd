@@ -1,0 +1,41 @@
+# Functions of 16 floats at a time, written in the verbs of simd/.
+
+from ..simd.verbs cimport (
+    vf, vf_add, vf_div, vf_fma, vf_fnma, vf_max, vf_min, vf_mul, vf_pow2, vf_round, vf_set1, vf_sub,
+)
+
+
+cdef inline vf vf_exp(vf x) noexcept nogil:
+    """exp(x), relative error below 2e-7; x is clamped to [-87, 88] (no zeros, no infinities)."""
+    # x = n ln 2 + r, |r| <= ln 2 / 2; polynomial for exp(r) from Cephes (expf)
+    x = vf_min(vf_max(x, vf_set1(-87)), vf_set1(88))
+    cdef vf n = vf_round(vf_mul(x, vf_set1(1.44269504088896341)))
+    cdef vf r = vf_fnma(n, vf_set1(-2.12194440e-4), vf_fnma(n, vf_set1(0.693359375), x))
+    cdef vf p = vf_set1(1.9875691500e-4)
+    p = vf_fma(p, r, vf_set1(1.3981999507e-3))
+    p = vf_fma(p, r, vf_set1(8.3334519073e-3))
+    p = vf_fma(p, r, vf_set1(4.1665795894e-2))
+    p = vf_fma(p, r, vf_set1(1.6666665459e-1))
+    p = vf_fma(p, r, vf_set1(5.0000001201e-1))
+    p = vf_add(vf_fma(p, vf_mul(r, r), r), vf_set1(1))
+    # n <= 127 after the clamp
+    return vf_mul(p, vf_pow2(n))
+
+
+cdef inline vf vf_exp2(vf y) noexcept nogil:
+    """2 ** y for y <= 127, relative error below 4e-6 beside y's own rounding; y is clamped to -126."""
+    y = vf_max(y, vf_set1(-126))
+    cdef vf n = vf_round(y)
+    cdef vf r = vf_sub(y, n)
+    # minimax in relative error for |r| <= 1 / 2
+    cdef vf p = vf_set1(9.570102e-3)
+    p = vf_fma(p, r, vf_set1(5.5917863e-2))
+    p = vf_fma(p, r, vf_set1(2.4024744e-1))
+    p = vf_fma(p, r, vf_set1(6.9312179e-1))
+    p = vf_fma(p, r, vf_set1(0.99999928))
+    return vf_mul(p, vf_pow2(n))
+
+
+cdef inline vf vf_sigmoid(vf x) noexcept nogil:
+    cdef vf one = vf_set1(1)
+    return vf_div(one, vf_add(one, vf_exp(vf_sub(vf_set1(0), x))))

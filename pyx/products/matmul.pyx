@@ -1,0 +1,147 @@
+"""Packed matrices for Python: one arena of tiles, and the products as functions of NumPy arrays."""
+
+from cython.parallel cimport prange
+from libc.stdint cimport int16_t, uint8_t
+from libc.stdlib cimport free
+
+from .inputs cimport (
+    Acts, BACK_ROWS, EXACT, INT16, INT8, acts_bytes, acts_for_width, acts_place, acts_quantize, padded,
+    quantize_gradient,
+)
+from ..types.finite cimport ScaleField, scale_field, scales_finite
+from .gemm cimport matmul_backward_tiles, matmul_tiles, precision_of
+from .weight_types cimport Kernel, find_kind, kind_at, kind_count
+from .superblocks cimport find_units
+
+import numpy as np
+
+cdef extern from "<sys/mman.h>" nogil:
+    int madvise(void*, size_t, int)
+cdef extern from "<stdlib.h>" nogil:
+    int posix_memalign(void**, size_t, size_t)
+
+cdef enum:
+    HUGE = 2 << 20
+    ADVISE_HUGE = 14        # MADV_HUGEPAGE
+
+
+cdef class Arena:
+    """One aligned block of memory for all packed matrices of a model, on huge pages where the system has them."""
+
+    def __cinit__(self, size_t size):
+        cdef void* p = NULL
+        if posix_memalign(&p, HUGE if size >= HUGE else 64, size + 4096) != 0:
+            raise MemoryError(f"{size >> 20} MiB for the packed weights")
+        madvise(p, size, ADVISE_HUGE)
+        self.memory, self.size, self.used = <uint8_t*>p, size + 4096, 0
+
+    def __dealloc__(self):
+        free(self.memory)
+
+    cdef uint8_t* take(self, size_t n_bytes) except NULL:
+        cdef uint8_t* p = self.memory + self.used
+        if self.used + n_bytes > self.size:
+            raise MemoryError("the arena is full")
+        self.used += padded(n_bytes, 64)
+        return p
+
+
+def types():
+    """Return {name: GGUF number} of the types that matrices may have here."""
+    return {kind_at(i).name.decode(): kind_at(i).number for i in range(kind_count())}
+
+
+def packed_bytes(int number, size_t n_rows, size_t n_cols):
+    """Bytes that a (n_rows, n_cols) matrix of GGUF type `number` takes in an Arena."""
+    cdef const Kernel* k = find_kind(number)
+    cdef size_t n_tiles = padded(n_rows, 16) // 16
+    return padded(n_tiles * (padded(n_cols, 32) // 32) * <size_t>k.tile_bytes, 64) + (64 * n_tiles if k.span != NULL else 0)
+
+
+cdef class PackedMatrix:
+    """W (n_rows, n_cols), quantised, in tiles; made from the file's rows of blocks (uint8 (n_rows, row bytes)).
+
+    ArithmeticError where a scale is infinite or none: looked at while the rows are in the cache, it costs next to nothing.
+    """
+
+    def __init__(self, const uint8_t[:, ::1] rows, int number, int n_cols, Arena arena=None, int n_threads=1):
+        cdef const Kernel* k = find_kind(number)
+        cdef const ScaleField* field = scale_field(number)
+        cdef int n_rows = <int>rows.shape[0], tile, b, bad = 0
+        cdef size_t row_bytes = rows.shape[1], row_group = padded(n_cols, 32) // 32 * <size_t>k.tile_bytes
+        cdef const uint8_t* source = &rows[0, 0]
+        if n_cols % k.block or <size_t>n_cols // k.block * k.block_bytes != row_bytes:
+            raise ValueError(f"{n_cols} columns of {k.name.decode()} do not make rows of {row_bytes} bytes")
+        self.arena = arena or Arena(packed_bytes(number, n_rows, n_cols))
+        self.w.kernel, self.w.n_rows, self.w.n_cols = k, n_rows, n_cols
+        self.w.n_tiles, self.w.n_blocks = (n_rows + 15) // 16, (n_cols + 31) // 32
+        self.w.tiles = self.arena.take(row_group * self.w.n_tiles)
+        self.w.units = <float*>self.arena.take(64 * <size_t>self.w.n_tiles) if k.span != NULL else NULL
+        for tile in prange(self.w.n_tiles, num_threads=n_threads, schedule="static", nogil=True):
+            for b in range(self.w.n_blocks):
+                k.pack(source + 16 * tile * row_bytes, row_bytes, min(16, n_rows - 16 * tile), b, n_cols,
+                       self.w.tiles + tile * row_group + b * k.tile_bytes)
+            if k.span != NULL:
+                find_units(self.w.tiles + tile * row_group, self.w.n_blocks, k.tile_bytes, k.span.fifth, k.span.wide,
+                           self.w.units + 16 * tile)
+            bad += not scales_finite(field, source + 16 * tile * row_bytes, min(16, n_rows - 16 * tile) * row_bytes)
+        if bad:
+            raise ArithmeticError("scales that are infinite or none")
+
+    @property
+    def shape(self):
+        return self.w.n_rows, self.w.n_cols
+
+    @property
+    def type_number(self):
+        return self.w.kernel.number
+
+    @property
+    def n_bytes(self):
+        return <size_t>self.w.n_tiles * self.w.n_blocks * self.w.kernel.tile_bytes
+
+
+PRECISIONS = {"f32": EXACT, "int8": INT8, "int16": INT16}
+
+
+def matmul(PackedMatrix w, x, activations="int8", int n_threads=1, int n_embd=0):
+    """y = x W^T: x (T, K) f32 -> (T, N) f32, by the path that generation (T < 4) and prompts take in a model of width n_embd."""
+    cdef int T = len(x), K = w.w.n_cols, i, per, precision = PRECISIONS[activations]
+    cdef float[:, ::1] xv = np.zeros((T, padded(K, 32)), np.float32)
+    cdef float[:, ::1] y = np.full((T, padded(w.w.n_rows, 16)), np.nan, np.float32)
+    cdef Acts acts
+    cdef uint8_t[::1] memory
+    if x.shape[1] != K:
+        raise ValueError(f"x has {x.shape[1]} columns, wanted {K}")
+    np.asarray(xv)[:, :K] = x
+    precision = precision_of(&w.w, precision)
+    memory = np.empty(acts_bytes(T, K, precision), np.uint8)
+    acts_place(&acts, T, K, precision, &memory[0])
+    acts.f32, acts.ld = &xv[0, 0], xv.shape[1]
+    acts_for_width(&acts, n_embd)
+    if precision != EXACT:
+        acts_quantize(&acts, 0, T, 0, acts.n_blocks)
+    per = (w.w.n_tiles + n_threads - 1) // n_threads
+    for i in prange(n_threads, num_threads=n_threads, schedule="static", chunksize=1, nogil=True):
+        matmul_tiles(&w.w, &acts, precision, &y[0, 0], y.shape[1], min(i * per, w.w.n_tiles), min((i + 1) * per, w.w.n_tiles))
+    return np.asarray(y)[:, :w.w.n_rows]
+
+
+def matmul_backward(PackedMatrix w, const float[:, ::1] dy, activations="int16", int n_threads=1):
+    """dx = dy W: dy (T, N) f32 -> (T, K) f32; exact for "f32", 16-bit integers otherwise."""
+    cdef int T = <int>dy.shape[0], i, per
+    cdef size_t groups = padded(w.w.n_rows, BACK_ROWS) // BACK_ROWS
+    cdef float[:, ::1] dx = np.zeros((T, padded(w.w.n_cols, 32)), np.float32)
+    cdef int16_t[::1] q = np.zeros(T * groups * BACK_ROWS, np.int16)
+    cdef float[::1] scale = np.zeros(T * groups, np.float32)
+    cdef int16_t* qp = NULL
+    if dy.shape[1] != w.w.n_rows:
+        raise ValueError(f"dy has {dy.shape[1]} columns, wanted {w.w.n_rows}")
+    if activations != "f32":
+        qp = &q[0]
+        quantize_gradient(&dy[0, 0], dy.shape[1], w.w.n_rows, T, 0, T, qp, &scale[0])
+    per = (w.w.n_blocks + n_threads - 1) // n_threads
+    for i in prange(n_threads, num_threads=n_threads, schedule="static", chunksize=1, nogil=True):
+        matmul_backward_tiles(&w.w, &dy[0, 0], dy.shape[1], qp, &scale[0], T, &dx[0, 0], dx.shape[1],
+                              min(i * per, w.w.n_blocks), min((i + 1) * per, w.w.n_blocks))
+    return np.asarray(dx)[:, :w.w.n_cols]

@@ -1,0 +1,313 @@
+"""Layouts with f32 scales: types whose codes are 8-bit numbers, or whose scales span 16 columns. Layouts: tiles.pxd.
+
+Inputs are 16-bit integers of at most S16_LIMIT (acts.pxd); Q2_K, whose minima span 16 columns too, takes f32 inputs.
+"""
+
+from ..simd.verbs cimport (
+    prefetch, prefetch_line, vf, vf_fma, vf_fma1, vf_load, vf_load_f16, vf_mul, vf_set1, vf_store, vi, vi_dot,
+    vi_to_f, vi_zero, vw, vw_even, vw_load_s8, vw_mul, vw_odd, vw_store,
+)
+from libc.stdint cimport int8_t, int16_t, uint8_t
+from libc.string cimport memcpy, memset
+
+from .inputs cimport Acts
+from ..types.groups cimport Group, group_fn
+from ..types.iquants cimport (
+    group_iq1_m, group_iq1_s, group_iq2_s, group_iq2_xs, group_iq2_xxs, group_iq3_s, group_iq3_xxs,
+)
+from ..types.kquants cimport (
+    group_iq4_nl, group_iq4_xs, group_mxfp4, group_q2_k, group_q3_k, group_q6_k, group_q8_k, group_tq1_0,
+    group_tq2_0,
+)
+from .tiles cimport TILE, TILE_ROWS, close_block4
+
+cdef enum:                  # what becomes of a group's scales
+    ONE_SCALE               # one for all 32 columns: goes into d
+    FOLD                    # Q3_K: into the codes, -s * q: s in -32 .. 31 times q in -4 .. 3, within -128 .. 124
+    FOLD_MIN                # Q2_K: into the codes, s * q <= 15 * 3; the minima stay
+
+
+# ======== packing ========
+
+cdef inline void put_pairs(const int8_t* q, int r, uint8_t* tile) noexcept nogil:
+    """Row r's 32 codes"""
+    cdef int p
+    for p in range(16):
+        memcpy(tile + 32 * p + 2 * r, q + 2 * p, 2)
+
+
+cdef inline void pack_wide(const uint8_t* rows, size_t row_bytes, int n_rows, int b, uint8_t* tile, group_fn group,
+                           int n_groups, int block_bytes, int scales) noexcept nogil:
+    """Columns 32 b .. of n_rows rows, from blocks of n_groups * 32 elements"""
+    cdef float* d = <float*>(tile + TILE)
+    cdef Group x
+    cdef int r, j
+    if n_rows < TILE_ROWS:
+        memset(tile, 0, HALVES if scales == FOLD_MIN else WIDE)
+    for r in range(n_rows):
+        group(rows + r * row_bytes + <size_t>(b // n_groups) * block_bytes, b % n_groups, &x)
+        d[r] = x.d
+        if scales == ONE_SCALE:
+            d[r] = x.d * <float>x.s[0]
+        elif scales == FOLD:
+            d[r] = -x.d
+            for j in range(32):
+                x.q[j] = <int8_t>(-x.s[j >> 4] * x.q[j])
+        else:
+            for j in range(32):
+                x.q[j] = <int8_t>(x.s[j >> 4] * x.q[j])
+            d[16 + r], d[32 + r] = -x.m[0], -x.m[1]
+        put_pairs(x.q, r, tile)
+
+
+cdef inline void pack_scaled(const uint8_t* rows, size_t row_bytes, int n_rows, int b, uint8_t* tile, group_fn group,
+                             int block_bytes) noexcept nogil:
+    """Group b & 7 of n_rows blocks of 256"""
+    cdef Group x
+    cdef int r
+    if n_rows < TILE_ROWS:
+        memset(tile, 0, SCALED)
+    for r in range(n_rows):
+        group(rows + r * row_bytes + <size_t>(b >> 3) * block_bytes, b & 7, &x)
+        put_pairs(x.q, r, tile)
+        memset(tile + TILE + 2 * r, x.s[0], 2)
+        memset(tile + TILE + 32 + 2 * r, x.s[1], 2)
+        memcpy(tile + TILE + 64 + 4 * r, &x.d, 4)
+
+
+cdef void pack_q2_k(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_wide(rows, rb, n, b, tile, group_q2_k, 8, 84, FOLD_MIN)
+
+cdef void pack_q3_k(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_wide(rows, rb, n, b, tile, group_q3_k, 8, 110, FOLD)
+
+cdef void pack_q6_k(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_scaled(rows, rb, n, b, tile, group_q6_k, 210)
+
+cdef void pack_iq4_nl(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_wide(rows, rb, n, b, tile, group_iq4_nl, 1, 18, ONE_SCALE)
+
+cdef void pack_iq4_xs(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_wide(rows, rb, n, b, tile, group_iq4_xs, 8, 136, ONE_SCALE)
+
+cdef void pack_mxfp4(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_wide(rows, rb, n, b, tile, group_mxfp4, 1, 17, ONE_SCALE)
+
+cdef void pack_q8_k(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_wide(rows, rb, n, b, tile, group_q8_k, 8, 292, ONE_SCALE)
+
+cdef void pack_tq1_0(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_wide(rows, rb, n, b, tile, group_tq1_0, 8, 54, ONE_SCALE)
+
+cdef void pack_tq2_0(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_wide(rows, rb, n, b, tile, group_tq2_0, 8, 66, ONE_SCALE)
+
+cdef void pack_iq2_xxs(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_wide(rows, rb, n, b, tile, group_iq2_xxs, 8, 66, ONE_SCALE)
+
+cdef void pack_iq2_xs(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_scaled(rows, rb, n, b, tile, group_iq2_xs, 74)
+
+cdef void pack_iq2_s(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_scaled(rows, rb, n, b, tile, group_iq2_s, 82)
+
+cdef void pack_iq3_xxs(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_wide(rows, rb, n, b, tile, group_iq3_xxs, 8, 98, ONE_SCALE)
+
+cdef void pack_iq3_s(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_wide(rows, rb, n, b, tile, group_iq3_s, 8, 110, ONE_SCALE)
+
+cdef void pack_iq1_s(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_wide(rows, rb, n, b, tile, group_iq1_s, 8, 50, ONE_SCALE)
+
+cdef void pack_iq1_m(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
+    pack_scaled(rows, rb, n, b, tile, group_iq1_m, 56)
+
+
+# ======== wide: one scale, 8-bit codes ========
+
+cdef void s16_wide(const uint8_t* tile, int n, int16_t* q, float* d, float* m) noexcept nogil:
+    cdef int b, p
+    for b in range(n):
+        for p in range(16):
+            vw_store(q + 32 * p, vw_load_s8(<const int8_t*>tile + 32 * p))
+        memcpy(d + 16 * b, tile + TILE, 64)
+        tile += WIDE
+        q += TILE
+
+
+cdef void f32_wide(const uint8_t* tile, int n, float* w) noexcept nogil:
+    cdef int _b, p
+    cdef vf d
+    cdef vw pair
+    for _b in range(n):
+        d = vf_load(<const float*>(tile + TILE))
+        for p in range(16):
+            pair = vw_load_s8(<const int8_t*>tile + 32 * p)
+            vf_store(w + 32 * p, vf_mul(d, vw_even(pair)))
+            vf_store(w + 32 * p + 16, vf_mul(d, vw_odd(pair)))
+        tile += WIDE
+        w += TILE
+
+
+# ======== scaled: an 8-bit scale per 16 columns ========
+# |s * code| <= 128 * 32 = 4096 (Q6_K; IQ2: 31 * 43, IQ1_M: 15 * 9): fits int16, and the sum of 32 products with inputs of
+# at most S16_LIMIT = 16319 fits int32: 32 * 4096 * 16319 = 2138963968 < 2 ** 31.
+
+cdef inline vw scaled_pair(const uint8_t* tile, int p) noexcept nogil:
+    return vw_mul(vw_load_s8(<const int8_t*>tile + 32 * p), vw_load_s8(<const int8_t*>tile + TILE + 32 * (p >> 3)))
+
+
+cdef void s16_scaled(const uint8_t* tile, int n, int16_t* q, float* d, float* m) noexcept nogil:
+    cdef int b, p
+    for b in range(n):
+        for p in range(16):
+            vw_store(q + 32 * p, scaled_pair(tile, p))
+        memcpy(d + 16 * b, tile + TILE + 64, 64)
+        tile += SCALED
+        q += TILE
+
+
+cdef void f32_scaled(const uint8_t* tile, int n, float* w) noexcept nogil:
+    cdef int _b, p
+    cdef vf d
+    cdef vw pair
+    for _b in range(n):
+        d = vf_load(<const float*>(tile + TILE + 64))
+        for p in range(16):
+            pair = scaled_pair(tile, p)
+            vf_store(w + 32 * p, vf_mul(d, vw_even(pair)))
+            vf_store(w + 32 * p + 16, vf_mul(d, vw_odd(pair)))
+        tile += SCALED
+        w += TILE
+
+
+# ======== one token's product, and four tokens' ========
+
+cdef inline vw pair_of(const uint8_t* tile, int p, int tile_bytes) noexcept nogil:
+    return scaled_pair(tile, p) if tile_bytes == SCALED else vw_load_s8(<const int8_t*>tile + 32 * p)
+
+
+cdef inline vf pairs_scale(const uint8_t* tile, int tile_bytes) noexcept nogil:
+    if tile_bytes == PAIRS:
+        return vf_load_f16(tile + TILE)
+    return vf_load(<const float*>(tile + TILE + (64 if tile_bytes == SCALED else 0)))
+
+
+cdef inline void matvec_pairs(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, int tile_bytes) noexcept nogil:
+    """y[16] = the row group's product with 16-bit input t"""
+    cdef const int16_t* a = x.q16 + 32 * t * nb
+    cdef const float* scale = x.scale16 + t * nb
+    cdef int b, p
+    cdef vi s
+    cdef vf acc = vf_set1(0)
+    for b in range(nb):
+        s = vi_zero()
+        for p in range(16):
+            s = vi_dot(s, pair_of(tile, p, tile_bytes), a + 2 * p)
+            if p <= tile_bytes // 64:
+                prefetch_line(tile + 3 * tile_bytes + 64 * p)
+        acc = vf_fma(vf_mul(pairs_scale(tile, tile_bytes), vf_set1(scale[b])), vi_to_f(s), acc)
+        tile += tile_bytes
+        a += 32
+    vf_store(y, acc)
+
+
+cdef inline void pair4(vw w, const int16_t* a0, const int16_t* a1, const int16_t* a2, const int16_t* a3,
+                       vi* s0, vi* s1, vi* s2, vi* s3) noexcept nogil:
+    s0[0] = vi_dot(s0[0], w, a0)
+    s1[0] = vi_dot(s1[0], w, a1)
+    s2[0] = vi_dot(s2[0], w, a2)
+    s3[0] = vi_dot(s3[0], w, a3)
+
+
+cdef inline void pairs4(const uint8_t* tile, int p, const int16_t* a0, const int16_t* a1, const int16_t* a2, const int16_t* a3,
+                        vi* s0, vi* s1, vi* s2, vi* s3, int tile_bytes) noexcept nogil:
+    """s += 16 rows' codes of 8 columns from 2 p on times four inputs' values"""
+    pair4(pair_of(tile, p, tile_bytes), a0 + 2 * p, a1 + 2 * p, a2 + 2 * p, a3 + 2 * p, s0, s1, s2, s3)
+    p += 1
+    pair4(pair_of(tile, p, tile_bytes), a0 + 2 * p, a1 + 2 * p, a2 + 2 * p, a3 + 2 * p, s0, s1, s2, s3)
+    p += 1
+    pair4(pair_of(tile, p, tile_bytes), a0 + 2 * p, a1 + 2 * p, a2 + 2 * p, a3 + 2 * p, s0, s1, s2, s3)
+    p += 1
+    pair4(pair_of(tile, p, tile_bytes), a0 + 2 * p, a1 + 2 * p, a2 + 2 * p, a3 + 2 * p, s0, s1, s2, s3)
+
+
+cdef inline void matvec4_pairs(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy, int tile_bytes) noexcept nogil:
+    """y (4, ldy): matvec_pairs of the four inputs from t on"""
+    cdef const int16_t* a0 = x.q16 + 32 * t * nb
+    cdef const int16_t* a1 = a0 + 32 * nb
+    cdef const int16_t* a2 = a1 + 32 * nb
+    cdef const int16_t* a3 = a2 + 32 * nb
+    cdef const float* scale = x.scale16 + t * nb
+    cdef int b, p
+    cdef vi s0, s1, s2, s3
+    cdef vf d, none = vf_set1(0)
+    for p in range(4):
+        vf_store(y + p * ldy, none)
+    for b in range(nb):
+        for p in range(tile_bytes // 64 + 1):
+            prefetch(tile + 3 * tile_bytes + 64 * p)
+        s0 = vi_zero()
+        s1, s2, s3 = s0, s0, s0
+        pairs4(tile, 0, a0, a1, a2, a3, &s0, &s1, &s2, &s3, tile_bytes)
+        pairs4(tile, 4, a0, a1, a2, a3, &s0, &s1, &s2, &s3, tile_bytes)
+        pairs4(tile, 8, a0, a1, a2, a3, &s0, &s1, &s2, &s3, tile_bytes)
+        pairs4(tile, 12, a0, a1, a2, a3, &s0, &s1, &s2, &s3, tile_bytes)
+        d = pairs_scale(tile, tile_bytes)
+        close_block4(y, ldy, d, none, scale + b, NULL, nb, s0, s1, s2, s3, False)
+        tile += tile_bytes
+        a0, a1, a2, a3 = a0 + 32, a1 + 32, a2 + 32, a3 + 32
+
+
+cdef void matvec_q8_0(const uint8_t* tile, int nb, int n_cols, const Acts* x, size_t t, float* y) noexcept nogil:
+    matvec_pairs(tile, nb, x, t, y, PAIRS)
+
+cdef void matvec4_q8_0(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy) noexcept nogil:
+    matvec4_pairs(tile, nb, x, t, y, ldy, PAIRS)
+
+
+cdef void matvec_wide(const uint8_t* tile, int nb, int n_cols, const Acts* x, size_t t, float* y) noexcept nogil:
+    matvec_pairs(tile, nb, x, t, y, WIDE)
+
+cdef void matvec4_wide(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy) noexcept nogil:
+    matvec4_pairs(tile, nb, x, t, y, ldy, WIDE)
+
+
+cdef void matvec_scaled(const uint8_t* tile, int nb, int n_cols, const Acts* x, size_t t, float* y) noexcept nogil:
+    matvec_pairs(tile, nb, x, t, y, SCALED)
+
+cdef void matvec4_scaled(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy) noexcept nogil:
+    matvec4_pairs(tile, nb, x, t, y, ldy, SCALED)
+
+
+# ======== halves: a minimum per 16 columns, f32 inputs ========
+
+cdef void f32_halves(const uint8_t* tile, int n, float* w) noexcept nogil:
+    cdef int _b, p
+    cdef vf d, m
+    cdef vw pair
+    for _b in range(n):
+        d = vf_load(<const float*>(tile + TILE))
+        for p in range(16):
+            m = vf_load(<const float*>(tile + TILE) + 16 + 16 * (p >> 3))
+            pair = vw_load_s8(<const int8_t*>tile + 32 * p)
+            vf_store(w + 32 * p, vf_fma(d, vw_even(pair), m))
+            vf_store(w + 32 * p + 16, vf_fma(d, vw_odd(pair), m))
+        tile += HALVES
+        w += TILE
+
+
+cdef void matvec_halves(const uint8_t* tile, int nb, int n_cols, const Acts* x, size_t t, float* y) noexcept nogil:
+    """y[16] = the row group's product with f32 input t, in the order of the panels' product"""
+    cdef const float* a = x.f32 + t * x.ld
+    cdef float w[TILE]
+    cdef int _b, j
+    cdef vf acc = vf_set1(0)
+    for _b in range(nb):
+        f32_halves(tile, 1, w)
+        for j in range(32):
+            acc = vf_fma1(vf_load(w + 16 * j), a[j], acc)
+        tile += HALVES
+        a += 32
+    vf_store(y, acc)

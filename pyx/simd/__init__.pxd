@@ -1,0 +1,3 @@
+# Room 1 of 5, simd: the processor. One file per instruction set, each defining the same verbs over 16 lanes; the one that is
+# being compiled for is staged as `verbs`. immintrin, x86 and arm_neon declare the compiler's instructions for them.
+# Uses: nothing.  Belongs here: an instruction set, a verb.  Knows nothing of blocks, tiles, tokens.

@@ -1,0 +1,182 @@
+# What one training call keeps and shares, and where each part lies. T: its tokens; E = n_embd, F = n_ff.
+#
+# Everything is laid out anew for each call's length, without gaps, in memory reserved once for the longest: what shorter
+# calls do not reach is never touched and takes no memory, and no call touches pages that a longer one has not. Only the
+# cache, whose size also depends on the number of sequences, grows when a call wants more than those before.
+
+from libc.stdint cimport int16_t, uint8_t
+
+from ..products.inputs cimport INT16, acts_bytes, padded
+from ..layers.attention cimport CHUNK, KV_F32, Head, attend_backward_bytes, attend_bytes, tile_part_bytes
+from ..layers.dropout cimport dropout_floats
+from .weights cimport Config
+
+cdef enum:
+    HEAD_ROWS = 128         # tokens whose logits exist at a time
+    UNIT_ROWS = 64          # query rows of one attention unit, about
+    UNIT_TILES = 2          # what a thread takes at a time: row tiles of a product,
+    UNIT_BLOCKS = 2         # column blocks of a backward one,
+    UNIT_COLUMNS = 8        # groups of 16 columns of a pair's gradients,
+    HEAD_TILES = 16         # row tiles of logits
+
+cdef struct Extent:         # what the layout depends on, besides the model
+    int T
+    int n_segments
+    int first_layer         # the first one with a pair: the layers below keep nothing
+    int ldu                 # columns of all pairs' low-rank inputs of the widest layer
+    int item                # bytes of a kept activation: 2 (bf16) or 4 (f32)
+    bint checkpointing      # keep each layer's input only; the rest is computed again when the backward pass comes to it
+
+cdef struct Kept:           # one layer's activations, all (T, ...); in the last layer from att on only the scored tokens
+    float* x                # E: the residual at entry
+    float* mid              # E: the residual after attention
+    float* u                # the pairs' low-rank inputs, one after the other
+    void* q                 # these are `item` bytes a value; q and k after rope
+    void* k
+    void* v
+    void* att
+    void* gate              # F
+    void* up
+
+cdef struct Gradient:       # dy of one matrix, and the form that its backward product wants
+    const float* dy
+    size_t ld
+    int16_t* q              # NULL: f32
+    float* scale
+
+cdef struct Buffers:        # shared by all threads, (T, ...) where not said otherwise
+    float* normed           # E
+    float* part             # E: a product before it is added; backward the gradient of a norm's output
+    float* dx               # E: gradient of the residual
+    float* tail             # E: the same in the last layer, of scored tokens only
+    float* q                # of the layer at work; the gradient takes q's place
+    float* k
+    float* v
+    float* att
+    float* datt             # forward, in the last layer: att of scored tokens
+    float* dk               # per query head, then summed into the KV heads' columns
+    float* dv
+    float* gate             # F
+    float* up
+    float* h
+    float* dh               # in the last layer first the gradient of att of scored tokens
+    float* du               # like Kept.u
+    float* ut               # (w, T): one pair's u, transposed; one after the other
+    float* dut
+    float* cosine
+    float* sine
+    float* logits           # (HEAD_ROWS, n_vocab)
+    float* rows             # (HEAD_ROWS, E): the head's inputs
+    float* drows            # (HEAD_ROWS, E)
+    int16_t* rounded_dy
+    float* dy_scale
+    uint8_t* rounded
+    uint8_t* cache          # keys and values of one layer as attention reads them
+
+
+cdef inline Extent extent_of(const Config* c, dict ranks, int T, int n_segments, activations, bint checkpointing):
+    """What the memory of calls of T tokens in n_segments sequences depends on."""
+    cdef Extent e
+    widths = [0] * c.n_layer
+    for (layer, _), (rank, _) in ranks.items():
+        widths[layer] += padded(rank, 16)
+    e.T, e.n_segments, e.checkpointing = T, n_segments, checkpointing
+    e.first_layer, e.ldu = min([layer for layer, _ in ranks] or [c.n_layer]), max(widths)
+    e.item = 4 if activations == "f32" else 2
+    return e
+
+
+cdef inline void size(Config* c, sizes):
+    """Fill what the layout needs of a model from `sizes`: Weights' config and n_layer."""
+    c.n_embd, c.n_head, c.n_head_kv, c.head_dim = sizes["n_embd"], sizes["n_head"], sizes["n_head_kv"], sizes["head_dim"]
+    c.n_ff, c.n_layer, c.n_vocab, c.n_rot = sizes["n_ff"], sizes["n_layer"], sizes["n_vocab"], sizes["n_rot"]
+    c.embd_p, c.ff_p, c.vocab_p = padded(c.n_embd, 16), padded(c.n_ff, 16), padded(c.n_vocab, 16)
+    c.q_p, c.kv_p = padded(c.n_head * c.head_dim, 16), padded(c.n_head_kv * c.head_dim, 16)
+
+
+cdef inline size_t work_bytes(const Config* c, int T) noexcept nogil:
+    """Bytes of scratch per thread."""
+    cdef size_t dropped = 4 * dropout_floats(T, max(c.q_p, c.embd_p, c.ff_p))
+    return padded(max(attend_bytes(UNIT_ROWS + c.n_head // c.n_head_kv, c.head_dim), attend_backward_bytes(T, c.head_dim),
+                      dropped), 4096)
+
+
+cdef inline float* take(uint8_t* base, size_t* at, size_t n) noexcept nogil:
+    """Room for n floats at base + at, which moves behind them"""
+    cdef float* p = <float*>(base + at[0])
+    at[0] += padded(4 * n, 64)
+    return p
+
+
+cdef inline size_t place_buffers(Buffers* b, const Config* c, const Extent* e, uint8_t* base) noexcept nogil:
+    """Lay out the shared buffers but the cache from base on; returns the bytes they take."""
+    cdef size_t T = e.T, at = 0, n, head = min(T, HEAD_ROWS)
+    b.normed, b.part = take(base, &at, T * c.embd_p), take(base, &at, T * c.embd_p)
+    b.dx, b.tail = take(base, &at, T * c.embd_p), take(base, &at, T * c.embd_p)
+    b.q, b.k, b.v = take(base, &at, T * c.q_p), take(base, &at, T * c.kv_p), take(base, &at, T * c.kv_p)
+    b.att, b.datt = take(base, &at, T * c.q_p), take(base, &at, T * padded(c.q_p, 32))
+    b.dk, b.dv = take(base, &at, T * c.q_p), take(base, &at, T * c.q_p)
+    b.gate, b.up, b.h = take(base, &at, T * c.ff_p), take(base, &at, T * c.ff_p), take(base, &at, T * c.ff_p)
+    b.dh = take(base, &at, T * padded(max(c.ff_p, c.q_p), 32))
+    b.du = take(base, &at, T * e.ldu)
+    b.ut, b.dut = take(base, &at, padded(T, 16) * e.ldu), take(base, &at, padded(T, 16) * e.ldu)
+    b.cosine, b.sine = take(base, &at, T * c.n_rot // 2), take(base, &at, T * c.n_rot // 2)
+    b.logits = take(base, &at, head * c.vocab_p)
+    b.rows, b.drows = take(base, &at, head * c.embd_p), take(base, &at, head * c.embd_p)
+    b.rounded = base + at
+    at += acts_bytes(e.T, max(c.q_p, c.embd_p, c.ff_p), INT16)
+    # the largest gradients alive at once: gate and up, or q, k and v, or a tile of logits
+    n = max(T * 2 * padded(c.ff_p, 128), T * (padded(c.q_p, 128) + 2 * padded(c.kv_p, 128)), T * padded(c.embd_p, 128),
+            head * padded(c.vocab_p, 128))
+    b.rounded_dy = <int16_t*>(base + at)
+    at += padded(2 * n, 64)
+    b.dy_scale = take(base, &at, n // 128)
+    return at
+
+
+cdef inline size_t cache_bytes(const Config* c, const Extent* e) noexcept nogil:
+    """Bytes of a layer's keys and values: every sequence is padded to 16 positions."""
+    return 8 * (e.T + 16 * <size_t>e.n_segments) * c.n_head_kv * padded(c.head_dim, 16)
+
+
+cdef inline size_t place_layer(Kept* k, const Config* c, const Extent* e, uint8_t* base, size_t at) noexcept nogil:
+    """Lay out one layer's activations but x behind base + at; returns where they end."""
+    cdef size_t T = e.T, quarter = e.item * T
+    k.mid, k.u = take(base, &at, T * c.embd_p), take(base, &at, T * e.ldu)
+    # `take` counts in floats
+    k.q, k.att = take(base, &at, quarter * c.q_p // 4), take(base, &at, quarter * c.q_p // 4)
+    k.k, k.v = take(base, &at, quarter * c.kv_p // 4), take(base, &at, quarter * c.kv_p // 4)
+    k.gate, k.up = take(base, &at, quarter * c.ff_p // 4), take(base, &at, quarter * c.ff_p // 4)
+    return at
+
+
+cdef inline size_t place_kept(Kept* kept, const Config* c, const Extent* e, uint8_t* base) noexcept nogil:
+    """Lay out what layers keep, kept[n_layer + 1]; layers that keep nothing share one layer's room. Returns the bytes."""
+    cdef size_t residual = padded(4 * <size_t>e.T * c.embd_p, 64), at = 2 * residual, shared = at
+    cdef int layer
+    # x of a layer that keeps nothing is read while the next one's is written: two places in turn
+    for layer in range(c.n_layer + 1):
+        if layer < c.n_layer and (layer <= e.first_layer or e.checkpointing):
+            at = max(at, place_layer(kept + layer, c, e, base, shared))
+        kept[layer].x = <float*>(base + layer % 2 * residual)
+    for layer in range(e.first_layer + 1, c.n_layer + 1):
+        kept[layer].x = take(base, &at, <size_t>e.T * c.embd_p)
+        if layer < c.n_layer and not e.checkpointing:
+            at = place_layer(kept + layer, c, e, base, at)
+    return at
+
+
+cdef inline Head cached_head(const Buffers* b, const Config* c, const int* starts, int segment, int kv_head) noexcept nogil:
+    """Where a sequence's keys and values of the current layer lie; sequences begin at multiples of 16 positions."""
+    cdef Head h
+    cdef size_t width = padded(c.head_dim, 16), length = padded(starts[segment + 1] - starts[segment], 16)
+    # each sequence before this one took at most 15 positions more than its length
+    cdef size_t before = starts[segment] + 16 * <size_t>segment
+    h.tiles = b.cache + 8 * width * (c.n_head_kv * before + kv_head * length)
+    h.stride = CHUNK // 16 * 2 * tile_part_bytes(c.head_dim, KV_F32)
+    h.k_type, h.v_type = KV_F32, KV_F32
+    return h
+
+
+cdef inline float attention_scale(const Config* c) noexcept nogil:
+    return <float>(1 / (<double>c.head_dim) ** 0.5)

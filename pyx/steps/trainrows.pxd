@@ -1,0 +1,103 @@
+# Rows lo..hi of what a training call works on; a row is a token, and each thread does its share of them.
+
+from libc.stdint cimport int16_t
+from libc.string cimport memcpy, memset
+
+from ..layers.attention cimport Head, store_kv
+from ..layers.mlp cimport swiglu, swiglu_backward
+from ..layers.norm cimport rms_norm, rms_norm_backward
+from ..layers.rope cimport rope, rope_backward
+from ..simd.verbs cimport vf_load, vf_load_bf16, vf_store, vf_store_bf16
+from .trainbuffers cimport Buffers, cached_head
+from .weights cimport Config
+
+
+cdef inline void norm_rows(const Config* c, const float* x, const float* w, float* y, int lo, int hi) noexcept nogil:
+    """y = the norm of x, both (T, embd_p)"""
+    cdef size_t t
+    for t in range(lo, hi):
+        rms_norm(x + t * c.embd_p, w, c.n_embd, c.rms_eps, y + t * c.embd_p)
+
+
+cdef inline void norm_rows_backward(const Config* c, const float* x, const float* w, const float* dy, float* dx, int lo, int hi) noexcept nogil:
+    """dx += the gradient of what was normed to y, all (T, embd_p)"""
+    cdef size_t t
+    for t in range(lo, hi):
+        rms_norm_backward(x + t * c.embd_p, w, dy + t * c.embd_p, c.n_embd, c.rms_eps, dx + t * c.embd_p)
+
+
+cdef inline void turn_heads(const Config* c, const Buffers* b, float* x, size_t ld, int n_head, bint back, int lo, int hi) noexcept nogil:
+    """Turn each row's heads (T, n_head, head_dim) by its position, or back"""
+    cdef size_t t, at
+    for t in range(lo, hi):
+        at = t * c.n_rot // 2
+        if back:
+            rope_backward(x + t * ld, n_head, c.head_dim, c.n_rot, b.cosine + at, b.sine + at, c.rope_layout)
+        else:
+            rope(x + t * ld, n_head, c.head_dim, c.n_rot, b.cosine + at, b.sine + at, c.rope_layout)
+
+
+cdef inline void store_rows(const Config* c, const Buffers* b, const int* starts, int n_segments, int lo, int hi) noexcept nogil:
+    """Each row's keys and values to the cache"""
+    cdef Head head
+    cdef int s, h, t
+    cdef size_t at
+    for s in range(n_segments):
+        for h in range(c.n_head_kv):
+            head = cached_head(b, c, starts, s, h)
+            for t in range(max(lo, starts[s]), min(hi, starts[s + 1])):
+                at = t * <size_t>c.kv_p + h * c.head_dim
+                store_kv(&head, t - starts[s], c.head_dim, b.k + at, b.v + at)
+
+
+cdef inline void multiply_gate(const Config* c, const Buffers* b, int lo, int hi) noexcept nogil:
+    """h = silu(gate) * up"""
+    cdef size_t t
+    for t in range(lo, hi):
+        swiglu(b.gate + t * c.ff_p, b.up + t * c.ff_p, c.ff_p, b.h + t * c.ff_p)
+
+
+cdef inline void multiply_gate_backward(const Config* c, const Buffers* b, int lo, int hi) noexcept nogil:
+    """gate and up become their gradients"""
+    cdef size_t t
+    for t in range(lo, hi):
+        swiglu_backward(b.dh + t * c.ff_p, c.ff_p, b.gate + t * c.ff_p, b.up + t * c.ff_p)
+
+
+cdef inline void keep(const float* x, void* kept, size_t ld, int lo, int hi, int item) noexcept nogil:
+    """Rows lo..hi of x (T, ld), rounded to bf16 where an item has 2 bytes; ld is a multiple of 16."""
+    cdef size_t i
+    if item == 4:
+        memcpy(<float*>kept + lo * ld, x + lo * ld, 4 * ld * (hi - lo))
+        return
+    for i in range(lo * ld, hi * ld, 16):
+        vf_store_bf16(<int16_t*>kept + i, vf_load(x + i))
+
+
+cdef inline void recall(const void* kept, float* x, size_t ld, int lo, int hi, int item) noexcept nogil:
+    """Rows lo..hi of x (T, ld) as they were kept"""
+    cdef size_t i
+    if item == 4:
+        memcpy(x + lo * ld, <const float*>kept + lo * ld, 4 * ld * (hi - lo))
+        return
+    for i in range(lo * ld, hi * ld, 16):
+        vf_store(x + i, vf_load_bf16(<const int16_t*>kept + i))
+
+
+cdef inline void sum_groups(float* row, int n_head_kv, int group, int head_dim) noexcept nogil:
+    """A row's query-head gradients (n_head, head_dim) added up per KV head, to the row's first columns"""
+    cdef int h, g, j
+    cdef const float* x
+    cdef float* total
+    for h in range(n_head_kv):
+        x, total = row + h * group * head_dim, row + h * head_dim
+        for j in range(head_dim):
+            total[j] = x[j]
+        for g in range(1, group):
+            for j in range(head_dim):
+                total[j] += x[g * head_dim + j]
+
+
+cdef inline void clear_rows(float* x, size_t ld, int lo, int hi) noexcept nogil:
+    """Rows lo..hi of x (T, ld) = 0"""
+    memset(x + lo * ld, 0, 4 * ld * (hi - lo))

@@ -1,0 +1,585 @@
+"""One step of LoRA training: forward with activations kept, loss, then the same layers in reverse, from quantised weights.
+
+Axes: T tokens of all sequences of the call, packed without padding; E = n_embd, F = n_ff; attention stays inside each
+sequence. No matrix is ever expanded: y = W x and dx = W^T dy come from the packed tiles (matmul.pyx), and only the
+LoRA pairs have weight gradients (lowrank.pxd). One parallel region; rows (tokens) or tiles (columns) of each phase are
+dealt to threads so that no sum is ever split: results do not depend on their number.
+
+What is kept of a layer for its backward pass: trainbuffers.pxd. Norms, softmax and silu * up are always computed again;
+with `checkpointing` everything but the layer's input is. In the last layer, what follows attention is done for scored
+tokens only: nothing reads the others' results.
+"""
+
+from cython.parallel cimport parallel
+from libc.stdint cimport uint8_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+from ..products.inputs cimport Acts, EXACT, INT16, acts_place, acts_quantize, padded, quantize_gradient
+from ..layers.attention cimport Head, attend, attend_backward
+from ..layers.dropout cimport Dropout, dropped_backward, dropped_gradient, dropped_input
+from ..layers.loss cimport cross_entropy
+from ..layers.lowrank cimport (
+    Pair, columns_before, pair_backward, pair_gradient, pair_input, pair_input_backward, pair_output, pair_size,
+    pair_transpose, turn_rows,
+)
+from ..products.gemm cimport matmul_backward_tiles, matmul_tiles
+from ..layers.rope cimport rope_angles
+from .parts cimport parts_of, some_rows
+from ..simd.verbs cimport vf_add, vf_load, vf_store
+from .team cimport Team, Walk, enter, meet, next_unit, omp_get_num_threads, share, units_of
+from .trainbuffers cimport (
+    Buffers, Extent, Gradient, HEAD_ROWS, HEAD_TILES, Kept, UNIT_BLOCKS, UNIT_COLUMNS, UNIT_ROWS, UNIT_TILES,
+    attention_scale, cache_bytes, cached_head, extent_of, place_buffers, place_kept, size, work_bytes,
+)
+from .trainrows cimport (
+    clear_rows, keep, multiply_gate, multiply_gate_backward, norm_rows, norm_rows_backward, recall, store_rows,
+    sum_groups, turn_heads,
+)
+from .weights cimport Config, DOWN, GATE, Layer, Linear, N_SLOTS, O, Q, UP, Weights, linear_tiles
+
+import numpy as np
+
+
+def memory_needed(sizes, dict ranks, int T, int n_segments, int n_threads=1, activations="int16", bint checkpointing=False):
+    """Bytes that calls of up to T tokens in n_segments sequences touch, {what for: bytes}, besides the pairs' own arrays.
+
+    sizes: as Weights' config, with n_layer; the rest as TrainStep's.
+    """
+    cdef Config c
+    cdef Buffers b
+    cdef Extent e
+    cdef Kept* kept
+    size(&c, sizes)
+    e = extent_of(&c, ranks, T, n_segments, activations, checkpointing)
+    kept = <Kept*>calloc(c.n_layer + 1, sizeof(Kept))
+    if kept == NULL:
+        raise MemoryError()
+    found = {"activations": place_kept(kept, &c, &e, NULL), "buffers": place_buffers(&b, &c, &e, NULL) + cache_bytes(&c, &e),
+             "work": n_threads * work_bytes(&c, T)}
+    free(kept)
+    return found
+
+
+cdef class TrainStep:
+    """LoRA pairs on a model's matrices, their gradients, and the pass that computes them."""
+
+    cdef Weights weights
+    cdef Pair* pairs
+    cdef readonly object params, grads      # f32 (n,): every A (r, K) and B^T (r, N), padded to 16 columns
+    cdef readonly list layout               # (layer, slot, rank, n_in, n_out, offset of A, offset of B^T)
+    cdef float[::1] turned
+    cdef int n_threads, precision, max_tokens
+    cdef Extent extent
+    cdef Kept* kept
+    cdef Buffers b
+    cdef Dropout dropout
+    cdef uint8_t[::1] memory, activations_memory, work, cache
+    cdef size_t work_bytes
+    cdef Team team
+    # the call
+    cdef int T, n_segments, n_targets
+    cdef bint keeping, entered, dropping
+    cdef float* entry                       # (T, embd_p) of the first trained layer, or NULL
+    cdef const int* tokens
+    cdef const int* starts
+    cdef const int* targets
+    cdef int* scored                        # indices of tokens with a target
+    cdef int* rank_of                       # (T,): a token's place among them, or -1
+    cdef int* position
+    cdef double* losses
+    cdef float weight
+
+    def __cinit__(self, Weights weights, dict ranks, int max_tokens, int n_threads=1, activations="int16", bint checkpointing=False,
+                  double dropout=0):
+        """ranks: {(layer, slot): (rank, scale)}; max_tokens: the longest call; activations: "int16" or "f32"; dropout: the
+        share of each pair's inputs that `run` with a key leaves out."""
+        cdef Config* c = &weights.config
+        self.weights, self.n_threads, self.max_tokens = weights, n_threads, max_tokens
+        self.precision = {"int16": INT16, "f32": EXACT}[activations]
+        self.dropout.threshold = <int>round(65536 * dropout)
+        self.dropout.gain = <float>(65536.0 / (65536 - self.dropout.threshold))
+        self.pairs = <Pair*>calloc(c.n_layer * N_SLOTS, sizeof(Pair))
+        self.kept = <Kept*>calloc(c.n_layer + 1, sizeof(Kept))
+        self.scored = <int*>calloc(max_tokens, sizeof(int))
+        self.rank_of = <int*>calloc(max_tokens, sizeof(int))
+        self.position = <int*>calloc(max_tokens, sizeof(int))
+        self.losses = <double*>calloc(max_tokens, sizeof(double))
+        if not (self.pairs and self.kept and self.scored and self.rank_of and self.position and self.losses):
+            raise MemoryError()
+        self.make_pairs(ranks)
+        self.extent = extent_of(c, ranks, max_tokens, 1, activations, checkpointing)
+        self.memory = np.empty(place_buffers(&self.b, c, &self.extent, NULL) + 64, np.uint8)
+        self.activations_memory = np.empty(place_kept(self.kept, c, &self.extent, NULL) + 64, np.uint8)
+        self.work_bytes = work_bytes(c, max_tokens)
+        self.work = np.empty(self.work_bytes * n_threads, np.uint8)
+        self.cache = np.empty(cache_bytes(c, &self.extent), np.uint8)
+
+    def __dealloc__(self):
+        free(self.pairs)
+        free(self.kept)
+        free(self.scored)
+        free(self.rank_of)
+        free(self.position)
+        free(self.losses)
+
+    # ---- memory ----
+
+    cdef make_pairs(self, dict ranks):
+        cdef Config* c = &self.weights.config
+        cdef Linear* l
+        cdef Pair* p
+        cdef float[::1] params, grads
+        cdef int layer, slot
+        cdef size_t n_params = 0, turned = 0
+        self.layout = []
+        for (layer, slot), (rank, scale) in sorted(ranks.items()):
+            if not (0 <= layer < c.n_layer and 0 <= slot < N_SLOTS and rank >= 1):
+                raise ValueError(f"layer {layer}, matrix {slot}, rank {rank}: not of this model")
+            l, p = &self.weights.layers[layer].linear[slot], self.pair(layer, slot)
+            pair_size(p, rank, scale, l.w.n_cols, l.w.n_rows)
+            self.layout.append((layer, slot, rank, p.n_in, p.n_out, n_params, n_params + p.rank * p.in_p))
+            n_params += p.rank * (p.in_p + p.out_p)
+            turned += p.width * (p.in_p + p.out_p)
+        self.params, self.grads = np.zeros(n_params, np.float32), np.zeros(n_params, np.float32)
+        self.turned = np.zeros(turned, np.float32)
+        params, grads, turned = self.params, self.grads, 0
+        for layer, slot, _, _, _, a, b in self.layout:
+            p = self.pair(layer, slot)
+            p.a, p.bt, p.ga, p.gbt = &params[a], &params[b], &grads[a], &grads[b]
+            p.at, p.bn = &self.turned[turned], &self.turned[turned + p.width * p.in_p]
+            turned += p.width * (p.in_p + p.out_p)
+
+    cdef Pair* pair(self, int layer, int slot) noexcept nogil:
+        return self.pairs + layer * N_SLOTS + slot
+
+    # ---- the call ----
+
+    def run(self, const int[::1] tokens, const int[::1] starts, const int[::1] targets, double weight, bint backward=True,
+            float[:, ::1] entry=None, bint entered=False, dropout_key=None):
+        """Loss of packed sequences, and with `backward` the gradients of weight * loss added to self.grads.
+
+        tokens (T,); starts (n + 1,): sequence i is tokens[starts[i]:starts[i + 1]], positions count from 0 in each;
+        targets (T,): the id to predict at each token, or -1. entry (T, n_embd padded to 16): what enters the first layer
+        with a pair, written here, or with `entered` read, and the layers below left out. dropout_key: 64 random bits.
+        Returns the sum of the targets' negative log-likelihoods.
+        """
+        cdef int t, i
+        cdef double total = 0
+        cdef Config* c = &self.weights.config
+        self.check(tokens, starts, targets)
+        self.T, self.n_segments, self.weight = <int>tokens.shape[0], <int>starts.shape[0] - 1, <float>weight
+        self.tokens, self.starts, self.targets = &tokens[0], &starts[0], &targets[0]
+        if entry is not None and (entry.shape[0] != self.T or entry.shape[1] != c.embd_p) or entered and entry is None:
+            raise ValueError(f"entry: wanted ({self.T}, {c.embd_p})")
+        self.entry, self.entered, self.keeping = &entry[0, 0] if entry is not None else NULL, entered, backward
+        self.dropping, self.dropout.key = dropout_key is not None and self.dropout.threshold > 0, dropout_key or 0
+        self.extent.T, self.extent.n_segments = self.T, self.n_segments
+        place_buffers(&self.b, c, &self.extent, &self.memory[0])
+        place_kept(self.kept, c, &self.extent, &self.activations_memory[0])
+        if <size_t>self.cache.shape[0] < cache_bytes(c, &self.extent):
+            self.cache = None
+            self.cache = np.empty(cache_bytes(c, &self.extent), np.uint8)
+        self.b.cache = &self.cache[0]
+        self.n_targets = 0
+        for i in range(self.n_segments):
+            for t in range(starts[i], starts[i + 1]):
+                self.position[t], self.rank_of[t] = t - starts[i], -1
+                if targets[t] >= 0:
+                    self.scored[self.n_targets], self.rank_of[t] = t, self.n_targets
+                    self.n_targets += 1
+        with nogil, parallel(num_threads=self.n_threads):
+            self.work_through(backward, enter(&self.team), omp_get_num_threads())
+        for t in range(self.n_targets):
+            total += self.losses[t]
+        return total
+
+    cdef check(self, tokens, starts, targets):
+        T, n_vocab = len(tokens), self.weights.config.n_vocab
+        if not 1 <= T <= self.max_tokens or len(targets) != T:
+            raise ValueError(f"{T} tokens and {len(targets)} targets, wanted as many of both, 1 to {self.max_tokens}")
+        if starts[0] != 0 or starts[len(starts) - 1] != T or np.any(np.diff(starts) < 1):
+            raise ValueError("starts do not cut the tokens into sequences")
+        if not (0 <= np.min(tokens) and np.max(tokens) < n_vocab and -1 <= np.min(targets) and np.max(targets) < n_vocab):
+            raise ValueError(f"a token or target is outside 0..{n_vocab - 1}")
+
+    cdef void work_through(self, bint backward, int i, int n) noexcept nogil:
+        cdef Config* c = &self.weights.config
+        cdef int t, layer, slot, lo = share(self.T, i, n), hi = share(self.T, i + 1, n), first = self.extent.first_layer
+        cdef Pair* p
+        for layer in range(first, c.n_layer):
+            for slot in range(N_SLOTS):
+                p = self.pair(layer, slot)
+                if p.rank:
+                    pair_transpose(p, share(max(p.n_in, p.n_out), i, n), share(max(p.n_in, p.n_out), i + 1, n))
+        for t in range(lo, hi):
+            rope_angles(self.position[t], &self.weights.frequencies[0], c.n_rot, self.b.cosine + t * c.n_rot // 2,
+                        self.b.sine + t * c.n_rot // 2)
+            if not self.entered:
+                self.weights.embed(self.tokens[t], self.kept[0].x + t * c.embd_p)
+        if self.entered:
+            memcpy(self.kept[first].x + lo * c.embd_p, self.entry + lo * c.embd_p, 4 * <size_t>c.embd_p * (hi - lo))
+        meet(&self.team)
+        for layer in range(first if self.entered else 0, c.n_layer):
+            if layer == first and self.entry != NULL and not self.entered:
+                memcpy(self.entry + lo * c.embd_p, self.kept[first].x + lo * c.embd_p, 4 * <size_t>c.embd_p * (hi - lo))
+            self.attention(layer, i, n)
+            self.mlp(layer, True, i, n)
+        self.head(backward, i, n)
+        if not backward:
+            return
+        for layer in range(c.n_layer - 1, first - 1, -1):
+            if self.extent.checkpointing and layer < c.n_layer - 1:
+                self.attention(layer, i, n)
+                self.mlp(layer, False, i, n)
+            self.mlp_backward(layer, i, n)
+            self.attention_backward(layer, i, n)
+
+    cdef int rows(self, int layer) noexcept nogil:
+        """How many tokens a layer has behind attention: the last one only those with a target, numbered as in `scored`."""
+        return self.n_targets if layer == self.weights.config.n_layer - 1 else self.T
+
+    cdef float* gradient_of(self, int layer) noexcept nogil:
+        """The gradient of the residual behind a layer, one row for each of its `rows`"""
+        return self.b.tail if layer == self.weights.config.n_layer - 1 else self.b.dx
+
+    cdef float* scratch(self, int i) noexcept nogil:
+        return <float*>(&self.work[0] + i * self.work_bytes)
+
+    # ---- forward ----
+
+    cdef void place_input(self, Acts* a, const float* x, size_t ld, int n_cols, int rows) noexcept nogil:
+        a.f32, a.ld = x, ld
+        acts_place(a, rows, n_cols, self.precision & ~EXACT, self.b.rounded)
+
+    cdef void prepare_input(self, int layer, int slot, int n_linear, Acts* a, int lo, int hi, float* work) noexcept nogil:
+        """Tokens lo..hi of an input: its rounded form and the low-rank inputs of the matrices it feeds."""
+        cdef Pair* p
+        cdef float* u
+        cdef int j
+        if a.q16 != NULL:
+            acts_quantize(a, lo, hi, 0, a.n_blocks)
+        for j in range(slot, slot + n_linear):
+            p = self.pair(layer, j)
+            u = self.kept[layer].u + <size_t>lo * self.extent.ldu + columns_before(self.pair(layer, 0), j)
+            if p.rank and self.dropping:
+                dropped_input(p, &self.dropout, layer * N_SLOTS + j, lo, a.f32 + lo * a.ld, a.ld, hi - lo, u, self.extent.ldu, work)
+            elif p.rank:
+                pair_input(p, a.f32 + lo * a.ld, a.ld, hi - lo, u, self.extent.ldu)
+
+    cdef void linear(self, int layer, int slot, const Acts* a, int first, float* y, size_t ldy, int lo, int hi) noexcept nogil:
+        """Row tiles lo..hi of y = W x + bias + B u; first: where the rows of a begin in u"""
+        cdef Pair* p = self.pair(layer, slot)
+        cdef size_t ldu = self.extent.ldu
+        linear_tiles(&self.weights.layers[layer].linear[slot], 0, a, self.precision, NULL, 0, y, ldy, lo, hi)
+        if p.rank:
+            pair_output(p, self.kept[layer].u + first * ldu + columns_before(self.pair(layer, 0), slot), ldu, a.n_rows, y, ldy, lo, hi)
+
+    cdef void linears(self, int layer, int slot, int n_linear, const Acts* a, float** y, const size_t* ldy) noexcept nogil:
+        """The outputs of matrices with the same input, UNIT_TILES row tiles at a time to the thread that is free first.
+
+        Tokens in parts that L2 holds: all tiles pass before the next part's turn.
+        """
+        cdef int j, n_tiles, first, k, lo, hi, parts = parts_of(a.n_rows)
+        cdef Acts part
+        cdef Walk walk = Walk(0, 0)
+        for k in range(parts):
+            first = share(a.n_rows, k, parts)
+            part = some_rows(a, first, share(a.n_rows, k + 1, parts))
+            for j in range(n_linear):
+                n_tiles = self.weights.layers[layer].linear[slot + j].w.n_tiles
+                while next_unit(&self.team, &walk, n_tiles, UNIT_TILES, &lo, &hi):
+                    self.linear(layer, slot + j, &part, first, y[j] + first * ldy[j], ldy[j], lo, hi)
+        meet(&self.team)
+
+    cdef void add_linear(self, int layer, int slot, const Acts* a, const float* x, const int* row, float* y, int i, int n) noexcept nogil:
+        """y = x + the product; row: where the rows of x stand, NULL for one after the other. Each thread its share of rows."""
+        cdef size_t ld = self.weights.config.embd_p, j
+        cdef const float* source
+        cdef int t
+        self.linears(layer, slot, 1, a, &self.b.part, &ld)
+        for t in range(share(a.n_rows, i, n), share(a.n_rows, i + 1, n)):
+            source = x + ld * (row[t] if row != NULL else t)
+            for j in range(0, ld, 16):
+                vf_store(y + t * ld + j, vf_add(vf_load(source + j), vf_load(self.b.part + t * ld + j)))
+
+    cdef void attention(self, int layer, int i, int n) noexcept nogil:
+        cdef Config* c = &self.weights.config
+        cdef Layer* l = &self.weights.layers[layer]
+        cdef Kept* k = self.kept + layer
+        cdef Buffers* b = &self.b
+        cdef Acts a
+        cdef int t, lo = share(self.T, i, n), hi = share(self.T, i + 1, n), rows = self.rows(layer)
+        cdef bint last = layer == c.n_layer - 1, keeping = self.keeping and layer >= self.extent.first_layer
+        cdef float* att = b.datt if last else b.att
+        cdef float* y[3]
+        cdef size_t ldy[3]
+        self.place_input(&a, b.normed, c.embd_p, c.n_embd, self.T)
+        norm_rows(c, k.x, l.attn_norm, b.normed, lo, hi)
+        self.prepare_input(layer, Q, 3, &a, lo, hi, self.scratch(i))
+        meet(&self.team)
+        y[0], y[1], y[2] = b.q, b.k, b.v
+        ldy[0], ldy[1], ldy[2] = c.q_p, c.kv_p, c.kv_p
+        self.linears(layer, Q, 3, &a, y, ldy)
+        turn_heads(c, b, b.q, c.q_p, c.n_head, False, lo, hi)
+        turn_heads(c, b, b.k, c.kv_p, c.n_head_kv, False, lo, hi)
+        if keeping:
+            keep(b.q, k.q, c.q_p, lo, hi, self.extent.item)
+            keep(b.k, k.k, c.kv_p, lo, hi, self.extent.item)
+            keep(b.v, k.v, c.kv_p, lo, hi, self.extent.item)
+        store_rows(c, b, self.starts, self.n_segments, lo, hi)
+        meet(&self.team)
+        self.attend_units(i)
+        lo, hi = share(rows, i, n), share(rows, i + 1, n)
+        if last:
+            for t in range(lo, hi):
+                memcpy(att + t * c.q_p, b.att + self.scored[t] * <size_t>c.q_p, 4 * <size_t>c.q_p)
+        if keeping:
+            keep(att, k.att, c.q_p, lo, hi, self.extent.item)
+        self.place_input(&a, att, c.q_p, c.n_head * c.head_dim, rows)
+        self.prepare_input(layer, O, 1, &a, lo, hi, self.scratch(i))
+        meet(&self.team)
+        self.add_linear(layer, O, &a, k.x, self.scored if last else NULL, k.mid, i, n)
+
+    cdef void attend_units(self, int i) noexcept nogil:
+        """b.att from b.q and the cache, UNIT_ROWS query rows of a KV head at a time to the thread that is free first"""
+        cdef Config* c = &self.weights.config
+        cdef Buffers* b = &self.b
+        cdef int s, h, unit, end, first, length, group = c.n_head // c.n_head_kv, per = max(1, UNIT_ROWS // group)
+        cdef size_t at
+        cdef Head head
+        cdef Walk walk = Walk(0, 0)
+        for s in range(self.n_segments):
+            length = self.starts[s + 1] - self.starts[s]
+            while next_unit(&self.team, &walk, c.n_head_kv * units_of(length, per), 1, &unit, &end):
+                h, first = unit % c.n_head_kv, unit // c.n_head_kv * per
+                head = cached_head(b, c, self.starts, s, h)
+                at = (self.starts[s] + first) * <size_t>c.q_p + h * group * c.head_dim
+                attend(b.q + at, c.q_p, min(per, length - first), group, c.head_dim, attention_scale(c), first, &head,
+                       b.att + at, c.q_p, self.scratch(i))
+        meet(&self.team)
+
+    cdef void mlp(self, int layer, bint onward, int i, int n) noexcept nogil:
+        """The layer's second half; without `onward` only what its backward pass reads."""
+        cdef Config* c = &self.weights.config
+        cdef Layer* l = &self.weights.layers[layer]
+        cdef Kept* k = self.kept + layer
+        cdef Buffers* b = &self.b
+        cdef Acts a
+        cdef int rows = self.rows(layer), lo = share(rows, i, n), hi = share(rows, i + 1, n)
+        cdef float* y[2]
+        cdef size_t ldy[2]
+        self.place_input(&a, b.normed, c.embd_p, c.n_embd, rows)
+        norm_rows(c, k.mid, l.ffn_norm, b.normed, lo, hi)
+        self.prepare_input(layer, GATE, 2, &a, lo, hi, self.scratch(i))
+        meet(&self.team)
+        y[0], y[1] = b.gate, b.up
+        ldy[0], ldy[1] = c.ff_p, c.ff_p
+        self.linears(layer, GATE, 2, &a, y, ldy)
+        if self.keeping and layer >= self.extent.first_layer:
+            keep(b.gate, k.gate, c.ff_p, lo, hi, self.extent.item)
+            keep(b.up, k.up, c.ff_p, lo, hi, self.extent.item)
+        self.place_input(&a, b.h, c.ff_p, c.n_ff, rows)
+        multiply_gate(c, b, lo, hi)
+        self.prepare_input(layer, DOWN, 1, &a, lo, hi, self.scratch(i))
+        meet(&self.team)
+        if onward:
+            self.add_linear(layer, DOWN, &a, k.mid, NULL, self.kept[layer + 1].x, i, n)
+
+    # ---- head and loss, HEAD_ROWS tokens at a time; logits become their gradient and are thrown away ----
+
+    cdef void head(self, bint backward, int i, int n) noexcept nogil:
+        cdef Config* c = &self.weights.config
+        cdef const Linear* l = &self.weights.output
+        cdef Buffers* b = &self.b
+        cdef const float* x = self.kept[c.n_layer].x
+        cdef Acts a
+        cdef Gradient g
+        cdef int part, first, rows, m, mine, end, lo, hi
+        cdef size_t at
+        cdef Walk walk
+        clear_rows(b.tail, c.embd_p, share(self.n_targets, i, n), share(self.n_targets, i + 1, n))
+        for part in range(units_of(self.n_targets, HEAD_ROWS)):
+            first = part * HEAD_ROWS
+            rows = min(HEAD_ROWS, self.n_targets - first)
+            at, mine, end = first * <size_t>c.embd_p, share(rows, i, n), share(rows, i + 1, n)
+            meet(&self.team)
+            self.place_input(&a, b.rows, c.embd_p, c.n_embd, rows)
+            norm_rows(c, x + at, self.weights.output_norm, b.rows, mine, end)
+            clear_rows(b.drows, c.embd_p, mine, end)
+            if a.q16 != NULL:
+                acts_quantize(&a, mine, end, 0, a.n_blocks)
+            meet(&self.team)
+            walk = Walk(0, 0)
+            while next_unit(&self.team, &walk, l.w.n_tiles, HEAD_TILES, &lo, &hi):
+                matmul_tiles(&l.w, &a, self.precision, b.logits, c.vocab_p, lo, hi)
+            meet(&self.team)
+            g = self.gradient(b.logits, c.vocab_p, 0)
+            for m in range(mine, end):
+                self.losses[first + m] = cross_entropy(b.logits + m * <size_t>c.vocab_p, c.n_vocab, self.targets[self.scored[first + m]], self.weight)
+                if backward and g.q != NULL:
+                    quantize_gradient(b.logits, c.vocab_p, c.n_vocab, rows, m, m + 1, g.q, g.scale)
+            if not backward:
+                continue
+            meet(&self.team)
+            walk = Walk(0, 0)
+            while next_unit(&self.team, &walk, l.w.n_blocks, UNIT_BLOCKS, &lo, &hi):
+                matmul_backward_tiles(&l.w, b.logits, c.vocab_p, g.q, g.scale, rows, b.drows, c.embd_p, lo, hi)
+            meet(&self.team)
+            norm_rows_backward(c, x + at, self.weights.output_norm, b.drows, b.tail + at, mine, end)
+        meet(&self.team)
+
+    # ---- backward ----
+
+    cdef Gradient gradient(self, const float* dy, size_t ld, size_t at) noexcept nogil:
+        """One matrix's dy; `at`: values (multiple of 128) of b.rounded_dy taken by others before."""
+        cdef Gradient g
+        g.dy, g.ld = dy, ld
+        g.q = self.b.rounded_dy + at if self.precision != EXACT else NULL
+        g.scale = self.b.dy_scale + at // 128
+        return g
+
+    cdef void prepare_gradient(self, int layer, int slot, const Gradient* g, int rows, int lo, int hi) noexcept nogil:
+        """Tokens lo..hi of `rows` of a matrix's dy: rounded, and the gradient of its low-rank input, with both transposes."""
+        cdef Pair* p = self.pair(layer, slot)
+        cdef Buffers* b = &self.b
+        cdef size_t ldt = padded(self.T, 16), at = columns_before(self.pair(layer, 0), slot)
+        if g.q != NULL:
+            quantize_gradient(g.dy, g.ld, self.weights.layers[layer].linear[slot].w.n_rows, rows, lo, hi, g.q, g.scale)
+        if p.rank:
+            pair_input_backward(p, g.dy + lo * g.ld, g.ld, hi - lo, b.du + lo * <size_t>self.extent.ldu + at, self.extent.ldu)
+            turn_rows(b.du + at, self.extent.ldu, lo, hi, p.rank, b.dut + at * ldt, ldt)
+            turn_rows(self.kept[layer].u + at, self.extent.ldu, lo, hi, p.rank, b.ut + at * ldt, ldt)
+
+    cdef void linears_backward(self, int layer, int slot, int n_linear, const float* x, size_t ldx, const Gradient* dy, int rows,
+                               float* dx, size_t lddx, int i) noexcept nogil:
+        """dB, dA and (dx not NULL) dx = W^T dy + A^T du, summed over matrices with the same input, of `rows` tokens.
+
+        Columns are dealt in units, those of dx first; x and dy of a unit's columns stay near while all is done with them.
+        """
+        cdef int j, lo, hi, n_blocks = self.weights.layers[layer].linear[slot].w.n_blocks
+        cdef Pair* p
+        cdef Walk walk = Walk(0, 0)
+        while next_unit(&self.team, &walk, n_blocks if dx != NULL else 0, UNIT_BLOCKS, &lo, &hi):
+            self.input_backward(layer, slot, n_linear, dy, rows, dx, lddx, lo, hi, i)
+        for j in range(n_linear):
+            p = self.pair(layer, slot + j)
+            while next_unit(&self.team, &walk, max(p.in_p, p.out_p) // 16, UNIT_COLUMNS, &lo, &hi):
+                self.pair_gradients(layer, slot + j, x, ldx, dy + j, rows, lo, hi, i)
+        meet(&self.team)
+
+    cdef void input_backward(self, int layer, int slot, int n_linear, const Gradient* dy, int rows, float* dx, size_t lddx,
+                             int lo, int hi, int i) noexcept nogil:
+        """Column blocks lo..hi of dx"""
+        cdef int j, t, first = 2 * lo, end = min(2 * hi, padded(self.weights.layers[layer].linear[slot].w.n_cols, 16) // 16)
+        cdef Pair* p
+        cdef float* du
+        for t in range(rows):
+            memset(dx + t * lddx + 16 * first, 0, 64 * <size_t>(end - first))
+        for j in range(slot, slot + n_linear):
+            p, du = self.pair(layer, j), self.b.du + columns_before(self.pair(layer, 0), j)
+            matmul_backward_tiles(&self.weights.layers[layer].linear[j].w, dy.dy, dy.ld, dy.q, dy.scale, rows, dx, lddx, lo, hi)
+            if p.rank and self.dropping:
+                dropped_backward(p, &self.dropout, layer * N_SLOTS + j, du, self.extent.ldu, rows, dx, lddx, first, end, self.scratch(i))
+            elif p.rank:
+                pair_backward(p, du, self.extent.ldu, rows, dx, lddx, first, end)
+            dy += 1
+
+    cdef void pair_gradients(self, int layer, int slot, const float* x, size_t ldx, const Gradient* dy, int rows, int lo, int hi, int i) noexcept nogil:
+        """Column tiles lo..hi, as far as there are such, of a pair's dB and dA"""
+        cdef Pair* p = self.pair(layer, slot)
+        cdef size_t ldt = padded(self.T, 16), at = columns_before(self.pair(layer, 0), slot) * ldt
+        cdef int end = min(hi, p.in_p // 16)
+        if p.rank:
+            pair_gradient(self.b.ut + at, ldt, p.rank, dy.dy, dy.ld, rows, p.gbt, p.out_p, lo, min(hi, p.out_p // 16))
+        if p.rank and self.dropping:
+            dropped_gradient(p, &self.dropout, layer * N_SLOTS + slot, self.b.dut + at, ldt, x, ldx, rows, lo, end, self.scratch(i))
+        elif p.rank:
+            pair_gradient(self.b.dut + at, ldt, p.rank, x, ldx, rows, p.ga, p.in_p, lo, end)
+
+    cdef void mlp_backward(self, int layer, int i, int n) noexcept nogil:
+        cdef Config* c = &self.weights.config
+        cdef Layer* l = &self.weights.layers[layer]
+        cdef Kept* k = self.kept + layer
+        cdef Buffers* b = &self.b
+        cdef int rows = self.rows(layer), lo = share(rows, i, n), hi = share(rows, i + 1, n)
+        cdef float* dx = self.gradient_of(layer)
+        cdef Gradient down = self.gradient(dx, c.embd_p, 0)
+        cdef Gradient g[2]
+        g[0], g[1] = self.gradient(b.gate, c.ff_p, 0), self.gradient(b.up, c.ff_p, rows * padded(c.n_ff, 128))
+        recall(k.gate, b.gate, c.ff_p, lo, hi, self.extent.item)
+        recall(k.up, b.up, c.ff_p, lo, hi, self.extent.item)
+        multiply_gate(c, b, lo, hi)
+        self.prepare_gradient(layer, DOWN, &down, rows, lo, hi)
+        meet(&self.team)
+        self.linears_backward(layer, DOWN, 1, b.h, c.ff_p, &down, rows, b.dh, c.ff_p, i)
+        multiply_gate_backward(c, b, lo, hi)
+        norm_rows(c, k.mid, l.ffn_norm, b.normed, lo, hi)
+        self.prepare_gradient(layer, GATE, g, rows, lo, hi)
+        self.prepare_gradient(layer, UP, g + 1, rows, lo, hi)
+        meet(&self.team)
+        self.linears_backward(layer, GATE, 2, b.normed, c.embd_p, g, rows, b.part, c.embd_p, i)
+        norm_rows_backward(c, k.mid, l.ffn_norm, b.part, dx, lo, hi)
+
+    cdef void output_backward(self, int layer, int i, int n) noexcept nogil:
+        """From the gradient behind attention to b.datt and b.dx of all T tokens; those that the last layer left out have none."""
+        cdef Config* c = &self.weights.config
+        cdef Kept* k = self.kept + layer
+        cdef Buffers* b = &self.b
+        cdef bint last = layer == c.n_layer - 1
+        cdef int rows = self.rows(layer), t, from_row, lo = share(rows, i, n), hi = share(rows, i + 1, n)
+        cdef float* datt = b.dh if last else b.datt
+        cdef float* dx = self.gradient_of(layer)
+        cdef Gradient g = self.gradient(dx, c.embd_p, 0)
+        recall(k.att, b.att, c.q_p, lo, hi, self.extent.item)
+        self.prepare_gradient(layer, O, &g, rows, lo, hi)
+        meet(&self.team)
+        self.linears_backward(layer, O, 1, b.att, c.q_p, &g, rows, datt, c.q_p, i)
+        if not last:
+            return
+        for t in range(share(self.T, i, n), share(self.T, i + 1, n)):
+            from_row = self.rank_of[t]
+            if from_row < 0:
+                clear_rows(b.datt, c.q_p, t, t + 1)
+                clear_rows(b.dx, c.embd_p, t, t + 1)
+            else:
+                memcpy(b.datt + t * c.q_p, datt + from_row * c.q_p, 4 * <size_t>c.q_p)
+                memcpy(b.dx + t * c.embd_p, dx + from_row * c.embd_p, 4 * <size_t>c.embd_p)
+        meet(&self.team)
+
+    cdef void attention_backward(self, int layer, int i, int n) noexcept nogil:
+        cdef Config* c = &self.weights.config
+        cdef Layer* l = &self.weights.layers[layer]
+        cdef Kept* k = self.kept + layer
+        cdef Buffers* b = &self.b
+        cdef int t, s, h, end, j, lo = share(self.T, i, n), hi = share(self.T, i + 1, n), group = c.n_head // c.n_head_kv
+        cdef size_t at, kv_at, q_width = padded(c.n_head * c.head_dim, 128), kv_width = padded(c.n_head_kv * c.head_dim, 128)
+        cdef Gradient g[3]
+        cdef float* dn = b.part if layer > self.extent.first_layer else NULL
+        cdef Walk walk = Walk(0, 0)
+        g[0], g[1] = self.gradient(b.q, c.q_p, 0), self.gradient(b.dk, c.q_p, self.T * q_width)
+        g[2] = self.gradient(b.dv, c.q_p, self.T * (q_width + kv_width))
+        recall(k.q, b.q, c.q_p, lo, hi, self.extent.item)
+        recall(k.k, b.k, c.kv_p, lo, hi, self.extent.item)
+        recall(k.v, b.v, c.kv_p, lo, hi, self.extent.item)
+        self.output_backward(layer, i, n)
+        for s in range(self.n_segments):
+            while next_unit(&self.team, &walk, c.n_head, 1, &h, &end):
+                at = self.starts[s] * <size_t>c.q_p + h * c.head_dim
+                kv_at = self.starts[s] * <size_t>c.kv_p + h // group * c.head_dim
+                attend_backward(b.q + at, c.q_p, b.k + kv_at, b.v + kv_at, c.kv_p, b.datt + at, c.q_p,
+                                self.starts[s + 1] - self.starts[s], c.head_dim, attention_scale(c),
+                                b.q + at, c.q_p, b.dk + at, b.dv + at, c.q_p, self.scratch(i))
+        meet(&self.team)
+        for t in range(lo, hi):
+            sum_groups(b.dk + t * c.q_p, c.n_head_kv, group, c.head_dim)
+            sum_groups(b.dv + t * c.q_p, c.n_head_kv, group, c.head_dim)
+        turn_heads(c, b, b.q, c.q_p, c.n_head, True, lo, hi)
+        turn_heads(c, b, b.dk, c.q_p, c.n_head_kv, True, lo, hi)
+        norm_rows(c, k.x, l.attn_norm, b.normed, lo, hi)
+        for j in range(3):
+            self.prepare_gradient(layer, Q + j, g + j, self.T, lo, hi)
+        meet(&self.team)
+        self.linears_backward(layer, Q, 3, b.normed, c.embd_p, g, self.T, dn, c.embd_p, i)
+        if dn != NULL:
+            norm_rows_backward(c, k.x, l.attn_norm, dn, b.dx, lo, hi)

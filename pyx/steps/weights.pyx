@@ -1,0 +1,250 @@
+"""A model's weights as the compiled steps see them: packed matrices, norms, adapters; and the linear layer over them."""
+
+from libc.stdint cimport uint8_t
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memset
+
+from ..products.inputs cimport Acts, padded
+from ..products.gemm cimport Packed, matmul_tiles, panel_add, precision_of
+from ..products.matmul cimport PackedMatrix
+from ..types.quants cimport row_type
+from ..simd.verbs cimport vf_add, vf_load, vf_mul, vf_set1, vf_store
+
+import numpy as np
+
+EMBEDDING = (-2, 0)     # add_adapter's key for the token embedding
+
+NAMES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+
+
+cdef int linear_precisions(const Linear* first, int n, int wish) noexcept nogil:
+    """The forms of inputs that n linears need, as a set of bits."""
+    cdef int i, bits = 0
+    for i in range(n):
+        bits |= precision_of(&first[i].w, wish)
+    return bits
+
+
+cdef void low_rank_input(const Linear* first, int n_linear, int n_lora, const Acts* x, const float* scales, float* u, size_t ldu, int thread, int of) noexcept nogil:
+    """u = scale * A x for every adapter of n linears sharing x, one after the other in u's rows (T, ldu).
+
+    scales: (T, n_lora) per token, or NULL. The work is dealt to threads in slices of 16 columns of u.
+    """
+    cdef int i, j, c, t, turn = 0
+    cdef const Lora* lora
+    cdef float factor
+    for i in range(n_linear):
+        for j in range(n_lora):
+            lora = first[i].loras + j
+            for c in range(0, lora.width, 16):
+                if turn % of == thread:
+                    for t in range(x.n_rows):
+                        memset(u + t * ldu + c, 0, 64)
+                    panel_add(lora.a + c, lora.width, x.n_cols, x.f32, x.ld, x.n_rows, u + c, ldu)
+                    for t in range(x.n_rows):
+                        factor = lora.scale * (scales[t * n_lora + j] if scales != NULL else 1)
+                        vf_store(u + t * ldu + c, vf_mul(vf_load(u + t * ldu + c), vf_set1(factor)))
+                turn += 1
+            u += lora.width
+
+
+cdef void linear_tiles(const Linear* l, int n_lora, const Acts* x, int precision, const float* u, size_t ldu, float* y, size_t ldy, int lo, int hi) noexcept nogil:
+    """y = W x + bias + sum of the adapters' B u, for row tiles lo..hi; u: this linear's part of low_rank_input."""
+    cdef int j, t, tile
+    cdef const Lora* lora
+    matmul_tiles(&l.w, x, precision, y, ldy, lo, hi)
+    if l.bias != NULL:
+        for t in range(x.n_rows):
+            for tile in range(lo, hi):
+                vf_store(y + t * ldy + 16 * tile, vf_add(vf_load(y + t * ldy + 16 * tile), vf_load(l.bias + 16 * tile)))
+    for j in range(n_lora):
+        lora = l.loras + j
+        if lora.width:
+            for tile in range(lo, hi):
+                panel_add(lora.b + <size_t>tile * lora.rank * 16, 16, lora.rank, u, ldu, x.n_rows, y + 16 * tile, ldy)
+        u += lora.width
+
+
+cdef void unpacked_row(const Packed* w, int row, float* x) noexcept nogil:
+    """x[n_cols] = a row of W: from tiles, so that no page of the file is needed, though 16 rows are unpacked for one"""
+    cdef float values[16 * 32]
+    cdef const uint8_t* tile = w.tiles + <size_t>(row // 16) * w.n_blocks * w.kernel.tile_bytes
+    cdef int b, i
+    for b in range(w.n_blocks):
+        w.kernel.unpack_f32(tile, 1, values)
+        for i in range(min(32, w.n_cols - 32 * b)):
+            x[32 * b + i] = values[16 * i + row % 16]
+        tile += w.kernel.tile_bytes
+
+
+cdef class Weights:
+    """Everything a step reads: sizes, tensors and adapters. Arrays handed in are kept alive here."""
+
+    def __cinit__(self, config, list layers, output, output_norm, const uint8_t[:, ::1] embedding=None, int embedding_type=0):
+        """config: sizes by Config's names, and frequencies f64 (n_rot / 2,); layers: dicts of NAMES' PackedMatrix,
+        optional "<name>.bias" f32, and attn_norm, ffn_norm f32; output: PackedMatrix (n_vocab, n_embd); embedding: rows
+        of blocks of type embedding_type, None where the output matrix is the embedding too."""
+        cdef int i, j
+        cdef Config* c = &self.config
+        self.keep, self.adapters, self.embedding_loras, self.norms = [], [], [], {}
+        c.n_embd, c.n_head, c.n_head_kv, c.head_dim = config["n_embd"], config["n_head"], config["n_head_kv"], config["head_dim"]
+        c.n_ff, c.n_layer, c.n_vocab, c.n_rot = config["n_ff"], len(layers), config["n_vocab"], config["n_rot"]
+        c.rope_layout, c.rms_eps = config["rope_layout"], config["rms_eps"]
+        c.embd_p, c.ff_p, c.vocab_p = padded(c.n_embd, 16), padded(c.n_ff, 16), padded(c.n_vocab, 16)
+        c.q_p, c.kv_p = padded(c.n_head * c.head_dim, 16), padded(c.n_head_kv * c.head_dim, 16)
+        self.frequencies = np.ascontiguousarray(config["frequencies"], np.float64)
+        if embedding is not None:
+            self.embedding, self.embedding_row = &embedding[0, 0], embedding.shape[1]
+            self.embedding_type = row_type(embedding_type)
+            if self.embedding_type == NULL:
+                raise ValueError(f"type {embedding_type} has no row function")
+            self.keep.append(embedding)
+        self.layers = <Layer*>calloc(c.n_layer, sizeof(Layer))
+        if self.layers == NULL:
+            raise MemoryError()
+        for i in range(c.n_layer):
+            self.layers[i].attn_norm = self.norm(i, "attn_norm", layers[i]["attn_norm"])
+            self.layers[i].ffn_norm = self.norm(i, "ffn_norm", layers[i]["ffn_norm"])
+            for j in range(N_SLOTS):
+                self.set_linear(&self.layers[i].linear[j], layers[i][NAMES[j]], layers[i].get(NAMES[j] + ".bias"))
+        self.output_norm = self.norm(-1, "output_norm", output_norm)
+        self.set_linear(&self.output, output, None)
+
+    def __dealloc__(self):
+        cdef int i, j
+        if self.layers != NULL:
+            for i in range(self.config.n_layer):
+                for j in range(N_SLOTS):
+                    free(self.layers[i].linear[j].loras)
+        free(self.output.loras)
+        free(self.embedding_pairs)
+        free(self.layers)
+
+    cdef const float* norm(self, int layer, name, array) except NULL:
+        cdef float* v = self.vector(array)
+        self.norms[layer, name] = self.keep[len(self.keep) - 1]
+        return v
+
+    def set_norm(self, int layer, name, array):
+        """Replace a norm's weights, f32 (n_embd,): attn_norm or ffn_norm of a layer, output_norm of layer -1."""
+        np.asarray(self.norms[layer, name])[:self.config.n_embd] = array
+
+    cdef float* vector(self, array) except NULL:
+        """A copy of array (n,), padded with zeros to 16."""
+        cdef float[::1] v = np.zeros(padded(len(array), 16), np.float32)
+        np.asarray(v)[:len(array)] = array
+        self.keep.append(v)
+        return &v[0]
+
+    cdef int set_linear(self, Linear* l, matrix, bias) except -1:
+        l.w = (<PackedMatrix?>matrix).w
+        l.bias = self.vector(bias) if bias is not None else NULL
+        self.keep.append(matrix)
+        return 0
+
+    cdef void embed(self, int token, float* x) noexcept nogil:
+        """x[n_embd] = the token's embedding; the padding is zero"""
+        cdef int i
+        if self.embedding == NULL:
+            unpacked_row(&self.output.w, token, x)
+        else:
+            self.embedding_type.dequantize(self.embedding + token * self.embedding_row, self.config.n_embd // self.embedding_type.block, x)
+        for i in range(self.config.n_embd, self.config.embd_p):
+            x[i] = 0
+        for i in range(self.n_lora):
+            self.add_embedding_pair(&self.embedding_pairs[i], token, x)
+
+    cdef void add_embedding_pair(self, const Lora* l, int token, float* x) noexcept nogil:
+        """x += scale * b[token] a, for an adapter of the embedding; rank 0 where it has none"""
+        cdef int i, j
+        for j in range(l.rank):
+            for i in range(self.config.n_embd):
+                x[i] += l.scale * l.b[<size_t>token * l.rank + j] * l.a[<size_t>j * self.config.n_embd + i]
+
+    def embeddings(self, tokens):
+        """Rows of the token embedding, f32 (T, n_embd)."""
+        cdef float[:, ::1] out = np.empty((len(tokens), self.config.embd_p), np.float32)
+        cdef int t
+        for t in range(len(tokens)):
+            if not 0 <= tokens[t] < self.config.n_vocab:
+                raise ValueError(f"token {tokens[t]} is not in 0..{self.config.n_vocab - 1}")
+            self.embed(tokens[t], &out[t, 0])
+        return np.asarray(out)[:, :self.config.n_embd]
+
+    # ---- adapters ----
+
+    cdef Linear* linear_at(self, int layer, int slot) noexcept:
+        return &self.output if layer < 0 else &self.layers[layer].linear[slot]
+
+    def add_adapter(self, dict pairs):
+        """Append an adapter: {(layer, slot): (a f32 (r, n_in), b f32 (n_out, r), scale)}; returns its index.
+
+        Layer -1 is the output matrix; EMBEDDING the token embedding, with a (r, n_embd) and b (n_vocab, r).
+        """
+        cdef int layer, slot, n = self.n_lora + 1
+        cdef Linear* l
+        cdef Lora* grown
+        cdef float[:, ::1] a
+        cdef float[:, :, ::1] b
+        pairs = dict(pairs)
+        embedding = pairs.pop(EMBEDDING, None)
+        for (layer, slot), (first, second, _) in pairs.items():
+            l = self.linear_at(layer, slot)
+            if first.shape[1] != l.w.n_cols or second.shape[0] != l.w.n_rows or first.shape[0] != second.shape[1]:
+                raise ValueError(f"adapter pair {first.shape}, {second.shape} does not fit a ({l.w.n_rows}, {l.w.n_cols}) matrix")
+        for layer in range(-1, self.config.n_layer):
+            for slot in range(N_SLOTS if layer >= 0 else 1):
+                l = self.linear_at(layer, slot)
+                grown = <Lora*>realloc(l.loras, n * sizeof(Lora))
+                if grown == NULL:
+                    raise MemoryError()
+                l.loras = grown
+                memset(grown + n - 1, 0, sizeof(Lora))
+                if (layer, slot) not in pairs:
+                    continue
+                first, second, scale = pairs[layer, slot]
+                r, n_tiles = first.shape[0], l.w.n_tiles
+                a = np.zeros((l.w.n_cols, padded(r, 16)), np.float32)
+                np.asarray(a)[:, :r] = first.T
+                wide = np.zeros((16 * n_tiles, r), np.float32)
+                wide[:l.w.n_rows] = second
+                b = np.ascontiguousarray(wide.reshape(n_tiles, 16, r).transpose(0, 2, 1))
+                self.keep += [a, b]
+                grown[n - 1] = Lora(r, padded(r, 16), scale, &a[0, 0], &b[0, 0, 0])
+        self.add_embedding(embedding)
+        self.adapters.append({key: scale for key, (_, _, scale) in pairs.items()})
+        self.n_lora = n
+        self.max_width = self.widest()
+        return n - 1
+
+    cdef add_embedding(self, pair):
+        """Append an adapter's pair on the token embedding, or None; before n_lora counts it."""
+        cdef float[:, ::1] a, b
+        cdef Lora* grown = <Lora*>realloc(self.embedding_pairs, (self.n_lora + 1) * sizeof(Lora))
+        if grown == NULL:
+            raise MemoryError()
+        self.embedding_pairs = grown
+        memset(grown + self.n_lora, 0, sizeof(Lora))
+        if pair is not None:
+            a, b = np.ascontiguousarray(pair[0], np.float32), np.ascontiguousarray(pair[1], np.float32)
+            if a.shape[1] != self.config.n_embd or b.shape[0] != self.config.n_vocab or a.shape[0] != b.shape[1]:
+                raise ValueError("the adapter's embedding pair does not fit")
+            self.keep += [a, b]
+            grown[self.n_lora] = Lora(<int>a.shape[0], 0, pair[2], &a[0, 0], &b[0, 0])
+        self.embedding_loras.append(pair[2] if pair is not None else 0)
+
+    def set_scale(self, int adapter, float user):
+        """Set one adapter's user scale: each pair's own scale times `user`."""
+        self.embedding_pairs[adapter].scale = self.embedding_loras[adapter] * user
+        for (layer, slot), scale in self.adapters[adapter].items():
+            self.linear_at(layer, slot).loras[adapter].scale = scale * user
+
+    def widest(self):
+        cdef int layer, slot, j, width, best = 16
+        for layer in range(-1, self.config.n_layer):
+            width = 0
+            for slot in range(N_SLOTS if layer >= 0 else 1):
+                for j in range(self.n_lora):
+                    width += self.linear_at(layer, slot).loras[j].width
+            best = max(best, width)
+        return best
