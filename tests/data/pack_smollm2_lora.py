@@ -1,7 +1,9 @@
 """Make golden/smollm2_lora.npz small: `python tests/data/pack_smollm2_lora.py init.gguf final.gguf` (9.8 MB each).
 
-For every matrix: `.a` the first A in f16; `.da` and `.b`, int8 with a step per row, what 12 steps of training added to
-A and made of B = 0. Rounding them moves no recorded log-probability by more than 0.0009; the tests allow 0.003.
+The first A need no room: tests/model/golden.py draws them as torch did, bit for bit. What 12 steps of training added
+to A and made of B = 0 are whole numbers up to 2047 with a step per matrix, low and high bytes apart (they compress
+better).
+That moves no recorded log-probability by more than 0.00007; the tests allow 0.0001 in all.
 """
 
 import sys
@@ -13,22 +15,26 @@ GOLDEN = Path(__file__).resolve().parent / "golden"
 sys.path.insert(0, str(GOLDEN.parents[2]))
 
 from llamacy.formats.adapter import load_adapter  # noqa: E402  found through the line above
+from tests.model.golden import first_a  # noqa: E402
 
-
-def rounded(x):
-    """Return x (rows, n) as int8 codes and their steps f32 (rows, 1)."""
-    step = np.abs(x).max(axis=1, keepdims=True) / 127
-    return np.rint(x / step).astype(np.int8), step.astype(np.float32)
+LEVELS = 2047
 
 
 def main(init, final):
-    """Write the file."""
-    first, last = load_adapter(init).pairs, load_adapter(final).pairs
-    arrays = {"names": np.array(list(first))}
-    for name, pair in first.items():
-        arrays[f"{name}.a"] = pair.a.astype(np.float16)
-        arrays[f"{name}.da"], arrays[f"{name}.da_step"] = rounded(last[name].a - arrays[f"{name}.a"])
-        arrays[f"{name}.b"], arrays[f"{name}.b_step"] = rounded(last[name].b)
+    """Write the file; AssertionError if torch's generator was not the one that golden.first_a knows."""
+    drawn, last = first_a(), load_adapter(final).pairs
+    for name, pair in load_adapter(init).pairs.items():
+        assert np.array_equal(drawn[name], pair.a) and not pair.b.any(), name
+    arrays = {"names": np.array(list(drawn))}
+    for part, values in (
+        ("a", [last[name].a - a for name, a in drawn.items()]),
+        ("b", [last[name].b for name in drawn]),
+    ):
+        steps = [np.float32(np.abs(x).max() / LEVELS) for x in values]
+        codes = np.concatenate([np.rint(x / step).ravel() for x, step in zip(values, steps, strict=True)])
+        codes = codes.astype(np.int16)
+        arrays |= {f"{part}_steps": np.array(steps), f"{part}_low": codes.astype(np.uint8)}
+        arrays[f"{part}_high"] = (codes >> 8).astype(np.int8)
     np.savez_compressed(GOLDEN / "smollm2_lora.npz", **arrays)
 
 

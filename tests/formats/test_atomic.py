@@ -5,7 +5,9 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -130,8 +132,25 @@ def test_places_that_cannot_be_written(tmp_path):
             pytest.fail("the block must not run")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_permission(tmp_path):
-    os.chmod(tmp_path, 0o500)
-    with pytest.raises(LlamacyError, match="Permission denied"), atomic_write(tmp_path / "f"):
-        pytest.fail("the block must not run")
+@contextmanager
+def nobody():
+    """Within: not root, who may write everywhere."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_folder_without_permission():
+    # not tmp_path: nobody could not even look into it
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o555)
+        with nobody():
+            assert os.listdir(folder) == []
+            with pytest.raises(LlamacyError, match="Permission denied"), atomic_write(os.path.join(folder, "f")):
+                pytest.fail("the block must not run")
+        os.chmod(folder, 0o755)

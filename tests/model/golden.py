@@ -37,14 +37,55 @@ def log_softmax(logits):
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
+# The matrices of a layer in PEFT's order: (name, n_in, n_out).
+LAYER = (
+    ("attn_q", 576, 576),
+    ("attn_k", 576, 192),
+    ("attn_v", 576, 192),
+    ("attn_output", 576, 576),
+    ("ffn_gate", 576, 1536),
+    ("ffn_up", 576, 1536),
+    ("ffn_down", 1536, 576),
+)
+N_LAYER = 30
+
+
+def first_a():
+    """PEFT's A as torch.manual_seed(0) makes them, f32 bit for bit, by tensor name in the order of the model.
+
+    torch draws 24 bits of the same Mersenne twister as NumPy for each number, and thrice for a pair: A and B when their
+    layers are made, A again when PEFT initialises it.
+    """
+    random, found = np.random.RandomState(0), {}
+
+    def draw(n):
+        return np.frombuffer(random.bytes(4 * n), "<u4") & 0xFFFFFF
+
+    for layer in range(N_LAYER):
+        for name, n_in, n_out in LAYER:
+            draw(RANK * (n_in + n_out))
+            bound = np.float32(1 / np.sqrt(n_in))
+            numbers = draw(RANK * n_in) * 2.0**-24 * np.float64(2 * bound) - np.float64(bound)
+            found[f"blk.{layer}.{name}.weight"] = numbers.astype(np.float32).reshape(RANK, n_in)
+    return found
+
+
 def stored_adapter(which):
     """PEFT's adapter before ("init", B = 0) or after ("final") its 12 steps, from smollm2_lora.npz."""
-    pairs = {}
-    with np.load(GOLDEN / "smollm2_lora.npz") as file:
-        for name in file["names"]:
-            a, b = file[f"{name}.a"].astype(np.float32), np.zeros((len(file[f"{name}.b"]), RANK), np.float32)
-            if which == "final":
-                a = a + file[f"{name}.da"] * file[f"{name}.da_step"].astype(np.float32)
-                b = file[f"{name}.b"] * file[f"{name}.b_step"].astype(np.float32)
-            pairs[str(name)] = LoraPair(a, b, ALPHA / RANK)
+    first, shapes = first_a(), [(n_out, RANK) for _, _, n_out in LAYER] * N_LAYER
+    b = [np.zeros(shape, np.float32) for shape in shapes]
+    a = list(first.values())
+    if which == "final":
+        with np.load(GOLDEN / "smollm2_lora.npz") as file:
+            assert file["names"].tolist() == list(first)
+            a = [x + added for x, added in zip(a, _unpacked(file, "a", [x.shape for x in a]), strict=True)]
+            b = _unpacked(file, "b", shapes)
+    pairs = {name: LoraPair(*pair, ALPHA / RANK) for name, *pair in zip(first, a, b, strict=True)}
     return Adapter("llama", pairs, ALPHA)
+
+
+def _unpacked(file, part, shapes):
+    codes = (file[f"{part}_high"].astype(np.int16) << 8) + file[f"{part}_low"]
+    pieces = np.split(codes, np.cumsum([rows * columns for rows, columns in shapes])[:-1])
+    steps = file[f"{part}_steps"]
+    return [piece.reshape(shape) * step for piece, shape, step in zip(pieces, shapes, steps, strict=True)]
