@@ -5,6 +5,7 @@ Only what is new is computed: the engine keeps the conversation's beginning in i
 
 import sys
 
+from llamacy.cli.template_flags import template_override, template_values, warn_of_unused
 from llamacy.errors import LlamacyError
 from llamacy.generate.chat_prompt import chat_ids
 from llamacy.text.chat import template_for
@@ -20,11 +21,12 @@ def template_of(args, model):
 
     finetune writes into an adapter how its prompts looked; adapters from elsewhere are taken to be instructions.
     """
-    if args.instruct and not args.chat_template:
+    override = template_override(args)
+    if args.instruct and not override:
         shapes = {adapter.metadata.get("llamacy.prompt_template", "instruct") for adapter, _ in model.adapters}
         if shapes != {"chat"}:
             return "instruct", [INSTRUCT_STOP]
-    return template_for(model.metadata, args.chat_template), []
+    return template_for(model.metadata, override), []
 
 
 def first_messages(args):
@@ -37,6 +39,8 @@ class Conversation:
 
     def __init__(self, args, model, engine, answer):
         self.template, self.stops = template_of(args, model)
+        self._values = template_values(args)
+        warn_of_unused(self.template, self._values)
         self.tokenizer, self.n_ctx, self._answer = model.tokenizer, engine.n_ctx, answer
         self._first = first_messages(args)
         self.messages = list(self._first)
@@ -55,14 +59,17 @@ class Conversation:
             raise
         self.messages.append({"role": "assistant", "content": reply})
 
+    def _ids(self):
+        return chat_ids(self.messages, self.template, self.tokenizer, **self._values)
+
     def _fitting_ids(self):
         """Return the conversation's ids; the oldest questions and answers go, with a note, when it is too long."""
-        ids, dropped = chat_ids(self.messages, self.template, self.tokenizer), 0
+        ids, dropped = self._ids(), 0
         start = len(self._first)
         while len(ids) >= self.n_ctx and len(self.messages) > start + 2:
             del self.messages[start : start + 2]
             dropped += 1
-            ids = chat_ids(self.messages, self.template, self.tokenizer)
+            ids = self._ids()
         if dropped:
             print(
                 f"(forgot the oldest {dropped} of the questions and answers: the context is {self.n_ctx} tokens)",
@@ -71,8 +78,10 @@ class Conversation:
         return ids
 
 
-def lines():
-    """Yield what the user types, line by line, to the end of stdin; with a prompt and editing on a terminal."""
+def lines(invitation="> "):
+    """Yield what the user types, line by line, to the end of stdin; on a terminal with an invitation and editing."""
+    if sys.stdin is None:
+        return
     if sys.stdin.isatty() and sys.stdout.isatty():
         import contextlib
 
@@ -80,45 +89,54 @@ def lines():
             import readline  # noqa: F401  gives input() editing and history
         while True:
             try:
-                yield input("> ")
+                yield input(invitation)
             except EOFError:
                 return
     for line in sys.stdin.buffer:
         yield line.decode("utf-8", "replace").rstrip("\r\n")
 
 
-def messages_of(typed):
-    """Join lines that end in a backslash with the next; leave out empty messages."""
+def joined(typed, multiline=False):
+    """Join lines that end in a backslash with the next; multiline: all lines up to one that ends in a backslash."""
     parts = []
     for line in typed:
-        if line.endswith("\\"):
-            parts.append(line[:-1])
-            continue
-        message = "\n".join([*parts, line]).strip()
-        parts = []
-        if message:
-            yield message
+        marked = line.endswith("\\")
+        parts.append(line[:-1] if marked else line)
+        if marked == multiline:
+            yield "\n".join(parts)
+            parts = []
+    if parts:  # the end of stdin ends a message too
+        yield "\n".join(parts)
 
 
-def talk(conversation, first=None):
-    """Answer `first` and then what is typed, until the end of stdin or /exit."""
-    if sys.stdin.isatty():
-        print(f"({HELP})", file=sys.stderr)
+def messages_of(typed, multiline=False):
+    """Yield the messages of typed lines, without empty ones."""
+    return filter(None, (message.strip() for message in joined(typed, multiline)))
+
+
+def talk(conversation, first=None, single=False, multiline=False):
+    """Answer `first` and then what is typed, until the end of stdin or /exit; single: one answer only."""
     if first:
         _say(conversation, first)
-    for message in messages_of(lines()):
+        if single:
+            return
+    if sys.stdin and sys.stdin.isatty():
+        print(f"({HELP})", file=sys.stderr)
+    for message in messages_of(lines(), multiline):
         if message == "/exit":
             return
         if message == "/clear":
             conversation.clear()
-        else:
-            _say(conversation, message)
+            continue
+        _say(conversation, message)
+        if single:
+            return
 
 
 def _say(conversation, message):
     try:
         conversation.say(message)
     except LlamacyError as error:
-        if not sys.stdin.isatty():
+        if not (sys.stdin and sys.stdin.isatty()):
             raise
         print(f"({error})", file=sys.stderr)

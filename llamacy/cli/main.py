@@ -1,92 +1,17 @@
 """`main`: continue a prompt, or talk to the model; the text streams to stdout, everything else goes to stderr."""
 
-import os
-import re
 import sys
 import time
 
-from llamacy.cli.common import (
-    DEFAULT_CTX,
-    add_cache_flags,
-    add_engine_flags,
-    add_lora_flags,
-    add_model_flags,
-    add_sampling_flags,
-    context_of,
-    engine_options,
-    open_model_from,
-    optional,
-    sampling_from,
-    whole,
-)
-from llamacy.cli.run import make_parser
-from llamacy.errors import LlamacyError, UsageError
+from llamacy.cli.common import DEFAULT_CTX, context_of, engine_options, open_model_from, sampling_from
+from llamacy.cli.main_flags import build_parser
+from llamacy.cli.mlock import lock_memory
+from llamacy.cli.prompt import read_prompt, read_text, unescape
+from llamacy.cli.run import say
+from llamacy.errors import UsageError, one_line
 
-ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\": b"\\"}
-
-
-def build_parser():
-    parser = make_parser("main", "Continue a prompt with a language model, with or without adapters.")
-    group = parser.add_argument_group("text")
-    optional(group, "-p", "--prompt", dest="prompt", metavar="TEXT", help="the text to continue")
-    optional(group, "-f", "--file", dest="file", metavar="FILE", help="read the prompt from this file")
-    optional(group, "-n", "--n-predict", "--predict", dest="n_predict", type=whole(-1), metavar="N",
-             help="tokens to make, -1 = to the end of the text or context (default: 128, in a chat -1)")  # fmt: skip
-    optional(group, "-r", "--reverse-prompt", "--stop", dest="stop", action="append", default=[], metavar="TEXT",
-             help="stop before this text (repeatable)")  # fmt: skip
-    group.add_argument("--keep", dest="n_keep", type=whole(-1), default=0, metavar="N",
-                       help="prompt tokens that --context-shift never drops, -1 = all")  # fmt: skip
-    group.add_argument("-e", "--escape", action="store_true",
-                       help=r"read \n, \t, \r, \", \', \\ and \xHH in the prompt and in --stop")  # fmt: skip
-    group.add_argument("--no-display-prompt", action="store_true", help="print only what is new")
-    group.add_argument("--verbose-prompt", action="store_true", help="print the prompt's tokens on stderr")
-    group = parser.add_argument_group("chat")
-    group.add_argument("-i", "--interactive", "-cnv", "--conversation", dest="conversation", action="store_true",
-                       help="talk: messages from stdin (--prompt first), in the model's chat template")  # fmt: skip
-    group.add_argument("-ins", "--instruct", action="store_true",
-                       help="wrap the prompt in the template that the adapter was trained with")  # fmt: skip
-    optional(group, "-sys", "--system-prompt", dest="system", metavar="TEXT",
-             help="talk, with this system message")  # fmt: skip
-    optional(group, "--chat-template", dest="chat_template", metavar="NAME|FILE",
-             help="talk in this template instead of the model's own")  # fmt: skip
-    add_model_flags(parser, ctx_size="what the prompt and -n need, at most the model's")
-    optional(parser, "-b", "--batch-size", dest="batch_size", type=whole(1), metavar="N",
-             help="prompt tokens computed at once, at most (default: 512)")  # fmt: skip
-    parser.add_argument("--mlock", action="store_true", help="keep the model in memory, where the system lets us")
-    add_engine_flags(parser)
-    add_cache_flags(parser)
-    add_lora_flags(parser)
-    add_sampling_flags(parser)
-    return parser
-
-
-def unescape(text):
-    """Replace the escapes of `-e` (llama.cpp's); unknown ones stay as they are."""
-
-    def replace(found):
-        name = found.group(1)
-        return bytes.fromhex(name[1:].decode()) if len(name) == 3 else ESCAPES[name]
-
-    escaped = re.sub(rb"""\\(x[0-9a-fA-F]{2}|[nrt'"\\])""", replace, text.encode("utf-8", "surrogateescape"))
-    return escaped.decode("utf-8", "surrogateescape")
-
-
-def read_prompt(args):
-    """Return the prompt of the flags, "" without any; LlamacyError when the file is not text."""
-    if args.prompt is not None and args.file is not None:
-        raise UsageError("--prompt and --file are both given: name one")
-    if args.file is None:
-        # Undecodable bytes of the command line stay what they were (surrogateescape), also under an ASCII locale.
-        text = os.fsencode(args.prompt or "").decode("utf-8", "surrogateescape")
-    else:
-        with open(args.file, "rb") as file:
-            data = file.read()
-        try:
-            # Editors end a file with a newline that its writer did not mean as part of the prompt.
-            text = data.decode("utf-8").removesuffix("\n")
-        except UnicodeDecodeError as error:
-            raise LlamacyError(f"{args.file}: wanted UTF-8 text, got other bytes at offset {error.start}") from None
-    return unescape(text) if args.escape else text
+UNTIL_FULL = -2  # of -n: to the end of the text, or of the context, whatever its size
+FLAG_NAMES = {"system": "--system-prompt", "template_kwargs": "--chat-template-kwargs"}
 
 
 def session_context(args, model, n_prompt):
@@ -95,29 +20,10 @@ def session_context(args, model, n_prompt):
     most = trained if args.ctx_size is None else context_of(args, model)
     if args.n_predict >= 0:
         return min(most, n_prompt + max(args.n_predict, 1))
+    if args.n_predict == UNTIL_FULL:
+        return most
     # Open end: the whole of -c, or room for the usual amount of text after a long prompt.
     return min(trained, n_prompt + DEFAULT_CTX) if args.ctx_size is None else most
-
-
-# mlockall's flags: what is mapped now, of that only what is or comes into memory (Linux)
-MCL_CURRENT, MCL_ONFAULT = 1, 4
-
-
-def lock_memory():
-    """Keep this process's pages in memory (mlockall); a warning on stderr when the system refuses.
-
-    The pages of the model's file that were given back after packing stay out of it.
-    """
-    import ctypes
-
-    try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        failed = libc.mlockall(MCL_CURRENT | MCL_ONFAULT if sys.platform == "linux" else MCL_CURRENT)
-        reason = os.strerror(ctypes.get_errno())
-    except (AttributeError, OSError):
-        failed, reason = True, "not on this system"
-    if failed:
-        print(f"warning: --mlock: {reason}; going on without it (see `ulimit -l`)", file=sys.stderr)
 
 
 def show(text):
@@ -147,37 +53,52 @@ def print_timings(load_seconds, result):
     )
 
 
+def tell(args, model, engine, ids=()):
+    """Print on stderr what --verbose asks for, and the prompt's tokens where --verbose-prompt does."""
+    if args.verbose:
+        kinds = [kind or "as usual" for kind in (args.cache_type_k, args.cache_type_v)]
+        say(one_line(f"model: {model.name} ({model.path}), trained on {model.config.n_ctx_train} tokens"))
+        say(f"context: {engine.n_ctx} tokens in steps of {engine.batch_size}, keys {kinds[0]}, values {kinds[1]}")
+        say(f"activations: {args.activations}, threads: {model.threads}, adapters: {len(model.adapters)}")
+        say(f"sampling: {sampling_from(args)}")
+    if args.verbose_prompt and ids:
+        print_tokens(model.tokenizer, ids)
+
+
 class Writer:
-    """Generates after prompts with one engine and shows the text as it comes; `result` is the last one's."""
+    """Generates after prompts with one engine and shows the text as it comes.
+
+    `result`, `tokens` and `stopping_word` are the last text's, `stops` what ends any.
+    """
 
     def __init__(self, engine, tokenizer, args, stops=()):
         self.engine, self._tokenizer, self._args = engine, tokenizer, args
-        self._stops = [unescape(stop) if args.escape else stop for stop in args.stop] + list(stops)
-        self.result = None
+        self.stops = [unescape(stop) if args.escape else stop for stop in args.stop] + list(stops)
+        self.result, self.tokens, self.stopping_word = None, [], None
 
-    def write(self, ids):
+    def write(self, ids, newline=True):
         """Show the text that follows the prompt `ids`, ended by a newline; return it without one.
 
         On Ctrl-C the text ends whole and KeyboardInterrupt goes on; `partial` then has what there was.
         """
-        from llamacy.generate.request import Request
-        from llamacy.generate.text_stream import TextStream, with_bos
+        from llamacy.generate.text_stream import TextStream
 
         self.engine.check_prompt(ids)
-        stream, shown = TextStream(self._tokenizer.stream(), self._stops), []
+        special = self._args.special
+        stream, shown = TextStream(self._tokenizer.stream(special=special), self.stops, special), []
+        self.tokens = []
 
         def put(text):
             shown.append(text)
             show(text)
 
         def on_token(token):
+            self.tokens.append(token)
             text, stop = stream.feed(token)
             put(text)
             return stop
 
-        args, params = self._args, sampling_from(self._args)
-        n_keep = with_bos(args.n_keep, self._tokenizer)
-        request = Request(ids, params, n_predict=args.n_predict, n_keep=n_keep, on_token=on_token)
+        request = self._request(ids, on_token)
         try:
             self.result = self.engine.run(request)
         except KeyboardInterrupt:
@@ -187,11 +108,20 @@ class Writer:
             raise
         finally:
             put(stream.flush())
+            self.stopping_word = stream.stopping_word
             text = self.partial = "".join(shown)
-            show("" if text.endswith("\n") else "\n")
-        if self.result.truncated and not args.context_shift:
+            show("" if text.endswith("\n") or not newline else "\n")
+        if self.result.truncated and not self._args.context_shift:
             print(f"stopped: the context of {self.engine.n_ctx} tokens is full (--ctx-size)", file=sys.stderr)
         return text
+
+    def _request(self, ids, on_token):
+        from llamacy.generate.request import Request
+        from llamacy.generate.text_stream import with_bos
+
+        args, params = self._args, sampling_from(self._args)
+        n_keep = with_bos(args.n_keep, self._tokenizer)
+        return Request(ids, params, n_predict=max(args.n_predict, -1), n_keep=n_keep, on_token=on_token)
 
 
 def converse(args, model, prompt):
@@ -201,14 +131,33 @@ def converse(args, model, prompt):
 
     engine = Engine(model, n_ctx=context_of(args, model), **engine_options(args))
     writer = Writer(engine, model.tokenizer, args, template_of(args, model)[1])
+    tell(args, model, engine)
 
     def answer(ids):
+        if args.verbose_prompt:
+            print_tokens(model.tokenizer, ids)
         try:
             return writer.write(ids)
         except KeyboardInterrupt:
             return writer.partial  # Ctrl-C ends the answer, not the conversation
 
-    talk(Conversation(args, model, engine, answer), prompt)
+    talk(Conversation(args, model, engine, answer), prompt, args.single_turn, args.multiline_input)
+    return writer.result
+
+
+def talk_raw(args, model, prompt):
+    """Write a text with the user by turns, without a template; return the last Result."""
+    from llamacy.cli.raw_talk import RawTalk
+    from llamacy.generate.engine import Engine
+    from llamacy.generate.text_stream import prompt_ids
+
+    engine = Engine(model, n_ctx=context_of(args, model), **engine_options(args))
+    writer = Writer(engine, model.tokenizer, args)
+    ids = prompt_ids(model.tokenizer, prompt)
+    tell(args, model, engine, ids)
+    if not args.no_display_prompt:
+        show(prompt)
+    RawTalk(args, model.tokenizer, engine, writer, show).go(ids, first=args.interactive_first or not prompt)
     return writer.result
 
 
@@ -220,18 +169,19 @@ def complete(args, model, prompt):
     stops = []
     if args.instruct:
         from llamacy.cli.conversation import first_messages, template_of
+        from llamacy.cli.template_flags import template_values, warn_of_unused
         from llamacy.generate.chat_prompt import chat_ids, chat_text
 
         template, stops = template_of(args, model)
-        messages = [*first_messages(args), {"role": "user", "content": prompt}]
-        prompt = chat_text(messages, template, model.tokenizer)
-        ids = chat_ids(messages, template, model.tokenizer)
+        messages, values = [*first_messages(args), {"role": "user", "content": prompt}], template_values(args)
+        warn_of_unused(template, values)
+        prompt = chat_text(messages, template, model.tokenizer, **values)
+        ids = chat_ids(messages, template, model.tokenizer, **values)
     else:
         ids = prompt_ids(model.tokenizer, prompt)
     engine = Engine(model, n_ctx=session_context(args, model, len(ids)), **engine_options(args))
     engine.check_prompt(ids)
-    if args.verbose_prompt:
-        print_tokens(model.tokenizer, ids)
+    tell(args, model, engine, ids)
     if not args.no_display_prompt:
         show(prompt)
     writer = Writer(engine, model.tokenizer, args, stops)
@@ -239,19 +189,61 @@ def complete(args, model, prompt):
     return writer.result
 
 
+def mode_of(args):
+    """Return the function that does what the flags ask for: complete, converse or talk_raw."""
+    interactive = args.interactive or args.interactive_first
+    raw = args.in_prefix or args.in_suffix or args.in_prefix_bos
+    if (interactive and args.conversation is False) or (raw and args.conversation is not False):
+        return talk_raw
+    if args.conversation is False:
+        return complete
+    if interactive or args.conversation or args.single_turn:
+        return converse
+    # -ins with a prompt answers that one; every other flag about chats begins one.
+    if args.instruct:
+        return complete if args.prompt or args.file is not None or args.binary_file is not None else converse
+    return converse if args.system or chat_flags(args) else complete
+
+
+def chat_flags(args):
+    """Return the flags about templates that were given, by name."""
+    names = ("chat_template", "chat_template_file", "template_kwargs", "reasoning", "reasoning_effort")
+    return [name for name in names if vars(args)[name] not in (None, {})]
+
+
+def warn_of_chat_flags(args):
+    """Say on stderr which flags about chats have no effect on a plain text."""
+    others = ("system", "single_turn", "multiline_input", "in_prefix", "in_suffix", "in_prefix_bos")
+    names = chat_flags(args) + [name for name in others if vars(args)[name]]
+    if names:
+        flags = ", ".join(FLAG_NAMES.get(name) or "--" + name.replace("_", "-") for name in names)
+        say(f"warning: {flags}: without effect, for this is no chat (-no-cnv)")
+
+
+def system_message(args):
+    """Return the system message of the flags, None without any."""
+    if args.system is not None and args.system_file is not None:
+        raise UsageError("--system-prompt and --system-prompt-file are both given: name one")
+    return read_text(args.system_file) if args.system_file is not None else args.system
+
+
 def main(argv):
     args = build_parser().parse_args(argv)
-    prompt = read_prompt(args)
-    # -ins with a prompt answers that one; every other flag about chats begins one.
-    talks = args.conversation or (not prompt if args.instruct else args.system or args.chat_template)
+    args.system = system_message(args)
+    mode = mode_of(args)
+    if mode is complete and not args.instruct:
+        warn_of_chat_flags(args)
+    prompt = read_prompt(args, pipe=mode is complete and not args.instruct)
     if args.n_predict is None:
-        args.n_predict = -1 if talks else 128
+        args.n_predict = 128 if mode is complete else -1
+    args.context_shift = args.context_shift and args.n_predict != UNTIL_FULL
+    args.verbose_prompt = args.verbose_prompt or args.verbose
     began = time.perf_counter()
     model = open_model_from(args)
     if args.mlock:
         lock_memory()
     load_seconds = time.perf_counter() - began
-    result = (converse if talks else complete)(args, model, prompt)
+    result = mode(args, model, prompt)
     if result:
         print_timings(load_seconds, result)
     return 0

@@ -96,7 +96,7 @@ class Worker(threading.Thread):
         args, began = self._args, time.perf_counter()
         model = open_model_from(args)
         if args.mlock:
-            from llamacy.cli.main import lock_memory
+            from llamacy.cli.mlock import lock_memory
 
             lock_memory()
         if args.chat_template:

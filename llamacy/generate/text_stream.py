@@ -48,10 +48,10 @@ class StopFinder:
 
 
 class TextStream:
-    """One request's text: feed it the engine's tokens, get pieces to show."""
+    """One request's text: feed it the engine's tokens, get pieces to show; with_ends: end tokens by name too."""
 
-    def __init__(self, decoder, stops=()):
-        self._decoder = decoder
+    def __init__(self, decoder, stops=(), with_ends=False):
+        self._decoder, self._with_ends = decoder, with_ends
         self._finder = StopFinder(stops)
 
     @property
@@ -60,8 +60,9 @@ class TextStream:
         return self._finder.found
 
     def feed(self, token):
-        """Return (text to show, whether to stop) for one Token; an end token has no text."""
-        text = "" if token.is_end else self._finder.feed(self._decoder.feed(token.id))
+        """Return (text to show, whether to stop) for one Token."""
+        silent = token.is_end and not self._with_ends
+        text = "" if silent else self._finder.feed(self._decoder.feed(token.id))
         return text, self.stopping_word is not None
 
     def flush(self):

@@ -34,7 +34,7 @@ class FakeTokenizer:
     model, pre = "fake", "default"
 
     def encode(self, text, add_special=True, parse_special=True):
-        return [BOS] * add_special + list(text.encode())
+        return [BOS] * add_special + list(text.encode("utf-8", "surrogateescape"))
 
     def token_bytes(self, id):
         return bytes([id]) if id < 256 else PIECES.get(id, b"")
@@ -45,7 +45,7 @@ class FakeTokenizer:
     def decode(self, ids, special=False):
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
 
-    def stream(self):
+    def stream(self, special=False):
         return FakeDecoder(self)
 
 
@@ -88,6 +88,7 @@ class FakeModel:
 
     name = "fake"
     path = "fake.gguf"
+    threads = 1
 
     def __init__(self, adapters=0, n_ctx_train=4096, answer=None, prompt_length=None, with_norms=False):
         self.config = SimpleNamespace(n_vocab=N_VOCAB, n_ctx_train=n_ctx_train, n_embd=8, architecture="llama")

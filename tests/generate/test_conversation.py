@@ -96,7 +96,12 @@ def test_the_template(words, shapes, template):
 
 
 def test_what_is_typed():
-    assert list(messages_of(["one", "", "  two ", "a\\", "b\\", "c", "\\", "", "end\\"])) == ["one", "two", "a\nb\nc"]
+    assert list(messages_of(["one", "", "  two ", "a\\", "b\\", "c", "\\", "", "end\\"])) == [
+        "one",
+        "two",
+        "a\nb\nc",
+        "end",
+    ]
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from llamacy.cli import common
+from llamacy.cli import common, prompt
 from llamacy.cli import main as command
 from llamacy.cli.run import run
 from llamacy.errors import UsageError
@@ -28,9 +28,10 @@ class Stdout(io.TextIOWrapper):
 def main(monkeypatch, capfd):
     """Return a function: arguments -> (exit code, stdout, stderr); the model answers `answer`."""
 
-    def call(*argv, answer=b"hello", prompt_length=3, n_ctx_train=4096):
+    def call(*argv, answer=b"hello", prompt_length=3, n_ctx_train=4096, stdin=b""):
         model = FakeModel(answer=answer, prompt_length=prompt_length, n_ctx_train=n_ctx_train)
         monkeypatch.setattr(command, "open_model_from", lambda args: model)
+        monkeypatch.setattr(sys, "stdin", None if stdin is None else io.TextIOWrapper(io.BytesIO(stdin)))
         monkeypatch.setattr(sys, "stdout", Stdout())
         monkeypatch.setattr(sys, "argv", ["main"])
         try:
@@ -65,13 +66,39 @@ def test_flags(main, argv, out):
     assert main(*argv, prompt_length=prompt_length)[:2] == (0, out)
 
 
-def test_a_file_as_prompt_loses_one_newline(main, tmp_path):
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        ("é\n\n", "é\n"),
+        ("é\r\n", "é"),
+        ("é\n\r\n", "é\n"),
+        ("\ufeffé\r\n", "é"),
+        ("é\ufeff", "é\ufeff"),
+        ("é\r", "é\r"),
+        ("\n", ""),
+    ],
+)
+def test_what_an_editor_adds_to_a_file_is_no_prompt(main, tmp_path, data, text):
     file = tmp_path / "prompt.txt"
-    file.write_bytes("é\n\n".encode())
-    assert main("-f", str(file), prompt_length=4)[1] == "é\nhello\n"
+    file.write_bytes(data.encode())
+    size = 1 + len(text.encode())
+    assert main("-f", str(file), prompt_length=size)[:2] == (0, f"{text}hello\n")
+    # the same from a pipe, with or without being asked for
+    for more in ((), ("-f", "-")):
+        assert main(*more, stdin=data.encode(), prompt_length=size)[:2] == (0, f"{text}hello\n")
+    # and as it stands where every byte counts
+    size = 1 + len(data.encode())
+    assert main("-bf", str(file), prompt_length=size)[:2] == (0, f"{data}hello\n")
+
+
+def test_files_that_are_no_text(main, tmp_path):
+    file = tmp_path / "prompt.txt"
     file.write_bytes(b"abc\xff")
     code, out, err = main("-f", str(file))
-    assert (code, out) == (1, "") and "wanted UTF-8 text, got other bytes at offset 3" in err
+    assert (code, out) == (1, "") and f"{file}: wanted UTF-8 text, got other bytes at offset 3" in err
+    code, out, err = main(stdin=b"abc\xff")
+    assert (code, out) == (1, "") and "standard input: wanted UTF-8 text, got other bytes at offset 3" in err
+    assert main("-bf", str(file), prompt_length=5)[1] == "abc\udcffhello\n"
 
 
 def test_characters_stream_whole_and_stdout_is_utf8(main, monkeypatch):
@@ -86,8 +113,36 @@ def test_an_unfinished_character_at_the_end(main):
     assert main("-p", "Hi", answer=b"a\xe6\x97", n_ctx_train=64)[1] == "Hia\ufffd\n"
 
 
-def test_no_prompt_begins_a_text(main):
-    assert main(prompt_length=1)[:2] == (0, "hello\n")
+@pytest.mark.parametrize("stdin", [b"", None], ids=["empty", "closed"])
+def test_no_prompt_begins_a_text(main, stdin):
+    assert main(prompt_length=1, stdin=stdin)[:2] == (0, "hello\n")
+    assert main("-f", "-", prompt_length=1, stdin=stdin)[:2] == (0, "hello\n")
+
+
+def test_a_terminal_or_a_prompt_leaves_stdin_alone(main, monkeypatch):
+    assert main("-p", "Hi", stdin=b"other")[1] == "Hihello\n"
+    assert main("-p", "", prompt_length=1, stdin=b"other")[1] == "hello\n"
+    monkeypatch.setattr(prompt, "_is_piped", lambda: False)
+    assert main(prompt_length=1, stdin=b"other")[1] == "hello\n"
+
+
+def test_what_is_piped(monkeypatch):
+    for stdin, piped in (
+        (None, False),
+        (SimpleNamespace(isatty=lambda: True), False),
+        (SimpleNamespace(isatty=lambda: False), True),
+    ):
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert prompt._is_piped() == piped
+    closed = io.TextIOWrapper(io.BytesIO())
+    closed.close()
+    monkeypatch.setattr(sys, "stdin", closed)
+    assert not prompt._is_piped()
+
+
+def test_escapes_are_read_in_piped_prompts_too(main):
+    assert main("-e", stdin=rb"\n", prompt_length=2)[1] == "\nhello\n"
+    assert main("-e", "--no-escape", stdin=rb"\n", prompt_length=3)[1] == "\\nhello\n"
 
 
 def test_the_prompt_is_never_cut(main):
@@ -111,7 +166,7 @@ def test_verbose_prompt_lists_the_tokens_on_stderr(main):
     ("argv", "message"),
     [
         (["--top-p", "2"], "--top-p: wanted a number from 0 to 1, got '2'"),
-        (["-n", "x"], "-n/--n-predict/--predict: wanted a whole number from -1, got 'x'"),
+        (["-n", "x"], "-n/--n-predict/--predict: wanted a whole number from -2, got 'x'"),
         (["--temp", "nan"], "wanted a number, got 'nan'"),
         (["--nonsense"], "--nonsense"),
         (["-p", "a", "-f", "b"], "--prompt and --file are both given"),
