@@ -47,7 +47,7 @@ def test_every_flag_takes_what_follows_it(command):
     for action in parser._actions:
         if not action.option_strings or action.nargs is not None or action.choices or action.dest == "lora":
             continue
-        values = ["-5", "-0.5", "-1e-3", "5", "0.5", "x=int:-1", "50-1", '{"a": 1}', "-1G", "1G", "-x", "x"]
+        values = ["-5", "-0.5", "-1e-3", "5", "0.5", "x=int:-1", "50-1", "on", "0", '{"a": 1}', "-1G", "1G", "-x", "x"]
         accepted = [value for value in values if _accepts(action, value)]
         assert accepted, action.option_strings
         for flag in action.option_strings:
