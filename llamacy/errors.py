@@ -55,6 +55,12 @@ def shown(value, limit=SHOWN):
         return "a number of thousands of digits"
 
 
+def some(names, most=3):
+    """Return the first of a file's names as shown() has them, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(shown, names[:most])) + more
+
+
 def one_line(text):
     """Return `text` as one printable line of at most LINE characters; of a longer one its two ends."""
     text = _ends(str(text))

@@ -104,7 +104,8 @@ def convert_adapter(args, kind):
 
     adapter = load_adapter(args.input)
     wish = args.to or format_for(args.output, kind)
-    left_out = adapter.left_out + save_adapter(args.output, adapter, wish, base_for(adapter, wish, args))
+    adapter, base = with_base(adapter, wish, args)
+    left_out = adapter.left_out + save_adapter(args.output, adapter, wish, base)
     report = f"{args.output}: {wish} adapter, {len(adapter.pairs)} pairs, from {kind}"
     return f"{report}; left out, for {wish} cannot carry it: {', '.join(left_out)}" if left_out else report
 
@@ -120,9 +121,9 @@ def format_for(path, kind):
     return "peft"
 
 
-def base_for(adapter, wish, args):
-    """Return the metadata of the adapter's base model, None where none is needed or found."""
-    from llamacy.formats.adapter import FOLDERS
+def with_base(adapter, wish, args):
+    """Return (the Adapter as it fits its base model, that model's metadata), None where none is needed or found."""
+    from llamacy.formats.adapter import FOLDERS, fitted
     from llamacy.formats.lora import head_counts
     from llamacy.formats.model_file import open_model
 
@@ -133,18 +134,18 @@ def base_for(adapter, wish, args):
                 raise LlamacyError(
                     f"{args.input} does not fit {args.model}: {problem}; name its own base model with -m"
                 )
-            return model.metadata
+            return fitted(adapter, model), model.metadata
     if adapter.hf_rows == (wish in FOLDERS) or head_counts(adapter.architecture, adapter.metadata):
-        return None
+        return adapter, None
     found = {path: metadata for path in _neighbours(args) if (metadata := _fitting(path, adapter)) is not None}
     heads = {str(_all_heads(metadata)) for metadata in found.values()}
     if len(heads) > 1:
         raise LlamacyError(f"{args.input} fits {' and '.join(found)}, whose heads differ; name its base model with -m")
     if not found:
-        return None
+        return adapter, None
     path, metadata = next(iter(found.items()))
     print(f"rows of q and k in the order of {path}, which the adapter fits", file=sys.stderr)
-    return metadata
+    return adapter, metadata
 
 
 def _all_heads(metadata):

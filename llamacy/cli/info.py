@@ -106,6 +106,7 @@ def _describe_adapter(path, kind, adapter):
         "pairs": pairs,
         "norms": [{"name": name, "n": len(delta)} for name, delta in adapter.norms.items()],
         "left_out": adapter.left_out,
+        "base_tensors": [copy.key for copy in adapter.copies],
     }
 
 
@@ -160,7 +161,8 @@ def _pairs(found):
     yield f"Pairs ({len(found['pairs'])})"
     rows = [(printable(p["name"]), f"{p['n_out']} x {p['n_in']}", f"r {p['rank']}") for p in found["pairs"]]
     yield from _table(rows)
-    for title, names in (("Norms", [norm["name"] for norm in found["norms"]]), ("Left out", found["left_out"])):
+    rest = {"Norms": [norm["name"] for norm in found["norms"]], "Left out": found["left_out"]}
+    for title, names in (rest | {"Tensors of the base model": found["base_tensors"]}).items():
         if names:
             yield ""
             yield f"{title} ({len(names)})"

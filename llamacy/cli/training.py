@@ -15,7 +15,7 @@ from llamacy.cli.common import default_model, fit_threads, open_model_from
 from llamacy.cli.main import unescape
 from llamacy.cli.run import say
 from llamacy.errors import LlamacyError, UsageError
-from llamacy.formats.adapter import load_adapter
+from llamacy.formats.adapter import fitted, load_adapter
 from llamacy.formats.model_file import open_model
 from llamacy.model.config import read_config
 from llamacy.model.weights import linear_shapes
@@ -267,7 +267,7 @@ def starting_adapter(args, prepared):
     """Return the adapter of --init-lora, None without; its rank, scale and matrices become the options'."""
     if args.init_lora is None:
         return None
-    adapter = load_adapter(args.init_lora, prepared.metadata)
+    adapter = fitted(load_adapter(args.init_lora), prepared.file)
     family = prepared.metadata.get("general.architecture")
     if adapter.architecture not in ("", family):
         raise LlamacyError(

@@ -1,19 +1,23 @@
 """Load and save LoRA adapters of any format, told apart by content."""
 
 import os
+import warnings
+from dataclasses import replace
 
 import numpy as np
 
 from llamacy.errors import LlamacyError, UsageError
 from llamacy.formats import mlx, peft
+from llamacy.formats.base_copies import without_copies
 from llamacy.formats.ggla import is_ggla, read_ggla, write_ggla
 from llamacy.formats.gguf import MAGIC, read_gguf
 from llamacy.formats.gguf_adapter import is_gguf_adapter, read_gguf_adapter, write_gguf_adapter
+from llamacy.formats.hf_names import EMBEDDING, OUTPUT
 from llamacy.formats.lora import Adapter, LoraPair
 from llamacy.formats.mapped import MappedFile
 from llamacy.formats.names import printable, shown
 
-__all__ = ["FORMATS", "Adapter", "LoraPair", "adapter_format", "load_adapter", "save_adapter"]
+__all__ = ["FORMATS", "Adapter", "LoraPair", "adapter_format", "fitted", "load_adapter", "save_adapter"]
 
 # Format -> test of an open MappedFile, its reader, writer(path, adapter, base) that returns what it could not carry.
 FORMATS = {
@@ -87,6 +91,17 @@ def _check_finite(source, adapter):
             raise source.error(what, "damaged, or its training diverged: train with a lower learning rate")
 
 
+def fitted(adapter, model):
+    """Return the Adapter as it applies to the open ModelFile `model`: rows in its order, copies compared.
+
+    LlamacyError for a tensor that was trained whole, a warning for a pair that was trained beside other base values.
+    """
+    adapter = without_copies(adapter.bound(model.metadata), model)
+    if adapter.one_embedding and OUTPUT not in model.tensors:
+        adapter = replace(adapter, pairs={OUTPUT: adapter.pairs[EMBEDDING]} | adapter.pairs)
+    return replace(adapter, one_embedding=False)
+
+
 def save_adapter(path, adapter, format="gguf", base=None):
     """Write `adapter` at `path`, whole or not at all; return the names of what the format cannot carry.
 
@@ -95,8 +110,15 @@ def save_adapter(path, adapter, format="gguf", base=None):
     """
     if format not in FORMATS:
         raise UsageError(f"adapter format {format!r} is unknown, wanted one of {', '.join(FORMATS)}")
+    for copy in adapter.copies:
+        if not copy.paired:
+            what = f"{adapter.path}: holds {shown(copy.key)} whole, which is no LoRA pair"
+            raise LlamacyError(f"{what}; name the base model with -m to see whether it was trained")
+    if EMBEDDING in adapter.pairs and OUTPUT not in adapter.pairs and adapter.one_embedding != (format == "mlx"):
+        what = "in a model without an output matrix mlx-lm alone applies a pair on the embedding to the output too"
+        warnings.warn(f"{adapter.path or path}: {what}", stacklevel=2)
     if format not in FOLDERS and adapter.hf_rows:
         if base is None:
             raise LlamacyError(f"{adapter.path}: does not say which model it is for; name the base model with -m")
         adapter = adapter.bound(base)
-    return FORMATS[format][2](path, adapter, base)
+    return FORMATS[format][2](path, adapter, base) + [copy.key for copy in adapter.copies]

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from llamacy.formats.names import shown
+
 
 def _from_bf16(raw):
     return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
@@ -29,11 +31,17 @@ def float_tensor(model_file, name):
 
     Raises LlamacyError for types that adapters are not stored in.
     """
+    return float_rows(model_file, name, slice(None)).reshape(model_file.tensors[name].shape)
+
+
+def float_rows(model_file, name, rows):
+    """Return the rows of tensor `name` that a slice names as new float32 (n, n_cols); see float_tensor."""
     info = model_file.tensors[name]
     decode = _DECODERS.get(info.type.name)
     if decode is None:
-        raise model_file.error(f"tensor {name} is {info.type.name}, wanted one of {', '.join(_DECODERS)}", "convert it")
+        what = f"tensor {shown(name)} is {info.type.name}, wanted one of {', '.join(_DECODERS)}"
+        raise model_file.error(what, "convert it")
     # A copy first: file offsets need not be aligned for the wider types.
-    raw = np.array(model_file.data(name))
+    raw = np.array(model_file.data(name)[rows])
     with np.errstate(over="ignore", invalid="ignore"):
-        return decode(raw).astype(np.float32, copy=False).reshape(info.shape)
+        return decode(raw).astype(np.float32, copy=False)

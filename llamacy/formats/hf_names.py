@@ -2,7 +2,7 @@
 
 import re
 
-from llamacy.formats.names import shown
+from llamacy.formats.names import shown, some
 
 _LAYER = {
     "self_attn.q_proj": "attn_q",
@@ -17,10 +17,12 @@ _LAYER = {
 _NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
 _TOP = {"embed_tokens": "token_embd", "lm_head": "output"}
 _MODULE = re.compile(r"(?:model\.|language_model\.)*(?:layers\.(0|[1-9]\d{0,4})\.)?([a-z_.]+)")
+# What PEFT's wrappers add to the name of a tensor that they hold as it is.
+_COPIED = re.compile(r"^base_model\.model\.|\.base_layer(?=\.(?:weight|bias)$)")
 _TENSOR = re.compile(r"(?:blk\.(\d+)\.)?([a-z_]+)\.weight")
 _LAYER_BACK = {ours: theirs for theirs, ours in _LAYER.items()}
 _TOP_BACK = {"token_embd": "model.embed_tokens", "output": "lm_head"}
-EMBEDDING = "token_embd.weight"
+EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 
 
 def gguf_name(module):
@@ -60,32 +62,35 @@ def hf_name(tensor):
 
 
 def grouped_sides(file, pattern):
-    """Return GGUF base name -> {"a": tensor name, "b": tensor name} of a safetensors adapter.
+    """Return (pairs, copies) of a safetensors adapter.
 
-    `pattern` matches whole names with the module in group 1 and the side (a, b, A, B) in group 2. Whatever does not
-    match, has no GGUF name or lacks its counterpart is an error that names it: leaving it out would change the result.
+    pairs   GGUF base name -> {"a": tensor name, "b": tensor name}
+    copies  tensors of the base model that stand there too: the GGUF name and the tensor's name of each
+    `pattern` matches whole names with the module in group 1 and the side (a, b, A, B) in group 2. Whatever is neither
+    of a known tensor, or lacks its counterpart, is an error that names it: leaving it out would change the result.
     """
-    groups, strange = {}, []
+    groups, copies, strange = {}, [], []
     for name in file.tensors:
         match = pattern.fullmatch(name)
         base = gguf_name(match[1]) if match else None
         if base is None:
-            strange.append(name)
+            whole = None if match else gguf_tensor(_COPIED.sub("", name))
+            strange += [] if whole else [name]
+            copies += [(whole, name)] if whole else []
             continue
         side = groups.setdefault(base, {})
         if match[2].lower() in side:
             raise file.error(f"{shown(base)} stands twice, last as {shown(name)}", "the file holds several adapters")
         side[match[2].lower()] = name
     if strange:
-        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
-        what = f"{', '.join(map(shown, strange[:3]))}{more} cannot be represented as LoRA of a known matrix"
+        what = f"{some(strange)} cannot be represented as LoRA of a known matrix"
         raise file.error(
             what, "train without modules_to_save, biases and DoRA, or merge in the program that trained it"
         )
     for base, sides in groups.items():
         if len(sides) != 2:
             raise file.error(f"{shown(base)} has only {shown(*sides.values())}", "the file is damaged")
-    return groups
+    return groups, copies
 
 
 def number(file, config, key, default):

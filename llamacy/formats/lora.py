@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from llamacy.errors import LlamacyError
+from llamacy.formats.hf_names import EMBEDDING, OUTPUT
 from llamacy.formats.names import printable
 
 # Families whose GGUF files store each head's rows of q and k as adjacent pairs, where Hugging Face's have halves.
@@ -50,6 +51,8 @@ class Adapter:
     left_out      names of what the file holds and this program cannot apply
     norms         base tensor name -> float32 (n,): added to the norm's weight, times the user's scale
     hf_rows       the rows of q's and k's b are in Hugging Face's order: see bound()
+    copies        BaseCopy of each tensor of the base model that the file holds too; see base_copies.py
+    one_embedding a pair on the embedding is meant for the output matrix too, where the model has none of its own
     """
 
     architecture: str
@@ -60,6 +63,8 @@ class Adapter:
     left_out: list = field(default_factory=list)
     norms: dict = field(default_factory=dict)
     hf_rows: bool = False
+    copies: list = field(default_factory=list)
+    one_embedding: bool = False
 
     def bound(self, metadata):
         """Return the adapter as it fits the model whose GGUF `metadata` is given: its rows in the model's order.
@@ -94,10 +99,20 @@ class Adapter:
         wanted = {name: (pair.b.shape[0], pair.a.shape[1]) for name, pair in self.pairs.items()}
         wanted |= {name: delta.shape for name, delta in self.norms.items()}
         for name, shape in wanted.items():
-            found = tensors[name].shape if name in tensors else "no such tensor"
+            base = base_tensor(name, tensors)
+            found = tensors[base].shape if base in tensors else "no such tensor"
             if found != shape:
                 return printable(f"{name}: the adapter is for {shape}, the model has {found}")
         return None
+
+
+def base_tensor(name, tensors):
+    """Return the tensor that serves as `name` in a model with `tensors`: the embedding where there is no output matrix.
+
+    A pair on either acts on its own side alone: that on the embedding on what goes in, that on the output on what
+    comes out, as in PEFT.
+    """
+    return EMBEDDING if name == OUTPUT and name not in tensors else name
 
 
 def head_counts(architecture, metadata):
@@ -108,29 +123,39 @@ def head_counts(architecture, metadata):
 
 def _reordered(adapter, architecture, metadata, reorder):
     """Return the pairs with the rows of q's and k's b reordered where the family asks for it."""
-    if architecture not in PAIRED_ROWS:
-        return adapter.pairs
     pairs = {}
     for name, pair in adapter.pairs.items():
-        match = _QUERY_OR_KEY.fullmatch(name)
-        if match:
-            heads = _heads(adapter, architecture, metadata, int(match[1]), match[2])
-            if heads <= 0 or pair.b.shape[0] % (2 * heads):
-                what = f"{name} has {pair.b.shape[0]} rows, which are no {heads} heads"
-                raise LlamacyError(printable(f"{adapter.path}: {what}; it was trained on another model"))
-            pair = replace(pair, b=reorder(pair.b, heads))
-        pairs[name] = pair
+        heads = heads_of(name, len(pair.b), architecture, metadata, adapter.path)
+        pairs[name] = replace(pair, b=reorder(pair.b, heads)) if heads else pair
     return pairs
 
 
-def _heads(adapter, architecture, metadata, layer, matrix):
+def row_order(name, n_rows, metadata, path):
+    """Return int (n_rows,): row i of tensor `name` is Hugging Face's row order[i]; None where both are the same."""
+    heads = heads_of(name, n_rows, str(metadata.get("general.architecture", "")), metadata, path)
+    return paired_from_halves(np.arange(n_rows).reshape(-1, 1), heads).ravel() if heads else None
+
+
+def heads_of(name, n_rows, architecture, metadata, path):
+    """Return how many heads' rows tensor `name` has in another order than Hugging Face's, 0 for none."""
+    match = _QUERY_OR_KEY.fullmatch(name)
+    if not match or architecture not in PAIRED_ROWS:
+        return 0
+    heads = _heads(path, architecture, metadata, int(match[1]), match[2])
+    if heads <= 0 or n_rows % (2 * heads):
+        what = f"{name} has {n_rows} rows, which are no {heads} heads"
+        raise LlamacyError(printable(f"{path}: {what}; it was trained on another model"))
+    return heads
+
+
+def _heads(path, architecture, metadata, layer, matrix):
     count = metadata.get(f"{architecture}.{_HEAD_COUNTS[matrix]}", metadata.get(f"{architecture}.attention.head_count"))
     if isinstance(count, np.ndarray) and layer < len(count):
         count = int(count[layer])
     if isinstance(count, int):
         return count
     raise LlamacyError(
-        f"{adapter.path}: the order of q's and k's rows depends on the model's heads, which the adapter does not say; "
+        f"{path}: the order of q's and k's rows depends on the model's heads, which the adapter does not say; "
         "name the base model with -m"
     )
 

@@ -3,28 +3,29 @@
 import numpy as np
 
 from llamacy.errors import LlamacyError
-from llamacy.formats.hf_names import EMBEDDING
+from llamacy.formats.adapter import fitted
+from llamacy.formats.hf_names import EMBEDDING, OUTPUT
 from llamacy.formats.rewrite import can_write, matrix_type, rewritten, written_types
 from llamacy.formats.types import FILE_TYPES
-
-OUTPUT = "output.weight"
 
 
 def merged(file, adapters, outtype=None, n_threads=1):
     """Return (metadata, tensors) for write_gguf: the model in `file` with `adapters` merged into it.
 
-    adapters  list of (Adapter, user scale), bound to the model; those that do not fit are an error
+    adapters  list of (Adapter, user scale); those that do not fit are an error
     outtype   QuantType of every matrix; None: each tensor keeps its own type, and its bytes where nothing changes it
-    A pair on the embedding of a model that has no output matrix acts on the input only, as it does at run time: the
-    result gets an output matrix of its own.
+    Of a model without an output matrix a pair on the embedding acts on the input only and one on the output matrix on
+    the output only, as they do at run time: the result gets an output matrix of its own.
     """
     for adapter, _ in adapters:
         _check(file, adapter)
+    adapters = [(fitted(adapter, file), scale) for adapter, scale in adapters]
     changes = {name: _Change(name, adapters) for name in file.tensors}
     metadata = file.metadata if outtype is None else file.metadata | {"general.file_type": FILE_TYPES[outtype.name]}
     entries = [_entry(file, name, changes[name], outtype, n_threads) for name in file.tensors]
-    if EMBEDDING in file.tensors and OUTPUT not in file.tensors and changes[EMBEDDING].parts:
-        _, target, shape, reader = _entry(file, EMBEDDING, _Change(OUTPUT, adapters), outtype, n_threads)
+    on_output = _Change(OUTPUT, adapters)
+    if EMBEDDING in file.tensors and OUTPUT not in file.tensors and (changes[EMBEDDING].parts or on_output.parts):
+        _, target, shape, reader = _entry(file, EMBEDDING, on_output, outtype, n_threads)
         entries.append((OUTPUT, target, shape, reader))
     return metadata, entries
 

@@ -1,8 +1,8 @@
 """mlx-lm adapters: a folder with adapter_config.json and adapters.safetensors.
 
 Source: mlx-lm's tuner. `<module>.lora_a` (n_in, r), `<module>.lora_b` (r, n_out): y += scale * (x A) B, for an
-embedding rows of A B. The scale stands in lora_parameters; files from before mid-2024 have an alpha too: their scale is
-scale * alpha / rank.
+embedding rows of A B, which models without an output matrix of their own use for their output too. The scale stands in
+lora_parameters; files from before mid-2024 have an alpha too: their scale is scale * alpha / rank.
 """
 
 import os
@@ -12,7 +12,8 @@ from collections import Counter
 import numpy as np
 
 from llamacy.formats.arrays import float_tensor
-from llamacy.formats.hf_names import EMBEDDING, grouped_sides, hf_name, number
+from llamacy.formats.base_copies import BaseCopy
+from llamacy.formats.hf_names import EMBEDDING, OUTPUT, grouped_sides, hf_name, number
 from llamacy.formats.lora import Adapter, LoraPair
 from llamacy.formats.names import shown
 from llamacy.formats.peft import CONFIG, make_folder, read_config, write_json
@@ -40,7 +41,8 @@ def read_mlx(source):
         scale = number(file, parameters, "scale", 20.0)
         alpha = number(file, parameters, "alpha", 0) if "alpha" in parameters else None
         pairs = {}
-        for base, sides in grouped_sides(file, _TENSOR).items():
+        groups, copies = grouped_sides(file, _TENSOR)
+        for base, sides in groups.items():
             a, b = float_tensor(file, sides["a"]), float_tensor(file, sides["b"])
             if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0] or b.shape[0] == 0:
                 what = f"{shown(base)}: lora_a is {a.shape} and lora_b {b.shape}, wanted (n_in, r) and (r, n_out)"
@@ -48,7 +50,9 @@ def read_mlx(source):
             a, b = (b, a) if base == EMBEDDING else (np.ascontiguousarray(a.T), np.ascontiguousarray(b.T))
             pairs[base] = LoraPair(a, b, scale if alpha is None else scale * alpha / a.shape[0])
         first = next(iter(pairs.values()))
-        return Adapter("", pairs, first.scale * first.rank, {}, file.path, hf_rows=True)
+        copies = [BaseCopy(name, file.path, key, name in pairs) for name, key in copies]
+        alpha, one = first.scale * first.rank, EMBEDDING in pairs and OUTPUT not in pairs
+        return Adapter("", pairs, alpha, {}, file.path, hf_rows=True, copies=copies, one_embedding=one)
 
 
 def write_mlx(path, adapter, base=None):

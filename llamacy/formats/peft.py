@@ -3,6 +3,7 @@
 Source: PEFT's documentation and files. `base_model.model.<module>.lora_A.weight` (r, n_in), `.lora_B.weight`
 (n_out, r); scale lora_alpha / r, with use_rslora lora_alpha / sqrt(r); rank_pattern and alpha_pattern name exceptions
 by the end of the module's name. An embedding has `lora_embedding_A` (r, n_vocab) and `lora_embedding_B` (n_embd, r).
+Beside the pairs of embed_tokens and lm_head stands the base's own tensor, `.base_layer.weight`.
 """
 
 import json
@@ -16,6 +17,7 @@ import numpy as np
 from llamacy.errors import LlamacyError
 from llamacy.formats.arrays import float_tensor
 from llamacy.formats.atomic import atomic_write
+from llamacy.formats.base_copies import BaseCopy
 from llamacy.formats.hf_names import EMBEDDING, grouped_sides, hf_name, number
 from llamacy.formats.lora import Adapter, LoraPair, head_counts
 from llamacy.formats.mapped import MappedFile
@@ -34,6 +36,10 @@ _PLAIN = [
     ("use_dora", (None, False), "train without DoRA, or merge it with PEFT"),
     ("use_qalora", (None, False), "train without it, or merge it with PEFT"),
     ("layer_replication", (None, [], {}), "merge it with PEFT"),
+    ("use_bdlora", (None, False), "merge it with PEFT"),
+    ("kasa_config", (None, {}), "merge it with PEFT"),
+    ("monteclora_config", (None, {}), "merge it with PEFT"),
+    ("arrow_config", (None, {}), "it chooses among adapters token by token"),
     ("alora_invocation_tokens", (None, []), "an activated LoRA would act on every token here"),
     ("init_lora_weights", (None, True, False, "gaussian", "orthogonal", "eva"),
      "it changed the base weights; convert it to plain LoRA with PEFT's path_initial_model_for_weight_conversion"),
@@ -69,7 +75,8 @@ def read_peft(source):
                 raise file.error(f"{CONFIG}: {key} is {shown(config.get(key))}", advice)
         alpha_of = _alphas(file, config)
         pairs = {}
-        for base, sides in grouped_sides(file, _TENSOR).items():
+        groups, copies = grouped_sides(file, _TENSOR)
+        for base, sides in groups.items():
             a, b = float_tensor(file, sides["a"]), float_tensor(file, sides["b"])
             if base == EMBEDDING and "embedding" in sides["a"]:
                 a, b = np.ascontiguousarray(b.T), np.ascontiguousarray(a.T)
@@ -78,16 +85,16 @@ def read_peft(source):
                 raise file.error(what, "the file is damaged")
             divisor = math.sqrt(a.shape[0]) if config.get("use_rslora") else a.shape[0]
             pairs[base] = LoraPair(a, b, alpha_of(hf_name(base)) / divisor)
-        return _adapter(file, config, pairs)
+        return _adapter(file, config, pairs, [BaseCopy(name, file.path, key, name in pairs) for name, key in copies])
 
 
-def _adapter(file, config, pairs):
+def _adapter(file, config, pairs, copies):
     metadata = {}
     base_name = config.get("base_model_name_or_path")
     if isinstance(base_name, str) and base_name:
         metadata = {"general.base_model.count": 1, BASE_NAME: base_name}
     alpha = number(file, config, "lora_alpha", 8)
-    adapter = Adapter("", pairs, alpha, metadata, file.path, hf_rows=True)
+    adapter = Adapter("", pairs, alpha, metadata, file.path, hf_rows=True, copies=copies)
     # What write_peft left there tells the heads, so that such a file needs no model to become GGUF again.
     ours = file.metadata.get(_OURS)
     return adapter.bound(json_object(file, ours.encode())) if ours else adapter

@@ -2,12 +2,15 @@
 
 import os
 import re
+import warnings
 
 import numpy as np
 
 from llamacy import kernels
 from llamacy.errors import LlamacyError
+from llamacy.formats.adapter import fitted
 from llamacy.formats.model_file import open_model
+from llamacy.formats.names import some
 from llamacy.model.architectures import ARCHITECTURES
 from llamacy.model.config import read_config
 from llamacy.model.weights import linear_shapes, load_weights, read_vector
@@ -72,14 +75,17 @@ class Model:
     def add_adapter(self, adapter, scale=1.0):
         """Apply an Adapter on top of the others; returns its index.
 
-        LlamacyError when it is another model's: unknown tensors or shapes that do not fit.
+        LlamacyError when it is another model's: unknown tensors or shapes that do not fit. What of its file cannot be
+        applied, and a pair that was trained beside other base values, are warnings.
         """
-        adapter = adapter.bound(self.metadata)
         if adapter.architecture and adapter.architecture != self.config.architecture:
             raise LlamacyError(
                 f"{adapter.path}: an adapter for {adapter.architecture!r}, the model is {self.config.architecture!r}; "
                 "use the model it was trained on"
             )
+        adapter = fitted(adapter, self.file)
+        if adapter.left_out:
+            warnings.warn(f"{adapter.path}: left out {some(adapter.left_out)}: no LoRA pairs", stacklevel=2)
         pairs = {self._place(adapter, name, pair): (pair.a, pair.b, pair.scale) for name, pair in adapter.pairs.items()}
         norms = {self._norm_place(adapter, name, delta): delta for name, delta in adapter.norms.items()}
         index = self.weights.add_adapter(pairs)
@@ -127,7 +133,8 @@ class Model:
         """Return (layer, slot) of the base tensor that a pair adapts, its shapes checked."""
         shapes = linear_shapes(self.config)
         match = _MATRIX.fullmatch(name)
-        if name == self.family.output and name in self.file.tensors:
+        if name == self.family.output:
+            # without an output matrix of its own too: the embedding serves as one, and is looked up without this pair
             place, shape = (-1, 0), (self.config.n_vocab, self.config.n_embd)
         elif name == self.family.embedding:
             place, shape = kernels.weights.EMBEDDING, (self.config.n_vocab, self.config.n_embd)

@@ -287,7 +287,7 @@ cdef class Session:
         cdef Config* c = &self.weights.config
         cdef int t, layer
         for t in range(share(s.T, i, n), share(s.T, i + 1, n)):
-            self.weights.embed(s.tokens[t], s.x + t * c.embd_p)
+            self.weights.embed(s.tokens[t], s.lora_scales + t * self.weights.n_lora if s.lora_scales != NULL else NULL, s.x + t * c.embd_p)
             rope_angles(s.positions[t], &self.weights.frequencies[0], c.n_rot, s.cosine + t * c.n_rot // 2, s.sine + t * c.n_rot // 2)
         meet(&self.team)
         for layer in range(c.n_layer):

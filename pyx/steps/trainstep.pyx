@@ -216,7 +216,7 @@ cdef class TrainStep:
             rope_angles(self.position[t], &self.weights.frequencies[0], c.n_rot, self.b.cosine + t * c.n_rot // 2,
                         self.b.sine + t * c.n_rot // 2)
             if not self.entered:
-                self.weights.embed(self.tokens[t], self.kept[0].x + t * c.embd_p)
+                self.weights.embed(self.tokens[t], NULL, self.kept[0].x + t * c.embd_p)
         if self.entered:
             memcpy(self.kept[first].x + lo * c.embd_p, self.entry + lo * c.embd_p, 4 * <size_t>c.embd_p * (hi - lo))
         meet(&self.team)

@@ -80,6 +80,6 @@ cdef class Weights:
     cdef const float* norm(self, int layer, name, array) except NULL
     cdef int set_linear(self, Linear* l, matrix, bias) except -1
     cdef Linear* linear_at(self, int layer, int slot) noexcept
-    cdef void embed(self, int token, float* x) noexcept nogil
-    cdef void add_embedding_pair(self, const Lora* l, int token, float* x) noexcept nogil
+    cdef void embed(self, int token, const float* scales, float* x) noexcept nogil
+    cdef void add_embedding_pair(self, const Lora* l, int token, float factor, float* x) noexcept nogil
     cdef add_embedding(self, pair)

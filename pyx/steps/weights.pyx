@@ -142,8 +142,8 @@ cdef class Weights:
         self.keep.append(matrix)
         return 0
 
-    cdef void embed(self, int token, float* x) noexcept nogil:
-        """x[n_embd] = the token's embedding; the padding is zero"""
+    cdef void embed(self, int token, const float* scales, float* x) noexcept nogil:
+        """x[n_embd] = the token's embedding, its adapters with scales (n_lora), NULL for 1; the padding is zero"""
         cdef int i
         if self.embedding == NULL:
             unpacked_row(&self.output.w, token, x)
@@ -152,14 +152,14 @@ cdef class Weights:
         for i in range(self.config.n_embd, self.config.embd_p):
             x[i] = 0
         for i in range(self.n_lora):
-            self.add_embedding_pair(&self.embedding_pairs[i], token, x)
+            self.add_embedding_pair(&self.embedding_pairs[i], token, scales[i] if scales != NULL else 1, x)
 
-    cdef void add_embedding_pair(self, const Lora* l, int token, float* x) noexcept nogil:
-        """x += scale * b[token] a, for an adapter of the embedding; rank 0 where it has none"""
+    cdef void add_embedding_pair(self, const Lora* l, int token, float factor, float* x) noexcept nogil:
+        """x += factor * scale * b[token] a, for an adapter of the embedding; rank 0 where it has none"""
         cdef int i, j
         for j in range(l.rank):
             for i in range(self.config.n_embd):
-                x[i] += l.scale * l.b[<size_t>token * l.rank + j] * l.a[<size_t>j * self.config.n_embd + i]
+                x[i] += factor * l.scale * l.b[<size_t>token * l.rank + j] * l.a[<size_t>j * self.config.n_embd + i]
 
     def embeddings(self, tokens):
         """Rows of the token embedding, f32 (T, n_embd)."""
@@ -168,7 +168,7 @@ cdef class Weights:
         for t in range(len(tokens)):
             if not 0 <= tokens[t] < self.config.n_vocab:
                 raise ValueError(f"token {tokens[t]} is not in 0..{self.config.n_vocab - 1}")
-            self.embed(tokens[t], &out[t, 0])
+            self.embed(tokens[t], NULL, &out[t, 0])
         return np.asarray(out)[:, :self.config.n_embd]
 
     # ---- adapters ----

@@ -57,7 +57,7 @@ def adapter_sample(folder, format):
     """Return name -> bytes of a small adapter's files."""
     rng = np.random.default_rng(0)
     pairs = {}
-    for name in ("blk.0.attn_q.weight", "blk.0.ffn_up.weight", "token_embd.weight"):
+    for name in ("blk.0.attn_q.weight", "blk.0.ffn_up.weight", "token_embd.weight", "output.weight"):
         a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 8), (8, 2)))
         pairs[name] = LoraPair(a, b, 2.0)
     norms = {"output_norm.weight": np.ones(8, np.float32)} if format == "ggla" else {}

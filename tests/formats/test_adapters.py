@@ -293,7 +293,7 @@ def test_peft_settings_that_mean_something_else(tmp_path, case):
 
 LAYER = "base_model.model.model.layers.0."
 REFUSED_TENSORS = {
-    "a saved module": ("base_model.model.lm_head.weight", (4, 4), "lm_head.weight"),
+    "a saved module": ("base_model.model.score.weight", (4, 4), "score.weight"),
     "a bias": (f"{LAYER}self_attn.v_proj.lora_B.bias", (16,), "lora_B.bias' cannot be represented"),
     "a magnitude": (f"{LAYER}self_attn.v_proj.lora_magnitude_vector.weight", (16,), "magnitude_vector"),
     "an expert": (f"{LAYER}mlp.experts.0.up_proj.lora_A.weight", (4, 4), "experts"),

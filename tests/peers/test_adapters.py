@@ -1,14 +1,18 @@
 """What we export in other engines: PEFT loads our folder, llama.cpp our GGUF adapters, merged and legacy models."""
 
+import json
+import warnings
+
 import numpy as np
 import pytest
 
 from llamacy.cli import convert, export_lora
 from llamacy.cli.run import run
-from llamacy.formats.adapter import save_adapter
+from llamacy.formats.adapter import fitted, load_adapter, save_adapter
 from llamacy.formats.model_file import open_model
 from llamacy.model import load_model
 from tests.model import golden
+from tests.model.tiny import write_llama
 
 LEGACY = golden.DATA / "tiny.ggmlv3.q4_0.bin"
 TOKENS = [1, 910, 19245, 16690, 366, 304, 788, 304, 278, 13, 1678, 274]
@@ -54,6 +58,49 @@ def test_peft_loads_what_we_export(tmp_path):
         with theirs.disable_adapter(), torch.no_grad():
             plain = golden.log_softmax(theirs(torch.tensor([ids])).logits[0].numpy())
         assert np.abs(found - plain).max() > 0.5
+
+
+EMBEDDING_CASES = [
+    (["q_proj", "embed_tokens", "lm_head"], {}, {}),
+    (["embed_tokens"], {}, {}),
+    (["lm_head"], {"use_rslora": True}, {}),
+    (["q_proj", "embed_tokens"], {}, {"save_embedding_layers": False}),
+    (["q_proj"], {}, {"save_embedding_layers": True}),
+    (["q_proj", "embed_tokens"], {"ensure_weight_tying": True}, {}),
+    (["q_proj", "lm_head"], {"ensure_weight_tying": True}, {}),
+    (["q_proj", "embed_tokens", "lm_head"], {"rank_pattern": {"lm_head": 3}, "alpha_pattern": {"embed_tokens": 9}}, {}),
+]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("targets", "settings", "how"), EMBEDDING_CASES)
+def test_peft_s_adapters_on_embeddings_both_ways(tmp_path, tied, targets, settings, how):
+    """Its folder loads here without a word, ours loads there, and all mean negative log-likelihoods are the same."""
+    pytest.importorskip("peft")
+    from tests.peers import peft_embeddings as case
+
+    write_llama(tmp_path / "m.gguf", case.CONFIG, case.weights_of(tied))
+    llama = case.adapted(tied, targets, **settings)
+    folder, wanted = case.saved(llama, tmp_path / "theirs", **how), case.mean_nll(llama)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adapter = load_adapter(folder)
+        found = our_logits(tmp_path / "m.gguf", case.TOKENS[:-1], adapter)
+    n = np.arange(len(case.TOKENS) - 1)
+    assert -golden.log_softmax(found)[n, case.TOKENS[1:]].mean() == pytest.approx(wanted, abs=1e-4)
+    with open_model(tmp_path / "m.gguf") as file:
+        assert save_adapter(tmp_path / "ours", fitted(adapter, file), "peft", file.metadata) == []
+    assert case.mean_nll(case.loaded(tied, tmp_path / "ours")) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_the_recorded_adapter_on_embeddings():
+    """tests/data/peft_embeddings.json says what PEFT says today."""
+    pytest.importorskip("peft")
+    from tests.peers import peft_embeddings as case
+
+    for fact in json.loads((golden.DATA / "peft_embeddings.json").read_text())["cases"]:
+        llama = case.adapted(fact["tied"], fact["targets"]) if fact["targets"] else case.base(fact["tied"])
+        assert case.mean_nll(llama) == pytest.approx(fact["nll"], abs=2e-6)
 
 
 @golden.needs_model
