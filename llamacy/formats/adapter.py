@@ -28,15 +28,16 @@ FORMATS = {
 }
 # Those that are folders, and the file inside that tells them.
 FOLDERS = {"peft": peft.WEIGHTS, "mlx": mlx.WEIGHTS}
+TRIES = 8
 
 
-def _open(path):
-    """Return the MappedFile of `path`, or of the weights inside when it is a folder."""
+def _file_of(path):
+    """Return `path`, or the path of the weights inside when it is a folder."""
     if not os.path.isdir(path):
-        return MappedFile(path)
+        return path
     for name in FOLDERS.values():
         if os.path.exists(os.path.join(path, name)):
-            return MappedFile(os.path.join(path, name))
+            return os.path.join(path, name)
     if os.path.exists(os.path.join(path, "adapter_model.bin")):
         raise LlamacyError(
             f"{path}: holds a pickled adapter_model.bin, which could run anything; save it as safetensors"
@@ -52,7 +53,7 @@ def _format_of(source):
 
 def adapter_format(path):
     """Return the name of the adapter format of `path`, None for a file that is no adapter."""
-    source = _open(path)
+    source = MappedFile(_file_of(path))
     try:
         return _format_of(source)
     finally:
@@ -65,7 +66,34 @@ def load_adapter(path, base=None):
     `base` is the metadata of the model it is for; without it an adapter of PEFT or mlx-lm waits for Adapter.bound().
     Raises LlamacyError, one line, for what is missing, damaged or no adapter.
     """
-    source = _open(path)
+    for _ in range(TRIES):
+        place = _file_of(path)
+        before = _identity(place)
+        try:
+            adapter = _read(place)
+        except LlamacyError:
+            if _identity(place) == before:
+                raise
+            continue
+        # a folder's two files are of one adapter if neither was replaced meanwhile
+        if _identity(place) == before:
+            break
+    else:
+        raise LlamacyError(f"{path}: is replaced again and again while it is read; try again when that is over")
+    return adapter if base is None else adapter.bound(base)
+
+
+def _identity(path):
+    """Return what changes when the file at `path` is replaced, None where there is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _read(path):
+    source = MappedFile(path)
     try:
         name = _format_of(source)
         if name is None and source.bytes[:4].tobytes() == MAGIC:
@@ -76,9 +104,9 @@ def load_adapter(path, base=None):
             raise source.stranger("a LoRA adapter")
         adapter = FORMATS[name][1](source)
         _check_finite(source, adapter)
+        return adapter
     finally:
         source.close()
-    return adapter if base is None else adapter.bound(base)
 
 
 def _check_finite(source, adapter):

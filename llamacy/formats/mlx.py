@@ -5,7 +5,6 @@ embedding rows of A B, which models without an output matrix of their own use fo
 lora_parameters; files from before mid-2024 have an alpha too: their scale is scale * alpha / rank.
 """
 
-import os
 import re
 from collections import Counter
 
@@ -16,10 +15,10 @@ from llamacy.formats.base_copies import BaseCopy
 from llamacy.formats.hf_names import EMBEDDING, OUTPUT, grouped_sides, hf_name, number
 from llamacy.formats.lora import Adapter, LoraPair
 from llamacy.formats.names import shown
-from llamacy.formats.peft import CONFIG, make_folder, read_config, write_json
-from llamacy.formats.safetensors import is_safetensors, read_safetensors, write_safetensors
+from llamacy.formats.peft import ALL_WEIGHTS, CONFIG, read_config, write_folder
+from llamacy.formats.safetensors import is_safetensors, read_safetensors
 
-WEIGHTS = "adapters.safetensors"
+WEIGHTS = ALL_WEIGHTS[1]
 _TENSOR = re.compile(r"(.+)\.lora_([ab])")
 
 
@@ -76,13 +75,10 @@ def write_mlx(path, adapter, base=None):
         a, b = np.pad(pair.a, ((0, more), (0, 0))), np.pad(pair.folded_b(scale), ((0, 0), (0, more)))
         a, b = (b, a) if name == EMBEDDING else (a.T, b.T)
         tensors |= {f"{module}.lora_a": a, f"{module}.lora_b": b}
-    make_folder(path)
-    write_safetensors(os.path.join(path, WEIGHTS), tensors, {"format": "mlx"})
     # mlx-lm counts layers from the last one.
     n_layer = (base or {}).get(f"{adapter.architecture}.block_count", max(layers, default=-1) + 1)
     parameters = {"rank": rank, "scale": scale, "dropout": 0.0, "keys": list(keys)}
     number_of = n_layer - min(layers, default=n_layer)
-    write_json(
-        os.path.join(path, CONFIG), {"fine_tune_type": "lora", "num_layers": number_of, "lora_parameters": parameters}
-    )
+    config = {"fine_tune_type": "lora", "num_layers": number_of, "lora_parameters": parameters}
+    write_folder(path, WEIGHTS, tensors, {"format": "mlx"}, config)
     return list(adapter.norms) + [name for name in adapter.pairs if name not in known]

@@ -14,17 +14,18 @@ from collections import Counter
 
 import numpy as np
 
-from llamacy.errors import LlamacyError
 from llamacy.formats.arrays import float_tensor
-from llamacy.formats.atomic import atomic_write
 from llamacy.formats.base_copies import BaseCopy
 from llamacy.formats.hf_names import EMBEDDING, grouped_sides, hf_name, number
 from llamacy.formats.lora import Adapter, LoraPair, head_counts
 from llamacy.formats.mapped import MappedFile
 from llamacy.formats.names import shown
-from llamacy.formats.safetensors import is_safetensors, json_object, read_safetensors, write_safetensors
+from llamacy.formats.safetensors import is_safetensors, json_object, put_safetensors, read_safetensors
+from llamacy.formats.together import replaced_together
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# What an adapter's weights are called in PEFT's and mlx-lm's folders, whose other file has one name.
+ALL_WEIGHTS = (WEIGHTS, "adapters.safetensors")
 BASE_NAME = "general.base_model.0.name"
 _OURS = "llamacy"
 _MAX_CONFIG = 1 << 20
@@ -138,27 +139,23 @@ def write_peft(path, adapter, base=None):
         if name == EMBEDDING:
             sides = {"lora_embedding_A": pair.b.T, "lora_embedding_B": pair.a.T}
         tensors.update((f"base_model.model.{module}.{side}", array) for side, array in sides.items())
-    make_folder(path)
     about = {"format": "pt"}
     if heads:
         about[_OURS] = json.dumps({"general.architecture": adapter.architecture} | heads)
-    write_safetensors(os.path.join(path, WEIGHTS), tensors, about)
-    write_json(os.path.join(path, CONFIG), _config(adapter, modules))
+    write_folder(path, WEIGHTS, tensors, about, _config(adapter, modules))
     return left_out
 
 
-def make_folder(path):
-    """Make the folder `path` where there is none."""
-    try:
-        os.makedirs(path, exist_ok=True)
-    except OSError as error:
-        raise LlamacyError(f"{path}: wanted a folder to write: {error.strerror}; choose another path") from error
+def write_folder(path, weights, tensors, about, config):
+    """Write an adapter's folder, `tensors` as the file `weights` and `config` as CONFIG: both or, on failure, neither.
 
-
-def write_json(path, content):
-    """Write a dict as readable JSON, whole or not at all."""
-    with atomic_write(path) as file:
-        file.write(json.dumps(content, indent=2).encode() + b"\n")
+    Weights of another format of adapters go: the folder is one adapter.
+    """
+    with replaced_together(path, (CONFIG, *ALL_WEIGHTS)) as create:
+        with create(weights) as file:
+            put_safetensors(file, tensors, about)
+        with create(CONFIG) as file:
+            file.write(json.dumps(config, indent=2).encode() + b"\n")
 
 
 def _config(adapter, modules):

@@ -83,13 +83,18 @@ def _naturals(values):
 
 def write_safetensors(path, tensors, metadata):
     """Write a dict of arrays as F32, whole or not at all, with `metadata` (str to str)."""
+    with atomic_write(path) as file:
+        put_safetensors(file, tensors, metadata)
+
+
+def put_safetensors(file, tensors, metadata):
+    """Write the same into a binary file."""
     header, place = {"__metadata__": metadata} if metadata else {}, 0
     for name, array in tensors.items():
         header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [place, place + 4 * array.size]}
         place += 4 * array.size
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
-    with atomic_write(path) as file:
-        file.write(struct.pack("<Q", len(raw)) + raw)
-        for array in tensors.values():
-            file.write(np.ascontiguousarray(array, "<f4"))
+    file.write(struct.pack("<Q", len(raw)) + raw)
+    for array in tensors.values():
+        file.write(np.ascontiguousarray(array, "<f4"))

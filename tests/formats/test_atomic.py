@@ -14,6 +14,7 @@ import pytest
 
 import llamacy
 from llamacy.errors import LlamacyError
+from llamacy.formats import locks
 from llamacy.formats.atomic import atomic_write
 
 
@@ -113,11 +114,89 @@ def test_a_device_stays_a_device():
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
 
 
-def test_a_long_name(tmp_path):
-    path = tmp_path / ("n" * 250)
+@pytest.mark.parametrize("name", ["n" * 250, "鱼" * 83])
+def test_a_long_name(tmp_path, name):
+    path = tmp_path / name
     with atomic_write(path) as file:
         file.write(b"x")
     assert path.read_bytes() == b"x"
+
+
+USERS = [
+    "notes.tmp",
+    ".f.tmp",
+    ".f.0123456789ab.tmp~",
+    "f.0123456789ab.tmp",
+    ".f.0123456789AB.tmp",
+    ".f.0123456789a.tmp",
+]
+
+
+def test_what_a_killed_process_left_goes_with_the_next_write_and_nothing_else(tmp_path):
+    """A process killed in the middle of a write, one that still writes, and files of the user's with such names."""
+    for name in USERS:
+        (tmp_path / name).write_bytes(b"mine")
+    (tmp_path / ".f.0123456789ab.tmp").mkdir()
+    os.symlink("notes.tmp", tmp_path / ".g.0123456789ab.tmp")
+    code = textwrap.dedent(
+        f"""
+        import sys, time
+        from llamacy.formats.atomic import atomic_write
+        with atomic_write({str(tmp_path)!r} + "/" + sys.argv[1]) as file:
+            file.write(b"half")
+            file.flush()
+            print("half", flush=True)
+            time.sleep(600)
+        """
+    )
+    kept = [*USERS, ".f.0123456789ab.tmp", ".g.0123456789ab.tmp"]
+    children = []
+    try:
+        for name in ("dead.gguf", "alive.gguf"):
+            command = [sys.executable, "-c", code, name]
+            children.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=_environment()))
+            assert children[-1].stdout.readline() == "half\n"
+        children[0].kill()
+        children[0].wait()
+        left = set(os.listdir(tmp_path)) - set(kept)
+        assert sorted(name.split(".")[1] for name in left) == ["alive", "dead"]
+        with atomic_write(tmp_path / "f") as file:
+            file.write(b"x")
+        (alive,) = set(os.listdir(tmp_path)) - set(kept) - {"f"}
+        assert alive.startswith(".alive.gguf.") and (tmp_path / alive).read_bytes() == b"half"
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+            child.stdout.close()
+    with atomic_write(tmp_path / "f") as file:
+        file.write(b"y")
+    assert sorted(os.listdir(tmp_path)) == sorted([*kept, "f"])
+    assert all((tmp_path / name).read_bytes() == b"mine" for name in USERS)
+
+
+def test_a_sweep_that_comes_before_the_lock_only_costs_a_try(tmp_path, monkeypatch):
+    """Another process removes the temporary file between its making and its lock."""
+    removed, flock = [], locks.fcntl.flock
+
+    def late(descriptor, how):
+        if not removed:
+            (name,) = os.listdir(tmp_path)
+            removed.append(os.unlink(tmp_path / name))
+        return flock(descriptor, how)
+
+    monkeypatch.setattr(locks.fcntl, "flock", late)
+    with atomic_write(tmp_path / "f") as file:
+        file.write(b"x")
+    assert removed == [None] and (tmp_path / "f").read_bytes() == b"x" and os.listdir(tmp_path) == ["f"]
+
+
+def test_without_locks_nothing_is_swept(tmp_path, monkeypatch):
+    (tmp_path / ".f.0123456789ab.tmp").write_bytes(b"whose?")
+    monkeypatch.setattr(locks, "fcntl", None)
+    with atomic_write(tmp_path / "f") as file:
+        file.write(b"x")
+    assert sorted(os.listdir(tmp_path)) == [".f.0123456789ab.tmp", "f"]
 
 
 def test_places_that_cannot_be_written(tmp_path):
