@@ -63,8 +63,8 @@ def remove_if_dead(path):
 def claimed(path, advice, patience=0.0, lock=None):
     """Have `path`, a file or folder to be written, for this process alone while the context lasts.
 
-    Gives True; LlamacyError with `advice` where another has it for `patience` seconds. Beside `path` lies `.NAME.lock`
-    meanwhile, or what `lock` says. Where the system has no such lock a warning says so, and the context is entered with False.
+    Gives True; LlamacyError with `advice` where another has it for `patience` seconds. Meanwhile `lock` is there,
+    by default `.NAME.lock` beside `path`. Where the system has no such lock a warning says so, and False is given.
     """
     target = os.path.realpath(path)
     lock = lock or os.path.join(os.path.dirname(target), f".{short(os.path.basename(target))}.lock")
