@@ -102,7 +102,8 @@ class Worker(threading.Thread):
         if args.chat_template:
             from llamacy.text.chat import template_for
 
-            template_for(model.metadata, args.chat_template)  # a wrong name is said now, not to the first client
+            # Found once: a wrong name is said now, and not to each client, and a file may go away later.
+            self._app.chat_template = template_for(model.metadata, args.chat_template)
         n_ctx = context_of(args, model)
         engine = Engine(model, n_slots=args.parallel, n_ctx=n_ctx, max_queue=args.max_queue, **engine_options(args))
         self._app.ready(model, engine)

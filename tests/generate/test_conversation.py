@@ -155,6 +155,14 @@ def test_an_unknown_template_is_one_line(chat):
     assert code == 1 and "chat template 'nonsense': no such file, nor one of" in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("words", [["-cnv"], ["-ins", "-p", "hi"]])
+def test_a_template_that_takes_too_much_is_one_line(chat, tmp_path, words):
+    path = tmp_path / "greedy.jinja"
+    path.write_text("{{ 'x' * 10 ** 10 }}")
+    code, out, err = chat(*words, "--chat-template", str(path), stdin="hi")
+    assert (code, out) == (1, "") and f"{path} takes more than 256 MB of memory" in err and err.count("\n") == 1
+
+
 def test_ctrl_c_ends_the_answer_and_not_the_conversation(chat, monkeypatch):
     from llamacy.generate.engine import Engine
 

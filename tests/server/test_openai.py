@@ -140,7 +140,7 @@ def test_the_model_s_own_template_and_a_template_that_refuses():
         data = {"messages": [{"role": "tool", "content": "x"}]}
         assert error_of(running, "POST", "/v1/chat/completions", data) == (
             400,
-            "the chat template refuses this conversation: no tools",
+            "the chat template tokenizer.chat_template refuses this conversation: no tools",
         )
 
 

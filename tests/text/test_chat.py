@@ -1,11 +1,13 @@
 """Chat templates: as transformers renders them, as llama.cpp's formats, and what goes wrong."""
 
-import sys
+import re
 from datetime import datetime
 
+import numpy as np
 import pytest
 
 from llamacy.errors import LlamacyError
+from llamacy.formats.strings import StringArray
 from llamacy.text import chat
 from llamacy.text.chat_formats import FORMATS
 from llamacy.train.readers import instruct_prompt
@@ -112,14 +114,6 @@ def test_messages_that_no_format_knows():
     assert render([{"role": "developer", "content": "x"}], "chatml").startswith("<|im_start|>system\nx")
 
 
-def test_without_jinja_the_error_names_the_extra(monkeypatch):
-    chat._compile.cache_clear()
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(LlamacyError, match=r"llamacy\[chat\]"):
-        render([ASK], "{{ messages }}")
-    assert render([ASK], "chatml")
-
-
 def test_template_for(tmp_path):
     model = {"tokenizer.chat_template": "MODEL", "tokenizer.chat_template.tool_use": "TOOLS"}
     assert chat.template_for(model) == "MODEL"
@@ -135,3 +129,27 @@ def test_template_for(tmp_path):
     path.write_bytes(b"\xff")
     with pytest.raises(LlamacyError, match="cannot be read"):
         chat.template_for(model, str(path))
+
+
+@pytest.mark.parametrize("value", [5, True, 0.5, ["a"], [["a"]], StringArray.of(["x"] * 3), np.zeros(10**6), 0])
+def test_a_template_that_is_no_text(value):
+    for key, override in (("tokenizer.chat_template", None), ("tokenizer.chat_template.mine", "mine")):
+        with pytest.raises(LlamacyError) as caught:
+            chat.template_for({key: value}, override)
+        assert str(caught.value).startswith(f"{key}: wanted a chat template as text, got ")
+        assert len(str(caught.value)) < 300
+
+
+def test_errors_say_which_template(tmp_path):
+    path = tmp_path / "mine.jinja"
+    path.write_text("{{ raise_exception('no') }}")
+    model = {"tokenizer.chat_template": path.read_text(), "tokenizer.chat_template.tool_use": "{% if %}"}
+    for override, where in (
+        (None, "tokenizer.chat_template refuses"),
+        ("tool_use", "tokenizer.chat_template.tool_use is not valid"),
+        (str(path), f"{path} refuses"),
+    ):
+        found = chat.template_for(model, override)
+        assert chat.template_for({}, found) is found
+        with pytest.raises(LlamacyError, match=f"^the chat template {re.escape(where)}"):
+            render([ASK], found)
