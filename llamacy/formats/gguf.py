@@ -46,6 +46,8 @@ def read_gguf(source):
     reader = _Reader(source)
     metadata, value_types = reader.metadata()
     tensors = reader.tensors(_alignment(source, metadata))
+    # All of the header was copied: nobody comes back to its pages.
+    source.release(0, reader.cursor.position)
     return ModelFile([source], "gguf", reader.version, metadata, tensors, value_types)
 
 
@@ -136,20 +138,20 @@ class _Reader:
         dtype = np.dtype(np.uint8 if name == "bool" else dtype)
         start = self.cursor.take(count * dtype.itemsize, "array", key)
         values = self.source.bytes[start : start + count * dtype.itemsize].view(dtype)
-        if name == "bool":
-            return values != 0
-        return values if values.flags.aligned else values.copy()
+        return values != 0 if name == "bool" else values.copy()
 
     def _strings(self, count, key):
         self._count(count, 1 << 62, self.width, "the length of", key)
+        begin = self.cursor.position
         starts, lengths = np.empty(count, np.int64), np.empty(count, np.int64)
-        end = scan_strings(self.source.bytes, self.cursor.position, self.width, starts, lengths)
+        end = scan_strings(self.source.bytes, begin, self.width, starts, lengths)
         if end < 0:
             raise self.source.error(
                 f"truncated or damaged: string {-1 - end} of {shown(key)} leaves the file", "download it again"
             )
         self.cursor.position = end
-        return StringArray(self.source.bytes, starts, lengths)
+        starts -= begin
+        return StringArray(self.source.bytes[begin:end].copy(), starts, lengths)
 
     def _nested(self, count, key, depth):
         """Return an array of arrays as a list; depth and number are bounded, for each costs a Python object."""

@@ -62,12 +62,25 @@ class ModelFile:
 
         Only where a legacy file's layout differs is it a converted copy.
         """
+        self.check(name)
         info = self.tensors[name]
-        self._sources[info.part].fetch(info.offset, info.nbytes)
         content = self._sources[info.part].bytes
         if self._converter is not None:
             return self._converter(info, content)
         return content[info.offset : info.offset + info.nbytes].reshape(info.n_rows, info.row_bytes)
+
+    @property
+    def is_mapped(self):
+        """Whether `data` gives views on the mapped file, not copies."""
+        return self._converter is None and self._sources[0].mapped
+
+    def check(self, name):
+        """Raise FileChanged where tensor `name` can no longer be read as it was; costs a microsecond.
+
+        Whoever keeps what `data` returned calls this before coming back to it.
+        """
+        info = self.tensors[name]
+        self._sources[info.part].fetch(info.offset, info.nbytes)
 
     def release(self, name, done=False):
         """Give the memory pages of tensor `name` back to the system; touching the data reads the file again.

@@ -4,6 +4,7 @@ import mmap
 import os
 import stat
 import struct
+import weakref
 
 import numpy as np
 
@@ -23,8 +24,16 @@ _STRANGERS = [
 ]
 
 
+class FileChanged(LlamacyError):
+    """A file is no longer what it was when it was opened, and more of it is needed."""
+
+
 class MappedFile:
-    """A regular file's bytes as one read-only uint8 array: `.bytes`, `.size`, `.path`."""
+    """A regular file's bytes as one read-only uint8 array: `.bytes`, `.size`, `.path`.
+
+    The system ends a process that touches a mapped page behind the end of a file that was cut off (SIGBUS). So whoever
+    comes back to the bytes calls `fetch` before, which notices a file that was written to since.
+    """
 
     def __init__(self, path, use_mmap=True):
         self.path = os.fspath(path)
@@ -33,7 +42,8 @@ class MappedFile:
         self._check_regular()
         try:
             with open(self.path, "rb") as file:
-                self.size = os.fstat(file.fileno()).st_size
+                self._opened = _version(file.fileno())
+                self.size = self._opened[0]
                 if self.size == 0:
                     raise self.error("is empty", "download or copy it again")
                 if use_mmap:
@@ -43,6 +53,10 @@ class MappedFile:
                     self._read(file, 0, self.size)
                 self.bytes = np.frombuffer(self._map, np.uint8)
                 self.bytes.flags.writeable = False
+                # Of this file, whatever its name comes to mean: one that is replaced by renaming lives on.
+                self._descriptor = os.dup(file.fileno())
+                self._close = weakref.finalize(self, os.close, self._descriptor)
+                self._close.atexit = False
         except OSError as error:
             raise self.error(f"cannot be read: {error.strerror}", "check its permissions") from error
 
@@ -93,16 +107,36 @@ class MappedFile:
                 self._gone.add((start, nbytes))
 
     def fetch(self, start, nbytes):
-        """Read [start, start + nbytes) again if it was given back."""
-        if (start, nbytes) in self._gone:
-            with open(self.path, "rb") as file:
+        """Make sure that [start, start + nbytes) can be read, a microsecond where it can: of a copy in memory read it
+        again if it was given back. FileChanged where the file was written to or cut off since it was opened.
+        """
+        if self.mapped:
+            self._check_version()
+        elif (start, nbytes) in self._gone:
+            self._check_version()
+            with open(self._descriptor, "rb", closefd=False) as file:
                 self._read(file, start, nbytes)
             self._gone.remove((start, nbytes))
+
+    def _check_version(self):
+        now = _version(self._descriptor)
+        if now != self._opened:
+            raise FileChanged(
+                f"{self.path}: was written to while in use: it had {self.size} bytes when it was opened, now it has "
+                f"{now[0]}; start again once it is complete"
+            )
 
     def close(self):
         """Let go of the file; arrays still in use keep the mapping alive until they are gone."""
         self.bytes = None
         self._map = None
+        self._close()
+
+
+def _version(descriptor):
+    """Return what tells whether an open file was written to: its size and the time of the last change."""
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns
 
 
 class Cursor:

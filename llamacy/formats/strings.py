@@ -1,4 +1,4 @@
-"""A list of strings that stays where it is in the file: a vocabulary of 260,000 tokens costs two arrays."""
+"""A list of strings in one buffer: a vocabulary of 260,000 tokens costs three arrays and no Python strings."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ import numpy as np
 class StringArray(Sequence):
     """Strings as views into one buffer.
 
-    buffer   uint8 (n_bytes,)    usually the mapped file
+    buffer   uint8 (n_bytes,)    usually as they stood in a file, lengths between them
     starts   int64 (n_strings,)  where each string begins in `buffer`
     lengths  int64 (n_strings,)  its bytes
     """

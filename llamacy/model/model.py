@@ -67,6 +67,18 @@ class Model:
         self.family = ARCHITECTURES[config.architecture]
         self.adapters = []  # (Adapter, user scale)
         self._norms = []  # per adapter {(layer, norm): what it adds to the norm's weights}
+        self._base_norms = {}  # the file's own of those: steps must not go back to the file for them
+        apart = self.family.output in file.tensors and file.is_mapped
+        self._looked_up = self.family.embedding if apart else None
+
+    def check_file(self):
+        """Raise FileChanged where a step would read the model's file and that is no longer what was opened.
+
+        Packed weights need no file: only an embedding that is not the output matrix too is read from it. Costs a
+        microsecond. A file cut off between this and the end of the step still ends the process (SIGBUS).
+        """
+        if self._looked_up:
+            self.file.check(self._looked_up)
 
     def new_session(self, n_slots=1, n_ctx=2048, max_batch=512):
         """Return a Session: a KV cache of n_slots sequences of n_ctx positions, up to max_batch tokens a step."""
@@ -88,6 +100,7 @@ class Model:
             warnings.warn(f"{adapter.path}: left out {some(adapter.left_out)}: no LoRA pairs", stacklevel=2)
         pairs = {self._place(adapter, name, pair): (pair.a, pair.b, pair.scale) for name, pair in adapter.pairs.items()}
         norms = {self._norm_place(adapter, name, delta): delta for name, delta in adapter.norms.items()}
+        self._base_norms |= {place: self._base_norm(place) for place in norms if place not in self._base_norms}
         index = self.weights.add_adapter(pairs)
         self.adapters.append((adapter, scale))
         self._norms.append(norms)
@@ -104,7 +117,7 @@ class Model:
                 for norms, (_, user) in zip(self._norms, self.adapters, strict=True)
                 if place in norms
             ]
-            self.weights.set_norm(*place, self._base_norm(place) + np.sum(deltas, axis=0))
+            self.weights.set_norm(*place, self._base_norms[place] + np.sum(deltas, axis=0))
 
     def _norm_place(self, adapter, name, delta):
         """Return (layer, norm) of the norm vector that an adapter shifts, its length checked."""
@@ -177,8 +190,10 @@ class Session:
 
         Token i sits at positions[i] of slot slots[i]: it is written to that slot's cache and attends to all positions
         up to its own there. Positions already used are overwritten, which is how a sequence is cut back.
-        lora_scales: f32 (T, n_adapters), on top of the adapters' own scales; None for 1. ValueError out of range.
+        lora_scales: f32 (T, n_adapters), on top of the adapters' own scales; None for 1. ValueError out of range,
+        FileChanged where the model's file is needed and was written to.
         """
+        self.model.check_file()
         if lora_scales is not None:
             lora_scales = np.ascontiguousarray(lora_scales, np.float32)
         arrays = (np.ascontiguousarray(values, np.int32) for values in (tokens, positions, slots, logits_at))

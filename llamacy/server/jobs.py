@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
 from llamacy.errors import LlamacyError, RequestError
+from llamacy.formats.mapped import FileChanged
 from llamacy.generate.engine import Closed, QueueFull
 from llamacy.generate.grammar import Constraint
 from llamacy.generate.request import Request
@@ -159,6 +160,7 @@ class Job(Submission):
 STATUSES = (
     (QueueFull, 429, {"Retry-After": "1"}, False),
     (Closed, 503, {}, False),
+    (FileChanged, 503, {}, True),
     (RequestError, 400, {}, False),
     (LlamacyError, 500, {}, True),
 )

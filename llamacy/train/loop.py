@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from llamacy.errors import LlamacyError
+from llamacy.formats.mapped import FileChanged
 from llamacy.train.batches import Plan
 from llamacy.train.checkpoint import load_checkpoint, save_checkpoint
 from llamacy.train.memory import peak_rss_bytes
@@ -93,7 +94,12 @@ class Run:
         ended = "end"
         first = self.done.step
         for step in range(first, self.plan.n_steps):
-            self._train(step, stop)
+            try:
+                self._train(step, stop)
+            except FileChanged:  # the model is lost, what was trained so far is not
+                if self.done.step > first:
+                    self.save()
+                raise
             if self.options.early_stop and self.done.n_worse >= self.options.early_stop:
                 ended = "early"
             elif stop:

@@ -109,6 +109,7 @@ class Trainer:
 
     def _run(self, packed, weight, backward=True, dropout_key=None):
         """One pass over packed sequences, past the layers below the first trained one where their outputs are kept."""
+        self.model.check_file()
         if self.prefix is None:
             return self._pass.run(*packed, weight, backward, dropout_key=dropout_key)
         tokens, starts, _ = packed

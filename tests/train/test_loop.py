@@ -12,6 +12,7 @@ import pytest
 
 from llamacy.errors import LlamacyError
 from llamacy.formats.adapter import load_adapter
+from llamacy.formats.mapped import FileChanged
 from llamacy.train.checkpoint import load_checkpoint
 from llamacy.train.loop import Run
 from llamacy.train.options import TrainOptions
@@ -211,6 +212,25 @@ def full_disk(monkeypatch):
         monkeypatch.setattr(os, "fsync", full)
 
     return fill
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_a_model_file_that_changes_ends_the_run_with_what_was_trained(tmp_path, first):
+    class Changing(FakeTrainer):
+        def step(self, *arguments):
+            if self.n_steps == first:
+                raise FileChanged("model.gguf: was written to")
+            return super().step(*arguments)
+
+    bench = Bench(tmp_path, Changing())
+    with pytest.raises(FileChanged, match="was written to"):
+        bench.run.go()
+    if first:
+        assert (
+            bench.saved_step() == first and load_checkpoint(bench.outputs.checkpoint)[0]["progressed"]["step"] == first
+        )
+    else:
+        assert not os.path.exists(bench.outputs.adapter)
 
 
 def test_a_full_disk_at_the_end_leaves_the_old_adapter(tmp_path, full_disk):
