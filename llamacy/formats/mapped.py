@@ -90,7 +90,7 @@ class MappedFile:
         file.seek(start)
         with memoryview(self._map)[start : start + nbytes] as target:
             if file.readinto(target) < nbytes:
-                raise self.error("became shorter while it was read", "wait until it is complete")
+                raise FileChanged(f"{self.path}: became shorter while it was read; wait until it is complete")
 
     def release(self, start, nbytes, done=False):
         """Give the whole pages inside [start, start + nbytes) back to the system; they are read again when touched.
@@ -113,9 +113,9 @@ class MappedFile:
         if self.mapped:
             self._check_version()
         elif (start, nbytes) in self._gone:
-            self._check_version()
             with open(self._descriptor, "rb", closefd=False) as file:
                 self._read(file, start, nbytes)
+            self._check_version()
             self._gone.remove((start, nbytes))
 
     def _check_version(self):
