@@ -15,7 +15,7 @@ cdef enum KvType:
 cdef enum:
     CHUNK = 256                 # positions that share a softmax; see attention.pyx
 
-cdef struct Head:               # one KV head of one sequence
+cdef struct KvHead:               # one KV head of one sequence
     uint8_t* tiles
     size_t stride
     int k_type
@@ -27,9 +27,9 @@ cdef inline size_t part_floats(int head_dim) noexcept nogil:
 
 cdef size_t tile_part_bytes(int head_dim, int kind) noexcept nogil
 cdef size_t attend_bytes(int rows, int head_dim) noexcept nogil
-cdef void store_kv(const Head* head, int position, int head_dim, const float* k, const float* v) noexcept nogil
-cdef void attend(const float* q, size_t ldq, int n_tokens, int group, int head_dim, float scale, int position, const Head* head, float* out, size_t ldo, float* work) noexcept nogil
-cdef void attend_part(const float* q, size_t ldq, int n_tokens, int group, int head_dim, float scale, int position, int chunk, const Head* head,
+cdef void store_kv(const KvHead* head, int position, int head_dim, const float* k, const float* v) noexcept nogil
+cdef void attend(const float* q, size_t ldq, int n_tokens, int group, int head_dim, float scale, int position, const KvHead* head, float* out, size_t ldo, float* work) noexcept nogil
+cdef void attend_part(const float* q, size_t ldq, int n_tokens, int group, int head_dim, float scale, int position, int chunk, const KvHead* head,
                       float* parts, size_t ld_token, size_t ld_head, float* work) noexcept nogil
 cdef void join_parts(float* parts, int n_chunks, int head_dim, float* out) noexcept nogil
 cdef size_t attend_backward_bytes(int n, int head_dim) noexcept nogil

@@ -24,8 +24,8 @@ import numpy as np
 cdef enum:
     STEP = 64           # positions of values brought to f32 at a time
     LDS = CHUNK + 16    # floats from row to row of scores: rows 1 KB apart would share four sets of the first-level cache
-    FEW = 8             # query rows up to which the cache is read as it lies; more share a copy in f32
-    AHEAD = 2           # tiles between what is asked of memory and what is read
+    DIRECT_ROWS = 8             # query rows up to which the cache is read as it lies; more share a copy in f32
+    PREFETCH_TILES = 2           # tiles between what is asked of memory and what is read
     BLOCK = 32          # query rows of a backward block
 
 cdef float F16_MAX = 65504
@@ -54,7 +54,7 @@ cdef size_t tile_part_bytes(int head_dim, int kind) noexcept nogil:
     return scales_bytes(head_dim, kind) + 16 * padded(head_dim, 16) * element_bytes(kind)
 
 
-cdef inline uint8_t* tile_at(const Head* head, int position, int head_dim) noexcept nogil:
+cdef inline uint8_t* tile_at(const KvHead* head, int position, int head_dim) noexcept nogil:
     """The tile of 16 positions that holds `position`: keys, then values."""
     cdef size_t bytes = tile_part_bytes(head_dim, head.k_type) + tile_part_bytes(head_dim, head.v_type)
     return head.tiles + position // CHUNK * head.stride + position % CHUNK // 16 * bytes
@@ -100,7 +100,7 @@ cdef inline void store_row(uint8_t* part, int kind, int head_dim, const float* x
             (<int8_t*>data)[at + step * (b + i)] = code[i]
 
 
-cdef void store_kv(const Head* head, int position, int head_dim, const float* k, const float* v) noexcept nogil:
+cdef void store_kv(const KvHead* head, int position, int head_dim, const float* k, const float* v) noexcept nogil:
     """Write one position's key and value (head_dim,) to the head's cache."""
     cdef uint8_t* tile = tile_at(head, position, head_dim)
     store_row(tile, head.k_type, head_dim, k, position % 16, True)
@@ -302,7 +302,7 @@ cdef size_t attend_bytes(int rows, int head_dim) noexcept nogil:
     return 4 * (rows * (3 * hd + LDS + 4) + STEP * hd) + 64
 
 
-cdef void attend_chunk(const float* q, int rows, int group, int head_dim, int position, int chunk, const Head* head, float* o, float* peaks, float* totals, float* work) noexcept nogil:
+cdef void attend_chunk(const float* q, int rows, int group, int head_dim, int position, int chunk, const KvHead* head, float* o, float* peaks, float* totals, float* work) noexcept nogil:
     """o[r] (head_dim padded to 16) = sum over the chunk's positions of exp(score - peak) v, with peaks[r] and totals[r].
 
     q: scaled queries (rows, padded), token t's at rows t group and on, at position + t; rows that do not see the chunk
@@ -312,7 +312,7 @@ cdef void attend_chunk(const float* q, int rows, int group, int head_dim, int po
     cdef size_t tile = k_bytes + tile_part_bytes(head_dim, head.v_type)
     cdef int start = chunk * CHUNK, end = min(start + CHUNK, position + rows // group), n_tiles = (end - start + 15) // 16
     cdef int r, j, g, i, n, lo = max(0, start - position) * group, first, width = 16 * n_tiles
-    cdef bint few = rows - lo <= FEW
+    cdef bint few = rows - lo <= DIRECT_ROWS
     cdef bint whole = head.k_type == KV_S16
     cdef const uint8_t* base = head.tiles + chunk * head.stride
     cdef float* s = work
@@ -321,8 +321,8 @@ cdef void attend_chunk(const float* q, int rows, int group, int head_dim, int po
         memset(s + <size_t>lo * LDS, 0, 4 * <size_t>(rows - lo) * LDS)
     for j in range(n_tiles):
         first = max(lo, (start + 16 * j - position) * group)
-        if few and j + AHEAD < n_tiles:
-            fetch(base + (j + AHEAD) * tile, tile)
+        if few and j + PREFETCH_TILES < n_tiles:
+            fetch(base + (j + PREFETCH_TILES) * tile, tile)
         if whole:
             scores16(base + j * tile, q + first * hdp, hdp, rows - first, s + first * LDS + 16 * j, LDS)
         elif few:
@@ -385,7 +385,7 @@ cdef inline void scaled_queries(const float* q, size_t ldq, int n_tokens, int gr
             round_query(out + r * hdp, hdp, steps[r])
 
 
-cdef void attend(const float* q, size_t ldq, int n_tokens, int group, int head_dim, float scale, int position, const Head* head, float* out, size_t ldo, float* work) noexcept nogil:
+cdef void attend(const float* q, size_t ldq, int n_tokens, int group, int head_dim, float scale, int position, const KvHead* head, float* out, size_t ldo, float* work) noexcept nogil:
     """out (n_tokens, group, head_dim) for tokens at position, position + 1, ... that share one KV head.
 
     q and out: the group's first head of the first token, token strides ldq, ldo. work: attend_bytes. The cache must
@@ -415,7 +415,7 @@ cdef void attend(const float* q, size_t ldq, int n_tokens, int group, int head_d
             o += hdp
 
 
-cdef void attend_part(const float* q, size_t ldq, int n_tokens, int group, int head_dim, float scale, int position, int chunk, const Head* head,
+cdef void attend_part(const float* q, size_t ldq, int n_tokens, int group, int head_dim, float scale, int position, int chunk, const KvHead* head,
                       float* parts, size_t ld_token, size_t ld_head, float* work) noexcept nogil:
     """One chunk's share of `attend`, for `join_parts` to put together: parts[t ld_token + g ld_head + chunk * part_floats]."""
     cdef size_t hdp = padded(head_dim, 16)
@@ -551,7 +551,7 @@ def forward(q, k, v, kv_type="f32", v_type=None, bint split=False):
     cdef int n_chunks = (T - 1) // CHUNK + 1
     cdef size_t ld = qv.shape[1] * hd, each = n_chunks * part_floats(hd)
     cdef float scale = 1 / <float>hd ** 0.5
-    cdef Head head
+    cdef KvHead head
     head.k_type, head.v_type = KV_TYPES[kv_type], KV_TYPES[v_type or kv_type]
     head.stride = CHUNK // 16 * (tile_part_bytes(hd, head.k_type) + tile_part_bytes(hd, head.v_type))
     cdef uint8_t[::1] cache = np.zeros(n_chunks * head.stride, np.uint8), work = np.empty(attend_bytes(T * group, hd), np.uint8)

@@ -6,7 +6,7 @@
 from libc.stdint cimport uint64_t
 
 from ..products.gemm cimport panel_add
-from .lowrank cimport Pair, scaled_product
+from .lowrank cimport LoraPair, scaled_product
 from ..simd.verbs cimport vf_add, vf_load, vf_set1, vf_store
 
 cdef enum:
@@ -39,7 +39,7 @@ cdef inline size_t dropout_floats(int n_tokens, int widest) noexcept nogil:
     return max(16 * <size_t>n_tokens, DROP_ROWS * <size_t>widest)
 
 
-cdef inline void dropped_input(const Pair* p, const Dropout* d, int matrix, int first, const float* x, size_t ldx, int rows, float* u, size_t ldu, float* work) noexcept nogil:
+cdef inline void dropped_input(const LoraPair* p, const Dropout* d, int matrix, int first, const float* x, size_t ldx, int rows, float* u, size_t ldu, float* work) noexcept nogil:
     """u = scale * A (x o m) for `rows` tokens from row `first` of the call on"""
     cdef int r, i, tile, n
     for r in range(0, rows, 4):
@@ -50,7 +50,7 @@ cdef inline void dropped_input(const Pair* p, const Dropout* d, int matrix, int 
         scaled_product(p.at, p.width, p.n_in, p.scale, work, p.in_p, n, u + r * ldu, ldu)
 
 
-cdef inline void dropped_gradient(const Pair* p, const Dropout* d, int matrix, const float* dut, size_t ldt, const float* x, size_t ldx, int n_tokens, int lo, int hi, float* work) noexcept nogil:
+cdef inline void dropped_gradient(const LoraPair* p, const Dropout* d, int matrix, const float* dut, size_t ldt, const float* x, size_t ldx, int n_tokens, int lo, int hi, float* work) noexcept nogil:
     """ga (r, n_in) += du^T (x o m) for column tiles lo..hi"""
     cdef int t, tile
     for tile in range(lo, hi):
@@ -59,7 +59,7 @@ cdef inline void dropped_gradient(const Pair* p, const Dropout* d, int matrix, c
         panel_add(work, 16, n_tokens, dut, ldt, p.rank, p.ga + 16 * tile, p.in_p)
 
 
-cdef inline void dropped_backward(const Pair* p, const Dropout* d, int matrix, const float* du, size_t ldu, int n_tokens, float* dx, size_t ldx, int lo, int hi, float* work) noexcept nogil:
+cdef inline void dropped_backward(const LoraPair* p, const Dropout* d, int matrix, const float* du, size_t ldu, int n_tokens, float* dx, size_t ldx, int lo, int hi, float* work) noexcept nogil:
     """dx += m o (A^T du) for column tiles lo..hi"""
     cdef int t, tile
     for tile in range(lo, hi):

@@ -7,7 +7,7 @@ from ..products.inputs cimport padded
 from ..products.gemm cimport panel_add
 from ..simd.verbs cimport vf_load, vf_mul, vf_set1, vf_store
 
-cdef struct Pair:
+cdef struct LoraPair:
     int rank                # 0: this matrix is not trained
     int width               # w
     int n_in
@@ -23,12 +23,12 @@ cdef struct Pair:
     float* gbt              # (r, N)
 
 
-cdef inline void pair_size(Pair* p, int rank, float scale, int n_in, int n_out) noexcept nogil:
+cdef inline void pair_size(LoraPair* p, int rank, float scale, int n_in, int n_out) noexcept nogil:
     p.rank, p.width, p.scale, p.n_in, p.n_out = rank, <int>padded(rank, 16), scale, n_in, n_out
     p.in_p, p.out_p = <int>padded(n_in, 16), <int>padded(n_out, 16)
 
 
-cdef inline int columns_before(const Pair* pairs, int slot) noexcept nogil:
+cdef inline int columns_before(const LoraPair* pairs, int slot) noexcept nogil:
     """The column of a layer's joint low-rank inputs where one matrix's part begins; pairs: of its first matrix on"""
     cdef int i, at = 0
     for i in range(slot):
@@ -36,7 +36,7 @@ cdef inline int columns_before(const Pair* pairs, int slot) noexcept nogil:
     return at
 
 
-cdef inline void pair_transpose(Pair* p, int lo, int hi) noexcept nogil:
+cdef inline void pair_transpose(LoraPair* p, int lo, int hi) noexcept nogil:
     """Refresh at and bn from a and bt, rows lo..hi of both."""
     cdef int i, j
     for i in range(lo, min(hi, p.n_in)):
@@ -58,24 +58,24 @@ cdef inline void scaled_product(const float* panel, int width, int n, float scal
             vf_store(u + t * ldu + c, vf_mul(vf_load(u + t * ldu + c), vf_set1(scale)))
 
 
-cdef inline void pair_input(const Pair* p, const float* x, size_t ldx, int rows, float* u, size_t ldu) noexcept nogil:
+cdef inline void pair_input(const LoraPair* p, const float* x, size_t ldx, int rows, float* u, size_t ldu) noexcept nogil:
     """u = scale * A x"""
     scaled_product(p.at, p.width, p.n_in, p.scale, x, ldx, rows, u, ldu)
 
 
-cdef inline void pair_output(const Pair* p, const float* u, size_t ldu, int rows, float* y, size_t ldy, int lo, int hi) noexcept nogil:
+cdef inline void pair_output(const LoraPair* p, const float* u, size_t ldu, int rows, float* y, size_t ldy, int lo, int hi) noexcept nogil:
     """y += B u for row tiles lo..hi"""
     cdef int tile
     for tile in range(lo, hi):
         panel_add(p.bt + 16 * tile, p.out_p, p.rank, u, ldu, rows, y + 16 * tile, ldy)
 
 
-cdef inline void pair_input_backward(const Pair* p, const float* dy, size_t ldy, int rows, float* du, size_t ldu) noexcept nogil:
+cdef inline void pair_input_backward(const LoraPair* p, const float* dy, size_t ldy, int rows, float* du, size_t ldu) noexcept nogil:
     """du = scale * B^T dy, the gradient with respect to A x"""
     scaled_product(p.bn, p.width, p.n_out, p.scale, dy, ldy, rows, du, ldu)
 
 
-cdef inline void turn_rows(const float* u, size_t ldu, int lo, int hi, int rank, float* ut, size_t ldt) noexcept nogil:
+cdef inline void transpose_rows(const float* u, size_t ldu, int lo, int hi, int rank, float* ut, size_t ldt) noexcept nogil:
     """ut (r, T) from u (T, w), tokens lo..hi"""
     cdef int t, j
     for t in range(lo, hi):
@@ -92,7 +92,7 @@ cdef inline void pair_gradient(const float* left, size_t ldl, int rank, const fl
             panel_add(right + t * ldr + 16 * tile, ldr, min(32, n_tokens - t), left + t, ldl, rank, g + 16 * tile, ldg)
 
 
-cdef inline void pair_backward(const Pair* p, const float* du, size_t ldu, int rows, float* dx, size_t ldx, int lo, int hi) noexcept nogil:
+cdef inline void pair_backward(const LoraPair* p, const float* du, size_t ldu, int rows, float* dx, size_t ldx, int lo, int hi) noexcept nogil:
     """dx += A^T du for column tiles lo..hi"""
     cdef int tile
     for tile in range(lo, hi):

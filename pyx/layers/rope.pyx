@@ -13,8 +13,8 @@ cdef void rope_angles(int position, const double* frequencies, int n_rot, float*
         sine[i] = <float>sin(position * frequencies[i])
 
 
-cdef inline void turn(float* x, int n_head, int head_dim, int n_rot, const float* cosine, const float* sine,
-                      int layout, float sign) noexcept nogil:
+cdef inline void rotate(float* x, int n_head, int head_dim, int n_rot, const float* cosine, const float* sine,
+                        int layout, float sign) noexcept nogil:
     cdef int _h, i, first, second, step = 2 if layout == PAIRS else 1, half = n_rot // 2
     cdef int gap = 1 if layout == PAIRS else half
     cdef float a, b
@@ -30,12 +30,12 @@ cdef inline void turn(float* x, int n_head, int head_dim, int n_rot, const float
 
 cdef void rope(float* x, int n_head, int head_dim, int n_rot, const float* cosine, const float* sine, int layout) noexcept nogil:
     """Turn x (n_head, head_dim) in place: (a, b) -> (a cos - b sin, b cos + a sin)."""
-    turn(x, n_head, head_dim, n_rot, cosine, sine, layout, 1)
+    rotate(x, n_head, head_dim, n_rot, cosine, sine, layout, 1)
 
 
 cdef void rope_backward(float* dx, int n_head, int head_dim, int n_rot, const float* cosine, const float* sine, int layout) noexcept nogil:
     """Turn dx back in place: the transpose of a rotation is the opposite rotation."""
-    turn(dx, n_head, head_dim, n_rot, cosine, sine, layout, -1)
+    rotate(dx, n_head, head_dim, n_rot, cosine, sine, layout, -1)
 
 
 def rows(x, positions, frequencies, int layout, bint backward=False):

@@ -9,7 +9,7 @@ from .weight_types cimport Kernel
 cdef struct Packed:
     const Kernel* kernel
     uint8_t* tiles
-    float* units                # (n_tiles, 16) of the rows' scales, see spans.pyx; NULL where the type has no such product
+    float* units                # (n_tiles, 16) of the rows' scales, see superblocks.pyx; NULL where the type has no such product
     int n_rows
     int n_cols
     int n_tiles                 # ceil(n_rows / 16)

@@ -6,12 +6,12 @@ rounded per block of 32. The float operations of one output element and their or
 only, never on T, on the thread count or on the tile it falls in.
 """
 
-from .inputs cimport BACK_ROWS, EXACT, FEW, INT16, INT8, W_LIMIT, aligned, even_chunk
+from .inputs cimport BACK_ROWS, EXACT, STREAM_TOKENS, INT16, INT8, W_LIMIT, aligned, even_chunk
 from libc.stdint cimport int8_t, int16_t, uint8_t
 from libc.string cimport memset
 
 from .gemm8 cimport gemm_u8
-from .panels cimport PART_TOKENS, Rows, rows_at, tile_load, tile_store
+from .panels cimport PART_TOKENS, FourTokens, four_tokens, tile_load, tile_store
 from ..simd.verbs cimport (
     prefetch, transpose8, vb, vb_load, vf, vf_abs, vf_div, vf_fma, vf_fma1, vf_load, vf_max, vf_mul, vf_set1,
     vf_store, vf_to_i, vh, vh_dot, vh_sum, vh_zero, vi, vi_add, vi_dot, vi_times128, vi_to_f, vi_zero, vw, vw_join,
@@ -170,11 +170,11 @@ cdef void matvec_split(const Packed* w, const Acts* x, size_t t, int tile, float
 cdef inline void tokens_s16(const int16_t* q, const float* d, const float* m, int b, int n, const Acts* x, int t0, int t1,
                             float* y, size_t ldy, bint has_min) noexcept nogil:
     cdef float sums[64]
-    cdef Rows r
+    cdef FourTokens r
     cdef size_t nb = x.n_blocks, at
     cdef int t = t0, new
     while t < t1:
-        new = rows_at(&r, t, t1)
+        new = four_tokens(&r, t, t1)
         at = r.first * nb + b
         tile_load(sums, y + t * ldy, ldy, &r, b == 0)
         panel_s16(q, d, m, n, x.q16 + 32 * at, 32 * nb * r.stride, x.scale16 + at, x.sum16 + at, nb * r.stride, has_min, sums)
@@ -250,7 +250,7 @@ cdef inline void few_spans(const Packed* w, const Acts* x, int tile, float* y, s
         t += 1
 
 
-cdef int two_groups(const Packed* w, const Acts* x, float* y, int lo, int hi) noexcept nogil:
+cdef int two_tiles(const Packed* w, const Acts* x, float* y, int lo, int hi) noexcept nogil:
     """One token reads the first and the second half of the row groups side by side where the type can; returns where to go on"""
     cdef const Kernel* k = w.kernel
     cdef const uint8_t* tiles = w.tiles
@@ -279,9 +279,9 @@ cdef void matmul_tiles(const Packed* w, const Acts* x, int precision, float* y, 
     cdef int t, tile
     precision = precision_of(w, precision)
     if precision == INT8 and x.n_rows == 1:
-        lo = two_groups(w, x, y, lo, hi)
+        lo = two_tiles(w, x, y, lo, hi)
     # matvec knows one form of inputs, the fastest that its type has
-    if x.n_rows < (FEW + 1 if k.matvec4 != NULL else 4) and precision == precision_of(w, INT8):
+    if x.n_rows < (STREAM_TOKENS + 1 if k.matvec4 != NULL else 4) and precision == precision_of(w, INT8):
         for tile in range(lo, hi):
             if precision == INT8 and x.span > 1:
                 few_spans(w, x, tile, y + 16 * tile, ldy)
@@ -376,10 +376,10 @@ cdef inline void back_last(const int16_t* q, const float* d, int turns, const in
                            float* y, size_t ldy) noexcept nogil:
     """The same for the last n_tokens % 4, beside earlier ones whose results are thrown away"""
     cdef float sums[64]
-    cdef Rows r
+    cdef FourTokens r
     cdef int t = n_tokens & ~3, new
     while t < n_tokens:
-        new = rows_at(&r, t, n_tokens)
+        new = four_tokens(&r, t, n_tokens)
         tile_load(sums, y + t * ldy, ldy, &r, False)
         back_tile(q, d, turns, dyq + BACK_ROWS * r.first, BACK_ROWS * r.stride, dys + r.first, r.stride, sums, 16)
         tile_store(sums, y + t * ldy, ldy, &r)

@@ -1,6 +1,6 @@
 """Prompts and batches with 8-bit inputs: y = W x from panels of weights, unpacked once for up to 128 tokens.
 
-Two ways to end a block: in f32 where each has a step of its own, in int32 where SPAN blocks share one (spans.pyx).
+Two ways to end a block: in f32 where each has a step of its own, in int32 where SPAN blocks share one (superblocks.pyx).
 """
 
 from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t
@@ -9,7 +9,7 @@ from .inputs cimport PANEL_SPANS, SPAN, U8_BLOCKS, aligned, even_chunk, span_chu
 from .gemm cimport Packed, panel_add
 from .weight_types cimport Kernel
 from .outliers cimport Columns, add_columns, find_columns
-from .panels cimport PART_TOKENS, Rows, rows_at, tile_load, tile_store
+from .panels cimport PART_TOKENS, FourTokens, four_tokens, tile_load, tile_store
 from ..simd.verbs cimport (
     vb, vb_load, vf, vf_load, vf_set1, vf_store, vh, vh_mix, vh_sum, vh_zero, vi, vi_add, vi_load, vi_store,
     vi_zero, vw, vw_load,
@@ -68,11 +68,11 @@ cdef inline void tokens_u8(const uint8_t* q, const float* d, const float* m, int
                            float* y, size_t ldy, bint fifth) noexcept nogil:
     """Tokens t0..t1 with an unpacked panel of n blocks from block b on"""
     cdef float sums[64]
-    cdef Rows r
+    cdef FourTokens r
     cdef size_t nb = x.n_blocks, at
     cdef int t = t0, new
     while t < t1:
-        new = rows_at(&r, t, t1)
+        new = four_tokens(&r, t, t1)
         at = r.first * nb + b
         tile_load(sums, y + t * ldy, ldy, &r, b == 0)
         panel_u8(q, d, m, n, x.q8 + 32 * at, 32 * nb * r.stride, x.scale8 + at, x.sum8 + at, nb * r.stride, fifth, sums)
@@ -167,11 +167,11 @@ cdef inline void tokens_span(const SpanPanel* p, const float* units, int b, int 
                              float* y, size_t ldy, bint fifth, bint fresh) noexcept nogil:
     """Tokens t0..t1 with an unpacked panel of n blocks from block b on"""
     cdef float sums[64]
-    cdef Rows r
+    cdef FourTokens r
     cdef size_t nb = x.n_blocks, at
     cdef int t = t0, new, i
     while t < t1:
-        new = rows_at(&r, t, t1)
+        new = four_tokens(&r, t, t1)
         at = r.first * nb + b
         panel_span(p, n, <const uint8_t*>x.q8 + 32 * at, 32 * nb * r.stride, x.scale8 + at, nb * r.stride, fifth, sums)
         for i in range(new):
@@ -189,7 +189,7 @@ cdef void add_minima(const SpanPanel* p, int b, int n, const Acts* x, int t0, in
 
 
 cdef void gemm_spans(const Packed* w, const Acts* x, float* y, size_t ldy, int lo, int hi) noexcept nogil:
-    """Inputs are raised (acts.pxd)"""
+    """Inputs are raised (inputs.pxd)"""
     cdef uint8_t memory[(512 + 64 + 128) * U8_BLOCKS + 64 * PANEL_SPANS + 64 * 32 * U8_BLOCKS + 64]     # a SpanPanel, columns
     cdef SpanPanel* p = <SpanPanel*>aligned(memory)
     cdef float* columns = <float*>(p + 1)
@@ -220,7 +220,7 @@ cdef void gemm_spans(const Packed* w, const Acts* x, float* y, size_t ldy, int l
 
 
 cdef void gemm_u8(const Packed* w, const Acts* x, float* y, size_t ldy, int lo, int hi) noexcept nogil:
-    """y[t][16 lo .. 16 hi) = W x for more than FEW inputs"""
+    """y[t][16 lo .. 16 hi) = W x for more than STREAM_TOKENS inputs"""
     if x.span > 1:
         gemm_spans(w, x, y, ldy, lo, hi)
     else:

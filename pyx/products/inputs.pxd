@@ -16,8 +16,8 @@ cdef enum:
     U8_BLOCKS = 40              # blocks of 32 columns unpacked at a time, at most: 20 KB of codes, L1
     OUTLIERS = 3                # values that a block may set aside
     PANEL_SPANS = 5             # U8_BLOCKS // SPAN
-    SPAN = 8                    # blocks of wide models that share a step: their products are summed as integers, see spans.pyx
-    FEW = 16                    # inputs up to which tiles are multiplied as they stream by: unpacking would not pay
+    SPAN = 8                    # blocks of wide models that share a step: their products are summed as integers, see superblocks
+    STREAM_TOKENS = 16                    # inputs up to which tiles are multiplied as they stream by: unpacking would not pay
 
 cdef struct Outliers:           # values of a block that its codes do not hold: its codes are 0 there
     uint8_t k[4]                # their places, 0 .. 31

@@ -4,7 +4,7 @@
 than the rest, as a few channels of every model's activations are; such a block's step is coarse for the whole product.
 Values over `outlier_over` times the blocks' mean largest value are set aside, up to three a block, and multiplied in f32:
 a column of W times one number, for a few columns of hundreds. Wide models, which average more noise out, share a step among
-SPAN blocks (spans.pyx).
+SPAN blocks (superblocks.pyx).
 """
 
 from libc.math cimport fabsf
@@ -25,7 +25,7 @@ cdef void acts_for_width(Acts* x, int n_embd) noexcept nogil:
     """How 8-bit codes are made for a model of this width; after acts_place, which asks for steps of one block each"""
     if n_embd < 1024:
         return
-    x.outlier_over, x.span, x.raised = 1.5, SPAN, x.n_rows > FEW
+    x.outlier_over, x.span, x.raised = 1.5, SPAN, x.n_rows > STREAM_TOKENS
 
 
 cdef size_t acts_bytes(int n_rows, int n_cols, int precisions) noexcept nogil:

@@ -1,4 +1,4 @@
-"""What 8-bit inputs set aside (acts.pyx), multiplied in f32: a column of W times one number, for a few columns of hundreds.
+"""What 8-bit inputs set aside (inputs.pyx), multiplied in f32: a column of W times one number, for a few columns of hundreds.
 
 For many tokens each column that they meet is widened once per strip of weights; for few it is looked up in the tiles. Both
 add block after block, outlier after outlier, so that their results are equal bit for bit.

@@ -1,14 +1,14 @@
-# Layouts with f32 scales and the types that use them: see wide.pyx.
+# Layouts with f32 scales and the types that use them: see scale_tiles.pyx.
 
 from libc.stdint cimport int16_t, uint8_t
 
 from .inputs cimport Acts
 
 cdef enum:                  # bytes of a tile
-    PAIRS = 544
-    WIDE = 576
-    SCALED = 640
-    HALVES = 704
+    PAIRS_BYTES = 544
+    WIDE_BYTES = 576
+    SCALED_BYTES = 640
+    HALVES_BYTES = 704
 
 cdef void pack_q2_k(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil
 cdef void pack_q3_k(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil

@@ -1,6 +1,6 @@
 """Layouts with f32 scales: types whose codes are 8-bit numbers, or whose scales span 16 columns. Layouts: tiles.pxd.
 
-Inputs are 16-bit integers of at most S16_LIMIT (acts.pxd); Q2_K, whose minima span 16 columns too, takes f32 inputs.
+Inputs are 16-bit integers of at most S16_LIMIT (inputs.pxd); Q2_K, whose minima span 16 columns too, takes f32 inputs.
 """
 
 from ..simd.verbs cimport (
@@ -43,7 +43,7 @@ cdef inline void pack_wide(const uint8_t* rows, size_t row_bytes, int n_rows, in
     cdef Group x
     cdef int r, j
     if n_rows < TILE_ROWS:
-        memset(tile, 0, HALVES if scales == FOLD_MIN else WIDE)
+        memset(tile, 0, HALVES_BYTES if scales == FOLD_MIN else WIDE_BYTES)
     for r in range(n_rows):
         group(rows + r * row_bytes + <size_t>(b // n_groups) * block_bytes, b % n_groups, &x)
         d[r] = x.d
@@ -66,7 +66,7 @@ cdef inline void pack_scaled(const uint8_t* rows, size_t row_bytes, int n_rows, 
     cdef Group x
     cdef int r
     if n_rows < TILE_ROWS:
-        memset(tile, 0, SCALED)
+        memset(tile, 0, SCALED_BYTES)
     for r in range(n_rows):
         group(rows + r * row_bytes + <size_t>(b >> 3) * block_bytes, b & 7, &x)
         put_pairs(x.q, r, tile)
@@ -132,7 +132,7 @@ cdef void s16_wide(const uint8_t* tile, int n, int16_t* q, float* d, float* m) n
         for p in range(16):
             vw_store(q + 32 * p, vw_load_s8(<const int8_t*>tile + 32 * p))
         memcpy(d + 16 * b, tile + TILE, 64)
-        tile += WIDE
+        tile += WIDE_BYTES
         q += TILE
 
 
@@ -146,7 +146,7 @@ cdef void f32_wide(const uint8_t* tile, int n, float* w) noexcept nogil:
             pair = vw_load_s8(<const int8_t*>tile + 32 * p)
             vf_store(w + 32 * p, vf_mul(d, vw_even(pair)))
             vf_store(w + 32 * p + 16, vf_mul(d, vw_odd(pair)))
-        tile += WIDE
+        tile += WIDE_BYTES
         w += TILE
 
 
@@ -164,7 +164,7 @@ cdef void s16_scaled(const uint8_t* tile, int n, int16_t* q, float* d, float* m)
         for p in range(16):
             vw_store(q + 32 * p, scaled_pair(tile, p))
         memcpy(d + 16 * b, tile + TILE + 64, 64)
-        tile += SCALED
+        tile += SCALED_BYTES
         q += TILE
 
 
@@ -178,20 +178,20 @@ cdef void f32_scaled(const uint8_t* tile, int n, float* w) noexcept nogil:
             pair = scaled_pair(tile, p)
             vf_store(w + 32 * p, vf_mul(d, vw_even(pair)))
             vf_store(w + 32 * p + 16, vf_mul(d, vw_odd(pair)))
-        tile += SCALED
+        tile += SCALED_BYTES
         w += TILE
 
 
 # ======== one token's product, and four tokens' ========
 
 cdef inline vw pair_of(const uint8_t* tile, int p, int tile_bytes) noexcept nogil:
-    return scaled_pair(tile, p) if tile_bytes == SCALED else vw_load_s8(<const int8_t*>tile + 32 * p)
+    return scaled_pair(tile, p) if tile_bytes == SCALED_BYTES else vw_load_s8(<const int8_t*>tile + 32 * p)
 
 
 cdef inline vf pairs_scale(const uint8_t* tile, int tile_bytes) noexcept nogil:
-    if tile_bytes == PAIRS:
+    if tile_bytes == PAIRS_BYTES:
         return vf_load_f16(tile + TILE)
-    return vf_load(<const float*>(tile + TILE + (64 if tile_bytes == SCALED else 0)))
+    return vf_load(<const float*>(tile + TILE + (64 if tile_bytes == SCALED_BYTES else 0)))
 
 
 cdef inline void matvec_pairs(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, int tile_bytes) noexcept nogil:
@@ -261,24 +261,24 @@ cdef inline void matvec4_pairs(const uint8_t* tile, int nb, const Acts* x, size_
 
 
 cdef void matvec_q8_0(const uint8_t* tile, int nb, int n_cols, const Acts* x, size_t t, float* y) noexcept nogil:
-    matvec_pairs(tile, nb, x, t, y, PAIRS)
+    matvec_pairs(tile, nb, x, t, y, PAIRS_BYTES)
 
 cdef void matvec4_q8_0(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy) noexcept nogil:
-    matvec4_pairs(tile, nb, x, t, y, ldy, PAIRS)
+    matvec4_pairs(tile, nb, x, t, y, ldy, PAIRS_BYTES)
 
 
 cdef void matvec_wide(const uint8_t* tile, int nb, int n_cols, const Acts* x, size_t t, float* y) noexcept nogil:
-    matvec_pairs(tile, nb, x, t, y, WIDE)
+    matvec_pairs(tile, nb, x, t, y, WIDE_BYTES)
 
 cdef void matvec4_wide(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy) noexcept nogil:
-    matvec4_pairs(tile, nb, x, t, y, ldy, WIDE)
+    matvec4_pairs(tile, nb, x, t, y, ldy, WIDE_BYTES)
 
 
 cdef void matvec_scaled(const uint8_t* tile, int nb, int n_cols, const Acts* x, size_t t, float* y) noexcept nogil:
-    matvec_pairs(tile, nb, x, t, y, SCALED)
+    matvec_pairs(tile, nb, x, t, y, SCALED_BYTES)
 
 cdef void matvec4_scaled(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy) noexcept nogil:
-    matvec4_pairs(tile, nb, x, t, y, ldy, SCALED)
+    matvec4_pairs(tile, nb, x, t, y, ldy, SCALED_BYTES)
 
 
 # ======== halves: a minimum per 16 columns, f32 inputs ========
@@ -294,7 +294,7 @@ cdef void f32_halves(const uint8_t* tile, int n, float* w) noexcept nogil:
             pair = vw_load_s8(<const int8_t*>tile + 32 * p)
             vf_store(w + 32 * p, vf_fma(d, vw_even(pair), m))
             vf_store(w + 32 * p + 16, vf_fma(d, vw_odd(pair), m))
-        tile += HALVES
+        tile += HALVES_BYTES
         w += TILE
 
 
@@ -308,6 +308,6 @@ cdef void matvec_halves(const uint8_t* tile, int nb, int n_cols, const Acts* x, 
         f32_halves(tile, 1, w)
         for j in range(32):
             acc = vf_fma1(vf_load(w + 16 * j), a[j], acc)
-        tile += HALVES
+        tile += HALVES_BYTES
         a += 32
     vf_store(y, acc)

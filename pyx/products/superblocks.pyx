@@ -11,7 +11,7 @@ times the panel's spans, summed from zero; what was set aside.
 
 Sums, codes less the offset being c (|c| <= 8, or 16), inputs a (|a| <= 127), scales s (|s| <= 4096):
   int16  raised inputs are at most 255: 8 steps of 2 products, 8 * 2 * 8 * 255 = 32640 < 32768 (4 * 2 * 16 * 255 as well)
-         few inputs meet codes without signs: kinds.pyx's bounds; sums of 4-bit ones begin with -4 times the sum A of the
+         few inputs meet codes without signs: weight_types.pyx's bounds; sums of 4-bit ones begin with -4 times the sum A of the
          block's inputs, A0 + A1 over the columns of the two int16 lanes: one ends as a sum of (code - 4) a, 16 * 11 * 127 at
          most, less 4 A1, 4 * 16 * 127 at most: 30480
   int32  the true sum of a span is at most 8 * 32 * 16 * 127 * 4096 = 2130706432 < 2 ** 31; on the way to it the sum may
@@ -163,7 +163,7 @@ cdef inline void matvec(const uint8_t* tile, const float* units, int nb, const A
 
 cdef inline void matvec2(const uint8_t* tile, const uint8_t* other, const float* units, const float* others, int nb, const Acts* x,
                          float* y, float* yo, int offset, bint has_min, int tile_bytes, bint wide) noexcept nogil:
-    """y[16], yo[16] = two row groups' products with input 0, see kinds.pyx's two_groups; bit for bit what matvec makes of each"""
+    """y[16], yo[16] = two row groups' products with input 0, see weight_types.pyx's two_groups; bit for bit what matvec makes of each"""
     cdef float sums[32]
     cdef int b = 0, end, first, chunk = span_chunk(nb)
     cdef vh h, ho

@@ -22,7 +22,7 @@ cdef enum:
     TILE_ROWS = 16
     TILE_COLS = 32
     TILE = 512
-    AHEAD = 1536            # how far ahead of their reading products of few tokens ask for memory, bytes
+    PREFETCH_BYTES = 1536            # how far ahead of their reading products of few tokens ask for memory, bytes
 
 
 cdef inline vb quad(const uint8_t* tile, bint fifth, vb high, int g) noexcept nogil:
@@ -64,11 +64,11 @@ cdef inline void close_block4(float* sums, size_t lds, vf d, vf m, const float* 
 
 cdef inline void prefetch_tile(const uint8_t* tile) noexcept nogil:
     """Ask for 320 bytes, a tile of 4-bit codes"""
-    prefetch(tile + AHEAD)
-    prefetch(tile + AHEAD + 64)
-    prefetch(tile + AHEAD + 128)
-    prefetch(tile + AHEAD + 192)
-    prefetch(tile + AHEAD + 256)
+    prefetch(tile + PREFETCH_BYTES)
+    prefetch(tile + PREFETCH_BYTES + 64)
+    prefetch(tile + PREFETCH_BYTES + 128)
+    prefetch(tile + PREFETCH_BYTES + 192)
+    prefetch(tile + PREFETCH_BYTES + 256)
 
 
 cdef inline void step_u8(vb w, const int8_t* a0, const int8_t* a1, const int8_t* a2, const int8_t* a3,
@@ -99,12 +99,12 @@ cdef inline void step2(const uint8_t* tile, const uint8_t* other, int g, const i
 
 
 cdef inline void prefetch2(const uint8_t* tile, const uint8_t* other, int at) noexcept nogil:
-    prefetch_line(tile + AHEAD + at)
-    prefetch_line(other + AHEAD + at)
+    prefetch_line(tile + PREFETCH_BYTES + at)
+    prefetch_line(other + PREFETCH_BYTES + at)
 
 
 cdef inline void block2(const uint8_t* tile, const uint8_t* other, const int8_t* a, vh* h, vh* ho) noexcept nogil:
-    """h += both tiles' codes times 32 values; int16 holds eight steps of 4-bit codes, see kinds.pyx
+    """h += both tiles' codes times 32 values; int16 holds eight steps of 4-bit codes, see weight_types.pyx
 
     What is read 1.5 KB later is asked for a line at a time: ten requests at once wait for each other and hold up the loads
     behind them, which makes a token of a large model 3 to 4 % slower.

@@ -1,7 +1,7 @@
 """The quantised types as the products see them: packing to tiles, unpacking to panels, one token's product.
 
 One section per layout, one block of one-line functions and one table row per type. Layouts: tiles.pxd; those with wide
-scales are in wide.pyx.
+scales are in scale_tiles.pyx.
 """
 
 from libc.stdint cimport int8_t, int16_t, uint8_t, uint16_t, uint32_t
@@ -19,11 +19,11 @@ from ..simd.verbs cimport (
 )
 from .superblocks cimport span_kernel
 from .tiles cimport (
-    AHEAD, TILE, TILE_ROWS, block2, close_block4, fifth_words, half4, nibble_words, prefetch_tile, quad, quad_high,
+    PREFETCH_BYTES, TILE, TILE_ROWS, block2, close_block4, fifth_words, half4, nibble_words, prefetch_tile, quad, quad_high,
     quad_min, quad_scale, write_quads,
 )
 from .scale_tiles cimport (
-    HALVES, PAIRS, SCALED, WIDE, f32_halves, f32_scaled, f32_wide, matvec4_q8_0, matvec4_scaled, matvec4_wide,
+    HALVES_BYTES, PAIRS_BYTES, SCALED_BYTES, WIDE_BYTES, f32_halves, f32_scaled, f32_wide, matvec4_q8_0, matvec4_scaled, matvec4_wide,
     matvec_halves, matvec_q8_0, matvec_scaled, matvec_wide, pack_iq1_m, pack_iq1_s, pack_iq2_s, pack_iq2_xs,
     pack_iq2_xxs, pack_iq3_s, pack_iq3_xxs, pack_iq4_nl, pack_iq4_xs, pack_mxfp4, pack_q2_k, pack_q3_k, pack_q6_k,
     pack_q8_k, pack_tq1_0, pack_tq2_0, s16_scaled, s16_wide,
@@ -79,7 +79,7 @@ cdef inline vi quads_dot(const uint8_t* tile, bint fifth, vb high, const int8_t*
     """16 rows' codes times 32 values"""
     cdef vi s
     cdef vh h = vh_dot(vh_zero(), quad(tile, fifth, high, 0), a)
-    cdef const uint8_t* ahead = tile + AHEAD
+    cdef const uint8_t* ahead = tile + PREFETCH_BYTES
     prefetch_line(ahead)
     h = vh_dot(h, quad(tile, fifth, high, 1), a + 4)
     prefetch_line(ahead + 64)
@@ -213,7 +213,7 @@ cdef void unpack_pairs_s16(const uint8_t* tile, int n, int16_t* q, float* d, flo
         for p in range(16):
             vw_store(q + 32 * p, vw_load_s8(<const int8_t*>tile + 32 * p))
         vf_store(d + 16 * b, vf_load_f16(tile + TILE))
-        tile += PAIRS
+        tile += PAIRS_BYTES
         q += TILE
 
 
@@ -440,7 +440,7 @@ cdef void pack_q8_0(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t
     cdef const block_q8_0* x
     cdef int r, p
     if n < TILE_ROWS:
-        memset(tile, 0, PAIRS)
+        memset(tile, 0, PAIRS_BYTES)
     for r in range(n):
         x = <const block_q8_0*>(rows + r * rb) + b
         for p in range(16):
@@ -448,7 +448,7 @@ cdef void pack_q8_0(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t
         memcpy(tile + TILE + 2 * r, &x.d, 2)
 
 cdef void f32_q8_0(const uint8_t* tile, int n, float* w) noexcept nogil:
-    unpack_f32(tile, n, w, unpack_pairs_s16, PAIRS, False)
+    unpack_f32(tile, n, w, unpack_pairs_s16, PAIRS_BYTES, False)
 
 
 # ---- floats ----
@@ -512,25 +512,25 @@ KERNELS[3] = Kernel("Q4_0", 2, 32, 18, 288, 8, True, pack_q4_0, u8_q4_0, s16_q4_
 KERNELS[4] = Kernel("Q4_1", 3, 32, 20, 320, 8, True, pack_q4_1, u8_q4_1, s16_q4_1, f32_q4_1, matvec_q4_1, matvec2_q4_1, matvec4_q4_1, span_kernel(3))
 KERNELS[5] = Kernel("Q5_0", 6, 32, 22, 352, 4, True, pack_q5_0, u8_q5_0, s16_q5_0, f32_q5_0, matvec_q5_0, NULL, matvec4_q5_0, span_kernel(6))
 KERNELS[6] = Kernel("Q5_1", 7, 32, 24, 384, 4, True, pack_q5_1, u8_q5_1, s16_q5_1, f32_q5_1, matvec_q5_1, NULL, matvec4_q5_1, span_kernel(7))
-KERNELS[7] = Kernel("Q8_0", 8, 32, 34, PAIRS, 0, False, pack_q8_0, NULL, unpack_pairs_s16, f32_q8_0, matvec_q8_0, NULL, matvec4_q8_0, NULL)
-KERNELS[8] = Kernel("Q2_K", 10, 256, 84, HALVES, 0, False, pack_q2_k, NULL, NULL, f32_halves, matvec_halves, NULL, NULL, NULL)
-KERNELS[9] = Kernel("Q3_K", 11, 256, 110, WIDE, 0, False, pack_q3_k, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
+KERNELS[7] = Kernel("Q8_0", 8, 32, 34, PAIRS_BYTES, 0, False, pack_q8_0, NULL, unpack_pairs_s16, f32_q8_0, matvec_q8_0, NULL, matvec4_q8_0, NULL)
+KERNELS[8] = Kernel("Q2_K", 10, 256, 84, HALVES_BYTES, 0, False, pack_q2_k, NULL, NULL, f32_halves, matvec_halves, NULL, NULL, NULL)
+KERNELS[9] = Kernel("Q3_K", 11, 256, 110, WIDE_BYTES, 0, False, pack_q3_k, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
 KERNELS[10] = Kernel("Q4_K", 12, 256, 144, 384, 8, True, pack_q4_k, u8_q4_k, s16_q4_k, f32_q4_k, matvec_q4_k, matvec2_q4_k, matvec4_q4_k, span_kernel(12))
 KERNELS[11] = Kernel("Q5_K", 13, 256, 176, 448, 4, True, pack_q5_k, u8_q5_k, s16_q5_k, f32_q5_k, matvec_q5_k, NULL, matvec4_q5_k, span_kernel(13))
-KERNELS[12] = Kernel("Q6_K", 14, 256, 210, SCALED, 0, False, pack_q6_k, NULL, s16_scaled, f32_scaled, matvec_scaled, NULL, matvec4_scaled, NULL)
-KERNELS[13] = Kernel("IQ4_NL", 20, 32, 18, WIDE, 0, False, pack_iq4_nl, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
-KERNELS[14] = Kernel("IQ4_XS", 23, 256, 136, WIDE, 0, False, pack_iq4_xs, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
-KERNELS[15] = Kernel("MXFP4", 39, 32, 17, WIDE, 0, False, pack_mxfp4, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
-KERNELS[16] = Kernel("Q8_K", 15, 256, 292, WIDE, 0, False, pack_q8_k, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
-KERNELS[17] = Kernel("TQ1_0", 34, 256, 54, WIDE, 0, False, pack_tq1_0, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
-KERNELS[18] = Kernel("TQ2_0", 35, 256, 66, WIDE, 0, False, pack_tq2_0, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
-KERNELS[19] = Kernel("IQ2_XXS", 16, 256, 66, WIDE, 0, False, pack_iq2_xxs, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
-KERNELS[20] = Kernel("IQ2_XS", 17, 256, 74, SCALED, 0, False, pack_iq2_xs, NULL, s16_scaled, f32_scaled, matvec_scaled, NULL, matvec4_scaled, NULL)
-KERNELS[21] = Kernel("IQ2_S", 22, 256, 82, SCALED, 0, False, pack_iq2_s, NULL, s16_scaled, f32_scaled, matvec_scaled, NULL, matvec4_scaled, NULL)
-KERNELS[22] = Kernel("IQ3_XXS", 18, 256, 98, WIDE, 0, False, pack_iq3_xxs, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
-KERNELS[23] = Kernel("IQ3_S", 21, 256, 110, WIDE, 0, False, pack_iq3_s, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
-KERNELS[24] = Kernel("IQ1_S", 19, 256, 50, WIDE, 0, False, pack_iq1_s, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
-KERNELS[25] = Kernel("IQ1_M", 29, 256, 56, SCALED, 0, False, pack_iq1_m, NULL, s16_scaled, f32_scaled, matvec_scaled, NULL, matvec4_scaled, NULL)
+KERNELS[12] = Kernel("Q6_K", 14, 256, 210, SCALED_BYTES, 0, False, pack_q6_k, NULL, s16_scaled, f32_scaled, matvec_scaled, NULL, matvec4_scaled, NULL)
+KERNELS[13] = Kernel("IQ4_NL", 20, 32, 18, WIDE_BYTES, 0, False, pack_iq4_nl, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
+KERNELS[14] = Kernel("IQ4_XS", 23, 256, 136, WIDE_BYTES, 0, False, pack_iq4_xs, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
+KERNELS[15] = Kernel("MXFP4", 39, 32, 17, WIDE_BYTES, 0, False, pack_mxfp4, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
+KERNELS[16] = Kernel("Q8_K", 15, 256, 292, WIDE_BYTES, 0, False, pack_q8_k, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
+KERNELS[17] = Kernel("TQ1_0", 34, 256, 54, WIDE_BYTES, 0, False, pack_tq1_0, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
+KERNELS[18] = Kernel("TQ2_0", 35, 256, 66, WIDE_BYTES, 0, False, pack_tq2_0, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
+KERNELS[19] = Kernel("IQ2_XXS", 16, 256, 66, WIDE_BYTES, 0, False, pack_iq2_xxs, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
+KERNELS[20] = Kernel("IQ2_XS", 17, 256, 74, SCALED_BYTES, 0, False, pack_iq2_xs, NULL, s16_scaled, f32_scaled, matvec_scaled, NULL, matvec4_scaled, NULL)
+KERNELS[21] = Kernel("IQ2_S", 22, 256, 82, SCALED_BYTES, 0, False, pack_iq2_s, NULL, s16_scaled, f32_scaled, matvec_scaled, NULL, matvec4_scaled, NULL)
+KERNELS[22] = Kernel("IQ3_XXS", 18, 256, 98, WIDE_BYTES, 0, False, pack_iq3_xxs, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
+KERNELS[23] = Kernel("IQ3_S", 21, 256, 110, WIDE_BYTES, 0, False, pack_iq3_s, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
+KERNELS[24] = Kernel("IQ1_S", 19, 256, 50, WIDE_BYTES, 0, False, pack_iq1_s, NULL, s16_wide, f32_wide, matvec_wide, NULL, matvec4_wide, NULL)
+KERNELS[25] = Kernel("IQ1_M", 29, 256, 56, SCALED_BYTES, 0, False, pack_iq1_m, NULL, s16_scaled, f32_scaled, matvec_scaled, NULL, matvec4_scaled, NULL)
 
 
 cdef const Kernel* find_kind(int number) except NULL:

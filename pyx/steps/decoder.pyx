@@ -9,9 +9,9 @@ from libc.stdint cimport uint8_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from ..layers.attention cimport CHUNK, Head, attend, attend_bytes, attend_part, join_parts, part_floats, store_kv, tile_part_bytes
+from ..layers.attention cimport CHUNK, KvHead, attend, attend_bytes, attend_part, join_parts, part_floats, store_kv, tile_part_bytes
 from ..products.inputs cimport (
-    Acts, EXACT, FEW, INT16, INT8, acts_bytes, acts_for_width, acts_place, acts_quantize, padded,
+    Acts, EXACT, STREAM_TOKENS, INT16, INT8, acts_bytes, acts_for_width, acts_place, acts_quantize, padded,
 )
 from ..layers.mlp cimport swiglu
 from ..layers.norm cimport rms_norm
@@ -21,10 +21,10 @@ from ..layers.rope cimport rope, rope_angles
 from .parts cimport parts_of, some_rows
 from ..simd.verbs cimport vf_add, vf_load, vf_store
 from .team cimport (
-    Team, Walk, deal, enter, meet, next_piece, next_unit, omp_get_num_threads, omp_get_wtime, share, units_of,
+    Team, Walk, next_static, join_team, barrier, next_guided, next_dynamic, omp_get_num_threads, omp_get_wtime, share, ceil_div,
 )
 from .weights cimport (
-    Config, DOWN, GATE, Layer, Linear, O, Weights, linear_precisions, linear_tiles, low_rank_input, low_rank_width,
+    Config, FFN_DOWN, FFN_GATE, Layer, Linear, ATTN_OUTPUT, Weights, linear_precisions, linear_tiles, low_rank_input, low_rank_width,
 )
 
 from ..layers.attention import KV_TYPES
@@ -32,7 +32,7 @@ from ..layers.attention import KV_TYPES
 import numpy as np
 
 cdef enum:
-    ROWS = 64               # query rows of one attention unit, about
+    UNIT_ROWS = 64          # query rows of one attention unit, about
     SPLIT_TOKENS = 32       # tokens of a step up to which the past is dealt among the threads chunk by chunk
     PACED = 16              # tokens of a step up to which a thread is left out where that is quicker
     PIECE = 16              # row tiles of a product that a thread takes at a time when there are more tokens than SPLIT_TOKENS
@@ -72,7 +72,7 @@ cdef struct Step:           # one call: sizes, inputs and the buffers all thread
     float* v
     float* att              # (T, q_p)
     float* gate             # (T, ff_p)
-    float* aside            # (SPLIT_TOKENS, E or ff_p): a product that is taken up at once
+    float* epilogue         # (SPLIT_TOKENS, E or ff_p): a product that is taken up at once
     float* u                # (T, ldu)
     size_t ldu
     float* cosine           # (T, n_rot / 2)
@@ -140,7 +140,7 @@ cdef class Session:
 
     cdef int unit_tokens(self) noexcept nogil:
         """Tokens of one attention unit: about ROWS query rows, in fours as the products take them."""
-        cdef int n = ROWS // (self.weights.config.n_head // self.weights.config.n_head_kv)
+        cdef int n = UNIT_ROWS // (self.weights.config.n_head // self.weights.config.n_head_kv)
         return <int>padded(n, 4) if n > 1 else 1
 
     cdef size_t place(self, uint8_t* base):
@@ -160,7 +160,7 @@ cdef class Session:
         where[4], sizes[4] = &s.v, T * c.kv_p
         where[5], sizes[5] = &s.att, T * c.q_p
         where[6], sizes[6] = &s.gate, T * c.ff_p
-        where[7], sizes[7] = &s.aside, min(T, SPLIT_TOKENS) * <size_t>max(c.ff_p, c.embd_p)
+        where[7], sizes[7] = &s.epilogue, min(T, SPLIT_TOKENS) * <size_t>max(c.ff_p, c.embd_p)
         where[8], sizes[8] = &s.cosine, T * c.n_rot // 2
         where[9], sizes[9] = &s.sine, T * c.n_rot // 2
         for i in range(10):
@@ -217,7 +217,7 @@ cdef class Session:
         n_threads = self.n_threads - (few and self.pace.fewer)
         began = omp_get_wtime()
         with nogil, parallel(num_threads=n_threads):
-            self.run(enter(&self.team), omp_get_num_threads())
+            self.run(join_team(&self.team), omp_get_num_threads())
         if few:
             note_step(&self.pace, <int>tokens.shape[0], omp_get_wtime() - began, self.team.sleeps)
         return np.asarray(logits)[:, :width]
@@ -270,10 +270,10 @@ cdef class Session:
             if r.wanted:
                 s.first_query = min(s.first_query, r.first)
         # so many that no short cut for few rows is taken, see some_rows
-        s.first_query = max(0, min(s.first_query, s.T - FEW - 1))
+        s.first_query = max(0, min(s.first_query, s.T - STREAM_TOKENS - 1))
 
-    cdef Head head(self, int layer, int slot, int kv_head) noexcept nogil:
-        cdef Head h
+    cdef KvHead kv_head_of(self, int layer, int slot, int kv_head) noexcept nogil:
+        cdef KvHead h
         cdef size_t n_kv = self.weights.config.n_head_kv, chunk = n_kv * self.weights.config.n_layer * self.chunk_bytes
         h.tiles = &self.cache[0] + slot * self.n_chunks * chunk + (layer * n_kv + kv_head) * self.chunk_bytes
         h.stride = chunk
@@ -289,13 +289,13 @@ cdef class Session:
         for t in range(share(s.T, i, n), share(s.T, i + 1, n)):
             self.weights.embed(s.tokens[t], s.lora_scales + t * self.weights.n_lora if s.lora_scales != NULL else NULL, s.x + t * c.embd_p)
             rope_angles(s.positions[t], &self.weights.frequencies[0], c.n_rot, s.cosine + t * c.n_rot // 2, s.sine + t * c.n_rot // 2)
-        meet(&self.team)
+        barrier(&self.team)
         for layer in range(c.n_layer):
             self.attention(layer, i, n)
             if s.M or layer < c.n_layer - 1:
                 self.mlp(layer, i, n)
         if s.M:
-            self.head_logits(i, n)
+            self.logits(i, n)
 
     cdef float* own_normed(self, int i) noexcept nogil:
         return <float*>(&self.own[0] + i * self.own_bytes)
@@ -327,7 +327,7 @@ cdef class Session:
             rms_norm(s.x + t * c.embd_p, w, c.n_embd, c.rms_eps, row)
             acts_quantize(&own, t, t + 1, 0, own.n_blocks)
         if not alone:
-            meet(&self.team)
+            barrier(&self.team)
 
     cdef void round_rows(self, Acts* a, const Linear* l, const float* x, size_t ld, int i, int n) noexcept nogil:
         """a = x and its rounded forms, dealt by blocks: one long token occupies all threads"""
@@ -342,30 +342,30 @@ cdef class Session:
         if rows > SPLIT_TOKENS:
             acts_quantize(a, share(rows, i, n), share(rows, i + 1, n), 0, a.n_blocks)
         else:
-            spans = units_of(a.n_blocks, a.span)
+            spans = ceil_div(a.n_blocks, a.span)
             acts_quantize(a, 0, rows, a.span * share(spans, i, n), min(a.span * share(spans, i + 1, n), a.n_blocks))
-        meet(&self.team)
+        barrier(&self.team)
 
     cdef void low_rank(self, const Linear* first, int n_linear, const Acts* a, int i, int n) noexcept nogil:
         """What the adapters of n_linear matrices need of their common input"""
         cdef Step* s = &self.step_
         if self.weights.n_lora:
             low_rank_input(first, n_linear, self.weights.n_lora, a, s.lora_scales, s.u, s.ldu, i, n)
-            meet(&self.team)
+            barrier(&self.team)
 
-    cdef bint deal_tiles(self, int n_tiles, int i, int n, int* turn, int* lo, int* hi) noexcept nogil:
+    cdef bint next_tiles(self, int n_tiles, int i, int n, int* n_taken, int* lo, int* hi) noexcept nogil:
         """Thread i's next row tiles of a product: long streams for few tokens, pieces that stay in L2 for many"""
         if self.step_.T > SPLIT_TOKENS:
-            return next_piece(&self.team, n_tiles, PIECE, n, lo, hi)
-        return deal(&self.team, n_tiles, i, n, turn, lo, hi)
+            return next_guided(&self.team, n_tiles, PIECE, n, lo, hi)
+        return next_static(&self.team, n_tiles, i, n, n_taken, lo, hi)
 
-    cdef float* aside(self, int i, int lo, size_t* ld) noexcept nogil:
+    cdef float* epilogue(self, int i, int lo, size_t* ld) noexcept nogil:
         """Thread i's rows for a product of row tiles lo and on that another step of the same piece takes up: what is small
         enough stays in L2"""
         cdef Step* s = &self.step_
         if s.T <= SPLIT_TOKENS:
             ld[0] = max(self.weights.config.embd_p, self.weights.config.ff_p)
-            return s.aside
+            return s.epilogue
         ld[0] = 16 * PIECE
         return <float*>(&self.work[0] + i * self.work_bytes) - 16 * lo
 
@@ -382,13 +382,13 @@ cdef class Session:
         """x += the product"""
         cdef Step* s = &self.step_
         cdef size_t ld = self.weights.config.embd_p, ldp
-        cdef int lo, hi, t, first, tile, turn = 0, k, parts = parts_of(s.T)
+        cdef int lo, hi, t, first, tile, n_taken = 0, k, parts = parts_of(s.T)
         cdef float* y
         cdef float* x
         cdef Acts part
         self.low_rank(l, 1, a, i, n)
-        while self.deal_tiles(l.w.n_tiles, i, n, &turn, &lo, &hi):
-            y = self.aside(i, lo, &ldp)
+        while self.next_tiles(l.w.n_tiles, i, n, &n_taken, &lo, &hi):
+            y = self.epilogue(i, lo, &ldp)
             for k in range(parts):
                 first = share(s.T, k, parts)
                 part = some_rows(a, first, share(s.T, k + 1, parts))
@@ -397,7 +397,7 @@ cdef class Session:
                 for t in range(part.n_rows):
                     for tile in range(lo, hi):
                         vf_store(x + t * ld + 16 * tile, vf_add(vf_load(x + t * ld + 16 * tile), vf_load(y + t * ldp + 16 * tile)))
-        meet(&self.team)
+        barrier(&self.team)
 
     cdef void attention(self, int layer, int i, int n) noexcept nogil:
         cdef Step* s = &self.step_
@@ -408,7 +408,7 @@ cdef class Session:
         cdef size_t ldy[3]
         cdef int lo[3]
         cdef int hi[3]
-        cdef int j, first, last, before, turn = 0, all_tiles = 0
+        cdef int j, first, last, before, n_taken = 0, all_tiles = 0
         cdef bint fewer = s.fewer and layer == c.n_layer - 1
         self.norm_rows(&a, l.linear, 3, l.attn_norm, i, n)
         y[0], y[1], y[2] = s.q, s.k, s.v
@@ -416,7 +416,7 @@ cdef class Session:
         for j in range(3):
             all_tiles += l.linear[j].w.n_tiles
         self.low_rank(l.linear, 3, &a, i, n)
-        while self.deal_tiles(all_tiles, i, n, &turn, &first, &last):
+        while self.next_tiles(all_tiles, i, n, &n_taken, &first, &last):
             before = 0
             for j in range(3):
                 lo[j], hi[j] = max(first - before, 0), min(last - before, l.linear[j].w.n_tiles)
@@ -425,19 +425,19 @@ cdef class Session:
                 self.late_queries(l.linear, &a, lo[0], hi[0])
                 hi[0] = lo[0]
             self.linears(l.linear, 3, &a, 0, y, ldy, lo, hi)
-        meet(&self.team)
+        barrier(&self.team)
         if not s.apart:
             for j in range(share(s.T * c.n_head_kv, i, n), share(s.T * c.n_head_kv, i + 1, n)):
                 self.store_token(layer, j // c.n_head_kv, j % c.n_head_kv)
-            meet(&self.team)
+            barrier(&self.team)
         self.attend_units(layer, fewer, i, n)
-        meet(&self.team)
+        barrier(&self.team)
         if fewer and s.M == 0:
             return
         if fewer:
             self.leave_wanted(i, n)
-        self.round_rows(&a, &l.linear[O], s.q if fewer else s.att, c.q_p, i, n)
-        self.add_linear(&l.linear[O], &a, i, n)
+        self.round_rows(&a, &l.linear[ATTN_OUTPUT], s.q if fewer else s.att, c.q_p, i, n)
+        self.add_linear(&l.linear[ATTN_OUTPUT], &a, i, n)
 
     cdef void late_queries(self, const Linear* q, const Acts* a, int lo, int hi) noexcept nogil:
         """The last layer's queries, from the first wanted one on"""
@@ -455,22 +455,22 @@ cdef class Session:
         for m in range(share(s.M, i, n), share(s.M, i + 1, n)):
             memcpy(s.normed + m * c.embd_p, s.x + s.logits_at[m] * c.embd_p, 4 * <size_t>c.embd_p)
             memcpy(s.q + m * c.q_p, s.att + s.logits_at[m] * c.q_p, 4 * <size_t>c.q_p)
-        meet(&self.team)
+        barrier(&self.team)
         if i == 0:
             s.x, s.normed = s.normed, s.x
             s.T, s.lora_scales = s.M, s.wanted_scales
-        meet(&self.team)
+        barrier(&self.team)
 
     cdef void store_token(self, int layer, int t, int h) noexcept nogil:
         """Token t's key, turned, and value of one KV head enter the cache."""
         cdef Step* s = &self.step_
         cdef Config* c = &self.weights.config
         cdef size_t angles = t * c.n_rot // 2, at = t * c.kv_p + h * c.head_dim
-        cdef Head head = self.head(layer, s.slots[t], h)
+        cdef KvHead head = self.kv_head_of(layer, s.slots[t], h)
         rope(s.k + at, 1, c.head_dim, c.n_rot, s.cosine + angles, s.sine + angles, c.rope_layout)
         store_kv(&head, s.positions[t], c.head_dim, s.k + at, s.v + at)
 
-    cdef void turn_queries(self, const Run* r, int h, float* q) noexcept nogil:
+    cdef void rotated_queries(self, const Run* r, int h, float* q) noexcept nogil:
         """q (r.n, group, head_dim) = the run's queries of one KV head, turned"""
         cdef Step* s = &self.step_
         cdef Config* c = &self.weights.config
@@ -490,11 +490,11 @@ cdef class Session:
         cdef size_t each = self.n_chunks * part_floats(c.head_dim)
         cdef Walk walk = Walk(0, 0)
         for k in range(s.n_runs):
-            while next_unit(&self.team, &walk, s.runs[k].chunks * c.n_head_kv, 1, &unit, &end):
+            while next_dynamic(&self.team, &walk, s.runs[k].chunks * c.n_head_kv, 1, &unit, &end):
                 self.attend_unit(layer, s.runs + k, not fewer or s.runs[k].wanted, unit, <float*>(&self.work[0] + i * self.work_bytes))
         if not s.split:
             return
-        meet(&self.team)
+        barrier(&self.team)
         for j in range(share(s.T * c.n_head, i, n), share(s.T * c.n_head, i + 1, n)):
             t, h = j // c.n_head, j % c.n_head
             join_parts(s.parts + j * each, s.positions[t] // CHUNK + 1, c.head_dim, s.att + t * c.q_p + h * c.head_dim)
@@ -507,13 +507,13 @@ cdef class Session:
         cdef float scale = <float>(1 / (<double>c.head_dim) ** 0.5)
         cdef float* work = q + self.unit_tokens() * group * c.head_dim
         cdef size_t each = self.n_chunks * part_floats(c.head_dim)
-        cdef Head head = self.head(layer, r.slot, h)
+        cdef KvHead head = self.kv_head_of(layer, r.slot, h)
         for t in range(r.first, r.first + r.n if s.apart else 0):
             if not s.split or s.positions[t] // CHUNK == chunk:
                 self.store_token(layer, t, h)
         if not wanted:
             return
-        self.turn_queries(r, h, q)
+        self.rotated_queries(r, h, q)
         if s.split:
             attend_part(q, group * c.head_dim, r.n, group, c.head_dim, scale, r.position, chunk, &head,
                         s.parts + (r.first * <size_t>c.n_head + h * group) * each, c.n_head * each, each, work)
@@ -530,27 +530,27 @@ cdef class Session:
         cdef size_t ldy[2]
         cdef int lo[2]
         cdef int hi[2]
-        cdef int t, first, turn = 0, k, parts = parts_of(s.T)
+        cdef int t, first, n_taken = 0, k, parts = parts_of(s.T)
         cdef Acts part
-        self.norm_rows(&a, &l.linear[GATE], 2, l.ffn_norm, i, n)
-        self.low_rank(&l.linear[GATE], 2, &a, i, n)
+        self.norm_rows(&a, &l.linear[FFN_GATE], 2, l.ffn_norm, i, n)
+        self.low_rank(&l.linear[FFN_GATE], 2, &a, i, n)
         ldy[0] = c.ff_p
         # The same tiles of gate and up go to the same thread, which then multiplies them.
-        while self.deal_tiles(l.linear[GATE].w.n_tiles, i, n, &turn, lo, hi):
+        while self.next_tiles(l.linear[FFN_GATE].w.n_tiles, i, n, &n_taken, lo, hi):
             lo[1], hi[1] = lo[0], hi[0]
-            y[1] = self.aside(i, lo[1], &ldy[1])
+            y[1] = self.epilogue(i, lo[1], &ldy[1])
             for k in range(parts):
                 first = share(s.T, k, parts)
                 part = some_rows(&a, first, share(s.T, k + 1, parts))
                 y[0] = s.gate + first * c.ff_p
-                self.linears(&l.linear[GATE], 2, &part, first, y, ldy, lo, hi)
+                self.linears(&l.linear[FFN_GATE], 2, &part, first, y, ldy, lo, hi)
                 for t in range(part.n_rows):
                     swiglu(y[0] + t * ldy[0] + 16 * lo[0], y[1] + t * ldy[1] + 16 * lo[0], 16 * (hi[0] - lo[0]), y[0] + t * ldy[0] + 16 * lo[0])
-        meet(&self.team)
-        self.round_rows(&a, &l.linear[DOWN], s.gate, c.ff_p, i, n)
-        self.add_linear(&l.linear[DOWN], &a, i, n)
+        barrier(&self.team)
+        self.round_rows(&a, &l.linear[FFN_DOWN], s.gate, c.ff_p, i, n)
+        self.add_linear(&l.linear[FFN_DOWN], &a, i, n)
 
-    cdef void head_logits(self, int i, int n) noexcept nogil:
+    cdef void logits(self, int i, int n) noexcept nogil:
         """Logits of the asked-for tokens only; normed is free to hold their rows."""
         cdef Step* s = &self.step_
         cdef Config* c = &self.weights.config
@@ -558,7 +558,7 @@ cdef class Session:
         cdef Acts a
         cdef size_t ld = c.vocab_p
         cdef bint alone = s.M == 1 and not s.hidden
-        cdef int m, lo, hi, turn = 0
+        cdef int m, lo, hi, n_taken = 0
         cdef float* normed = s.logits if s.hidden else self.own_normed(i) if alone else s.normed
         self.inputs(&a, l, 1, normed, c.embd_p, s.M, self.own_rounded(i) if alone else s.rounded)
         for m in range(0 if alone else share(s.M, i, n), 1 if alone else share(s.M, i + 1, n)):
@@ -568,9 +568,9 @@ cdef class Session:
         if s.hidden:
             return
         if not alone:
-            meet(&self.team)
+            barrier(&self.team)
         self.low_rank(l, 1, &a, i, n)
-        while deal(&self.team, l.w.n_tiles, i, n, &turn, &lo, &hi):
+        while next_static(&self.team, l.w.n_tiles, i, n, &n_taken, &lo, &hi):
             self.linears(l, 1, &a, 0, &s.logits, &ld, &lo, &hi)
 
 

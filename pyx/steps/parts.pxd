@@ -2,11 +2,11 @@
 
 from ..products.inputs cimport Acts
 from ..products.panels cimport PART_TOKENS
-from .team cimport units_of
+from .team cimport ceil_div
 
 
 cdef inline int parts_of(int n_tokens) noexcept nogil:
-    return units_of(n_tokens, PART_TOKENS)
+    return ceil_div(n_tokens, PART_TOKENS)
 
 
 cdef inline Acts some_rows(const Acts* a, size_t lo, size_t hi) noexcept nogil:

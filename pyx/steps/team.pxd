@@ -50,8 +50,8 @@ cdef struct Team:
     int sleeps          # waits that ended asleep since the region began
 
 
-cdef inline int enter(Team* team) noexcept nogil:
-    """What each thread of a parallel region does first: returns its number. Before the region `team` is as `meet` leaves it.
+cdef inline int join_team(Team* team) noexcept nogil:
+    """What each thread of a parallel region does first: returns its number. Before the region `team` is as `barrier` leaves it.
 
     The runtime may give fewer threads than asked for; the barrier counts those that came.
     """
@@ -61,7 +61,7 @@ cdef inline int enter(Team* team) noexcept nogil:
     return omp_get_thread_num()
 
 
-cdef inline void meet(Team* team) noexcept nogil:
+cdef inline void barrier(Team* team) noexcept nogil:
     """Wait until all n threads are here; what each wrote before is seen by all after."""
     cdef int phase, spins = 0, patience
     cdef bint slept = False
@@ -101,7 +101,7 @@ cdef struct Walk:       # one thread's way through ranges dealt one after the ot
 
 
 cdef inline int claim(Team* team) noexcept nogil:
-    """The next number of 0, 1, 2, ... since the last meet, each given to one thread."""
+    """The next number of 0, 1, 2, ... since the last barrier, each given to one thread."""
     return _add(&team.claimed, 1, ACQ_REL) - 1
 
 
@@ -110,15 +110,15 @@ cdef inline int share(int n, int i, int of) noexcept nogil:
     return <int>(<long long>n * i // of)
 
 
-cdef inline bint deal(Team* team, int total, int i, int n, int* turn, int* lo, int* hi) noexcept nogil:
+cdef inline bint next_static(Team* team, int total, int i, int n, int* n_taken, int* lo, int* hi) noexcept nogil:
     """Thread i's next part lo..hi of range(total); False when nothing is left. Before the first part turn is 0.
 
     First most of its fair share, which memory streams best; the rest in n pieces to whoever is free: a thread whose core
-    or memory is slow just now is not waited for as long. Since the last meet nothing else may have been claimed.
+    or memory is slow just now is not waited for as long. Since the last barrier nothing else may have been claimed.
     """
     cdef int fixed = total - total // LATE if n > 1 else total, piece = (total - fixed + n - 1) // n
-    turn[0] += 1
-    if turn[0] == 1:
+    n_taken[0] += 1
+    if n_taken[0] == 1:
         lo[0], hi[0] = share(fixed, i, n), share(fixed, i + 1, n)
         if lo[0] < hi[0]:
             return True
@@ -133,7 +133,7 @@ cdef inline int piece_of(int left, int most, int n) noexcept nogil:
     return max(1, min(most, left // (2 * n)))
 
 
-cdef inline bint next_piece(Team* team, int total, int most, int n, int* lo, int* hi) noexcept nogil:
+cdef inline bint next_guided(Team* team, int total, int most, int n, int* lo, int* hi) noexcept nogil:
     """The next part lo..hi of range(total) for whichever thread asks; False when nothing is left.
 
     Up to `most` at a time; towards the end ever less, down to one, so that n threads end nearly together.
@@ -146,11 +146,11 @@ cdef inline bint next_piece(Team* team, int total, int most, int n, int* lo, int
     return lo[0] < total
 
 
-cdef inline int units_of(int total, int unit) noexcept nogil:
+cdef inline int ceil_div(int total, int unit) noexcept nogil:
     return (total + unit - 1) // unit
 
 
-cdef inline bint next_unit(Team* team, Walk* walk, int total, int unit, int* lo, int* hi) noexcept nogil:
+cdef inline bint next_dynamic(Team* team, Walk* walk, int total, int unit, int* lo, int* hi) noexcept nogil:
     """The next `unit` of range(total) for whichever thread asks, lo..hi; False when nothing is left: on to the next range.
 
     All threads walk the same ranges in the same order, and nobody waits between two of them.
@@ -162,5 +162,5 @@ cdef inline bint next_unit(Team* team, Walk* walk, int total, int unit, int* lo,
     if lo[0] < total:
         walk.held = 0
         return True
-    walk.passed += units_of(total, unit)
+    walk.passed += ceil_div(total, unit)
     return False

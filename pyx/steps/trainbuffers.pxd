@@ -7,7 +7,7 @@
 from libc.stdint cimport int16_t, uint8_t
 
 from ..products.inputs cimport INT16, acts_bytes, padded
-from ..layers.attention cimport CHUNK, KV_F32, Head, attend_backward_bytes, attend_bytes, tile_part_bytes
+from ..layers.attention cimport CHUNK, KV_F32, KvHead, attend_backward_bytes, attend_bytes, tile_part_bytes
 from ..layers.dropout cimport dropout_floats
 from .weights cimport Config
 
@@ -166,9 +166,9 @@ cdef inline size_t place_kept(Kept* kept, const Config* c, const Extent* e, uint
     return at
 
 
-cdef inline Head cached_head(const Buffers* b, const Config* c, const int* starts, int segment, int kv_head) noexcept nogil:
+cdef inline KvHead cached_kv_head(const Buffers* b, const Config* c, const int* starts, int segment, int kv_head) noexcept nogil:
     """Where a sequence's keys and values of the current layer lie; sequences begin at multiples of 16 positions."""
-    cdef Head h
+    cdef KvHead h
     cdef size_t width = padded(c.head_dim, 16), length = padded(starts[segment + 1] - starts[segment], 16)
     # each sequence before this one took at most 15 positions more than its length
     cdef size_t before = starts[segment] + 16 * <size_t>segment

@@ -3,12 +3,12 @@
 from libc.stdint cimport int16_t
 from libc.string cimport memcpy, memset
 
-from ..layers.attention cimport Head, store_kv
+from ..layers.attention cimport KvHead, store_kv
 from ..layers.mlp cimport swiglu, swiglu_backward
 from ..layers.norm cimport rms_norm, rms_norm_backward
 from ..layers.rope cimport rope, rope_backward
 from ..simd.verbs cimport vf_load, vf_load_bf16, vf_store, vf_store_bf16
-from .trainbuffers cimport Buffers, cached_head
+from .trainbuffers cimport Buffers, cached_kv_head
 from .weights cimport Config
 
 
@@ -26,7 +26,7 @@ cdef inline void norm_rows_backward(const Config* c, const float* x, const float
         rms_norm_backward(x + t * c.embd_p, w, dy + t * c.embd_p, c.n_embd, c.rms_eps, dx + t * c.embd_p)
 
 
-cdef inline void turn_heads(const Config* c, const Buffers* b, float* x, size_t ld, int n_head, bint back, int lo, int hi) noexcept nogil:
+cdef inline void rope_rows(const Config* c, const Buffers* b, float* x, size_t ld, int n_head, bint back, int lo, int hi) noexcept nogil:
     """Turn each row's heads (T, n_head, head_dim) by its position, or back"""
     cdef size_t t, at
     for t in range(lo, hi):
@@ -39,12 +39,12 @@ cdef inline void turn_heads(const Config* c, const Buffers* b, float* x, size_t 
 
 cdef inline void store_rows(const Config* c, const Buffers* b, const int* starts, int n_segments, int lo, int hi) noexcept nogil:
     """Each row's keys and values to the cache"""
-    cdef Head head
+    cdef KvHead head
     cdef int s, h, t
     cdef size_t at
     for s in range(n_segments):
         for h in range(c.n_head_kv):
-            head = cached_head(b, c, starts, s, h)
+            head = cached_kv_head(b, c, starts, s, h)
             for t in range(max(lo, starts[s]), min(hi, starts[s + 1])):
                 at = t * <size_t>c.kv_p + h * c.head_dim
                 store_kv(&head, t - starts[s], c.head_dim, b.k + at, b.v + at)
@@ -64,7 +64,7 @@ cdef inline void multiply_gate_backward(const Config* c, const Buffers* b, int l
         swiglu_backward(b.dh + t * c.ff_p, c.ff_p, b.gate + t * c.ff_p, b.up + t * c.ff_p)
 
 
-cdef inline void keep(const float* x, void* kept, size_t ld, int lo, int hi, int item) noexcept nogil:
+cdef inline void save_rows(const float* x, void* kept, size_t ld, int lo, int hi, int item) noexcept nogil:
     """Rows lo..hi of x (T, ld), rounded to bf16 where an item has 2 bytes; ld is a multiple of 16."""
     cdef size_t i
     if item == 4:
@@ -74,7 +74,7 @@ cdef inline void keep(const float* x, void* kept, size_t ld, int lo, int hi, int
         vf_store_bf16(<int16_t*>kept + i, vf_load(x + i))
 
 
-cdef inline void recall(const void* kept, float* x, size_t ld, int lo, int hi, int item) noexcept nogil:
+cdef inline void restore_rows(const void* kept, float* x, size_t ld, int lo, int hi, int item) noexcept nogil:
     """Rows lo..hi of x (T, ld) as they were kept"""
     cdef size_t i
     if item == 4:

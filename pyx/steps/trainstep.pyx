@@ -16,27 +16,27 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from ..products.inputs cimport Acts, EXACT, INT16, acts_place, acts_quantize, padded, quantize_gradient
-from ..layers.attention cimport Head, attend, attend_backward
+from ..layers.attention cimport KvHead, attend, attend_backward
 from ..layers.dropout cimport Dropout, dropped_backward, dropped_gradient, dropped_input
 from ..layers.loss cimport cross_entropy
 from ..layers.lowrank cimport (
-    Pair, columns_before, pair_backward, pair_gradient, pair_input, pair_input_backward, pair_output, pair_size,
-    pair_transpose, turn_rows,
+    LoraPair, columns_before, pair_backward, pair_gradient, pair_input, pair_input_backward, pair_output, pair_size,
+    pair_transpose, transpose_rows,
 )
 from ..products.gemm cimport matmul_backward_tiles, matmul_tiles
 from ..layers.rope cimport rope_angles
 from .parts cimport parts_of, some_rows
 from ..simd.verbs cimport vf_add, vf_load, vf_store
-from .team cimport Team, Walk, enter, meet, next_unit, omp_get_num_threads, share, units_of
+from .team cimport Team, Walk, join_team, barrier, next_dynamic, omp_get_num_threads, share, ceil_div
 from .trainbuffers cimport (
     Buffers, Extent, Gradient, HEAD_ROWS, HEAD_TILES, Kept, UNIT_BLOCKS, UNIT_COLUMNS, UNIT_ROWS, UNIT_TILES,
-    attention_scale, cache_bytes, cached_head, extent_of, place_buffers, place_kept, size, work_bytes,
+    attention_scale, cache_bytes, cached_kv_head, extent_of, place_buffers, place_kept, size, work_bytes,
 )
 from .trainrows cimport (
-    clear_rows, keep, multiply_gate, multiply_gate_backward, norm_rows, norm_rows_backward, recall, store_rows,
-    sum_groups, turn_heads,
+    clear_rows, save_rows, multiply_gate, multiply_gate_backward, norm_rows, norm_rows_backward, restore_rows, store_rows,
+    sum_groups, rope_rows,
 )
-from .weights cimport Config, DOWN, GATE, Layer, Linear, N_SLOTS, O, Q, UP, Weights, linear_tiles
+from .weights cimport Config, FFN_DOWN, FFN_GATE, Layer, Linear, N_SLOTS, ATTN_OUTPUT, ATTN_Q, FFN_UP, Weights, linear_tiles
 
 import numpy as np
 
@@ -65,10 +65,10 @@ cdef class TrainStep:
     """LoRA pairs on a model's matrices, their gradients, and the pass that computes them."""
 
     cdef Weights weights
-    cdef Pair* pairs
+    cdef LoraPair* pairs
     cdef readonly object params, grads      # f32 (n,): every A (r, K) and B^T (r, N), padded to 16 columns
     cdef readonly list layout               # (layer, slot, rank, n_in, n_out, offset of A, offset of B^T)
-    cdef float[::1] turned
+    cdef float[::1] transposed
     cdef int n_threads, precision, max_tokens
     cdef Extent extent
     cdef Kept* kept
@@ -99,7 +99,7 @@ cdef class TrainStep:
         self.precision = {"int16": INT16, "f32": EXACT}[activations]
         self.dropout.threshold = <int>round(65536 * dropout)
         self.dropout.gain = <float>(65536.0 / (65536 - self.dropout.threshold))
-        self.pairs = <Pair*>calloc(c.n_layer * N_SLOTS, sizeof(Pair))
+        self.pairs = <LoraPair*>calloc(c.n_layer * N_SLOTS, sizeof(LoraPair))
         self.kept = <Kept*>calloc(c.n_layer + 1, sizeof(Kept))
         self.scored = <int*>calloc(max_tokens, sizeof(int))
         self.rank_of = <int*>calloc(max_tokens, sizeof(int))
@@ -128,10 +128,10 @@ cdef class TrainStep:
     cdef make_pairs(self, dict ranks):
         cdef Config* c = &self.weights.config
         cdef Linear* l
-        cdef Pair* p
+        cdef LoraPair* p
         cdef float[::1] params, grads
         cdef int layer, slot
-        cdef size_t n_params = 0, turned = 0
+        cdef size_t n_params = 0, transposed = 0
         self.layout = []
         for (layer, slot), (rank, scale) in sorted(ranks.items()):
             if not (0 <= layer < c.n_layer and 0 <= slot < N_SLOTS and rank >= 1):
@@ -140,17 +140,17 @@ cdef class TrainStep:
             pair_size(p, rank, scale, l.w.n_cols, l.w.n_rows)
             self.layout.append((layer, slot, rank, p.n_in, p.n_out, n_params, n_params + p.rank * p.in_p))
             n_params += p.rank * (p.in_p + p.out_p)
-            turned += p.width * (p.in_p + p.out_p)
+            transposed += p.width * (p.in_p + p.out_p)
         self.params, self.grads = np.zeros(n_params, np.float32), np.zeros(n_params, np.float32)
-        self.turned = np.zeros(turned, np.float32)
-        params, grads, turned = self.params, self.grads, 0
+        self.transposed = np.zeros(transposed, np.float32)
+        params, grads, transposed = self.params, self.grads, 0
         for layer, slot, _, _, _, a, b in self.layout:
             p = self.pair(layer, slot)
             p.a, p.bt, p.ga, p.gbt = &params[a], &params[b], &grads[a], &grads[b]
-            p.at, p.bn = &self.turned[turned], &self.turned[turned + p.width * p.in_p]
-            turned += p.width * (p.in_p + p.out_p)
+            p.at, p.bn = &self.transposed[transposed], &self.transposed[transposed + p.width * p.in_p]
+            transposed += p.width * (p.in_p + p.out_p)
 
-    cdef Pair* pair(self, int layer, int slot) noexcept nogil:
+    cdef LoraPair* pair(self, int layer, int slot) noexcept nogil:
         return self.pairs + layer * N_SLOTS + slot
 
     # ---- the call ----
@@ -189,7 +189,7 @@ cdef class TrainStep:
                     self.scored[self.n_targets], self.rank_of[t] = t, self.n_targets
                     self.n_targets += 1
         with nogil, parallel(num_threads=self.n_threads):
-            self.work_through(backward, enter(&self.team), omp_get_num_threads())
+            self.work_through(backward, join_team(&self.team), omp_get_num_threads())
         for t in range(self.n_targets):
             total += self.losses[t]
         return total
@@ -206,7 +206,7 @@ cdef class TrainStep:
     cdef void work_through(self, bint backward, int i, int n) noexcept nogil:
         cdef Config* c = &self.weights.config
         cdef int t, layer, slot, lo = share(self.T, i, n), hi = share(self.T, i + 1, n), first = self.extent.first_layer
-        cdef Pair* p
+        cdef LoraPair* p
         for layer in range(first, c.n_layer):
             for slot in range(N_SLOTS):
                 p = self.pair(layer, slot)
@@ -219,13 +219,13 @@ cdef class TrainStep:
                 self.weights.embed(self.tokens[t], NULL, self.kept[0].x + t * c.embd_p)
         if self.entered:
             memcpy(self.kept[first].x + lo * c.embd_p, self.entry + lo * c.embd_p, 4 * <size_t>c.embd_p * (hi - lo))
-        meet(&self.team)
+        barrier(&self.team)
         for layer in range(first if self.entered else 0, c.n_layer):
             if layer == first and self.entry != NULL and not self.entered:
                 memcpy(self.entry + lo * c.embd_p, self.kept[first].x + lo * c.embd_p, 4 * <size_t>c.embd_p * (hi - lo))
             self.attention(layer, i, n)
             self.mlp(layer, True, i, n)
-        self.head(backward, i, n)
+        self.loss_head(backward, i, n)
         if not backward:
             return
         for layer in range(c.n_layer - 1, first - 1, -1):
@@ -254,7 +254,7 @@ cdef class TrainStep:
 
     cdef void prepare_input(self, int layer, int slot, int n_linear, Acts* a, int lo, int hi, float* work) noexcept nogil:
         """Tokens lo..hi of an input: its rounded form and the low-rank inputs of the matrices it feeds."""
-        cdef Pair* p
+        cdef LoraPair* p
         cdef float* u
         cdef int j
         if a.q16 != NULL:
@@ -269,7 +269,7 @@ cdef class TrainStep:
 
     cdef void linear(self, int layer, int slot, const Acts* a, int first, float* y, size_t ldy, int lo, int hi) noexcept nogil:
         """Row tiles lo..hi of y = W x + bias + B u; first: where the rows of a begin in u"""
-        cdef Pair* p = self.pair(layer, slot)
+        cdef LoraPair* p = self.pair(layer, slot)
         cdef size_t ldu = self.extent.ldu
         linear_tiles(&self.weights.layers[layer].linear[slot], 0, a, self.precision, NULL, 0, y, ldy, lo, hi)
         if p.rank:
@@ -288,9 +288,9 @@ cdef class TrainStep:
             part = some_rows(a, first, share(a.n_rows, k + 1, parts))
             for j in range(n_linear):
                 n_tiles = self.weights.layers[layer].linear[slot + j].w.n_tiles
-                while next_unit(&self.team, &walk, n_tiles, UNIT_TILES, &lo, &hi):
+                while next_dynamic(&self.team, &walk, n_tiles, UNIT_TILES, &lo, &hi):
                     self.linear(layer, slot + j, &part, first, y[j] + first * ldy[j], ldy[j], lo, hi)
-        meet(&self.team)
+        barrier(&self.team)
 
     cdef void add_linear(self, int layer, int slot, const Acts* a, const float* x, const int* row, float* y, int i, int n) noexcept nogil:
         """y = x + the product; row: where the rows of x stand, NULL for one after the other. Each thread its share of rows."""
@@ -316,30 +316,30 @@ cdef class TrainStep:
         cdef size_t ldy[3]
         self.place_input(&a, b.normed, c.embd_p, c.n_embd, self.T)
         norm_rows(c, k.x, l.attn_norm, b.normed, lo, hi)
-        self.prepare_input(layer, Q, 3, &a, lo, hi, self.scratch(i))
-        meet(&self.team)
+        self.prepare_input(layer, ATTN_Q, 3, &a, lo, hi, self.scratch(i))
+        barrier(&self.team)
         y[0], y[1], y[2] = b.q, b.k, b.v
         ldy[0], ldy[1], ldy[2] = c.q_p, c.kv_p, c.kv_p
-        self.linears(layer, Q, 3, &a, y, ldy)
-        turn_heads(c, b, b.q, c.q_p, c.n_head, False, lo, hi)
-        turn_heads(c, b, b.k, c.kv_p, c.n_head_kv, False, lo, hi)
+        self.linears(layer, ATTN_Q, 3, &a, y, ldy)
+        rope_rows(c, b, b.q, c.q_p, c.n_head, False, lo, hi)
+        rope_rows(c, b, b.k, c.kv_p, c.n_head_kv, False, lo, hi)
         if keeping:
-            keep(b.q, k.q, c.q_p, lo, hi, self.extent.item)
-            keep(b.k, k.k, c.kv_p, lo, hi, self.extent.item)
-            keep(b.v, k.v, c.kv_p, lo, hi, self.extent.item)
+            save_rows(b.q, k.q, c.q_p, lo, hi, self.extent.item)
+            save_rows(b.k, k.k, c.kv_p, lo, hi, self.extent.item)
+            save_rows(b.v, k.v, c.kv_p, lo, hi, self.extent.item)
         store_rows(c, b, self.starts, self.n_segments, lo, hi)
-        meet(&self.team)
+        barrier(&self.team)
         self.attend_units(i)
         lo, hi = share(rows, i, n), share(rows, i + 1, n)
         if last:
             for t in range(lo, hi):
                 memcpy(att + t * c.q_p, b.att + self.scored[t] * <size_t>c.q_p, 4 * <size_t>c.q_p)
         if keeping:
-            keep(att, k.att, c.q_p, lo, hi, self.extent.item)
+            save_rows(att, k.att, c.q_p, lo, hi, self.extent.item)
         self.place_input(&a, att, c.q_p, c.n_head * c.head_dim, rows)
-        self.prepare_input(layer, O, 1, &a, lo, hi, self.scratch(i))
-        meet(&self.team)
-        self.add_linear(layer, O, &a, k.x, self.scored if last else NULL, k.mid, i, n)
+        self.prepare_input(layer, ATTN_OUTPUT, 1, &a, lo, hi, self.scratch(i))
+        barrier(&self.team)
+        self.add_linear(layer, ATTN_OUTPUT, &a, k.x, self.scored if last else NULL, k.mid, i, n)
 
     cdef void attend_units(self, int i) noexcept nogil:
         """b.att from b.q and the cache, UNIT_ROWS query rows of a KV head at a time to the thread that is free first"""
@@ -347,17 +347,17 @@ cdef class TrainStep:
         cdef Buffers* b = &self.b
         cdef int s, h, unit, end, first, length, group = c.n_head // c.n_head_kv, per = max(1, UNIT_ROWS // group)
         cdef size_t at
-        cdef Head head
+        cdef KvHead loss_head
         cdef Walk walk = Walk(0, 0)
         for s in range(self.n_segments):
             length = self.starts[s + 1] - self.starts[s]
-            while next_unit(&self.team, &walk, c.n_head_kv * units_of(length, per), 1, &unit, &end):
+            while next_dynamic(&self.team, &walk, c.n_head_kv * ceil_div(length, per), 1, &unit, &end):
                 h, first = unit % c.n_head_kv, unit // c.n_head_kv * per
-                head = cached_head(b, c, self.starts, s, h)
+                loss_head = cached_kv_head(b, c, self.starts, s, h)
                 at = (self.starts[s] + first) * <size_t>c.q_p + h * group * c.head_dim
-                attend(b.q + at, c.q_p, min(per, length - first), group, c.head_dim, attention_scale(c), first, &head,
+                attend(b.q + at, c.q_p, min(per, length - first), group, c.head_dim, attention_scale(c), first, &loss_head,
                        b.att + at, c.q_p, self.scratch(i))
-        meet(&self.team)
+        barrier(&self.team)
 
     cdef void mlp(self, int layer, bint onward, int i, int n) noexcept nogil:
         """The layer's second half; without `onward` only what its backward pass reads."""
@@ -371,24 +371,24 @@ cdef class TrainStep:
         cdef size_t ldy[2]
         self.place_input(&a, b.normed, c.embd_p, c.n_embd, rows)
         norm_rows(c, k.mid, l.ffn_norm, b.normed, lo, hi)
-        self.prepare_input(layer, GATE, 2, &a, lo, hi, self.scratch(i))
-        meet(&self.team)
+        self.prepare_input(layer, FFN_GATE, 2, &a, lo, hi, self.scratch(i))
+        barrier(&self.team)
         y[0], y[1] = b.gate, b.up
         ldy[0], ldy[1] = c.ff_p, c.ff_p
-        self.linears(layer, GATE, 2, &a, y, ldy)
+        self.linears(layer, FFN_GATE, 2, &a, y, ldy)
         if self.keeping and layer >= self.extent.first_layer:
-            keep(b.gate, k.gate, c.ff_p, lo, hi, self.extent.item)
-            keep(b.up, k.up, c.ff_p, lo, hi, self.extent.item)
+            save_rows(b.gate, k.gate, c.ff_p, lo, hi, self.extent.item)
+            save_rows(b.up, k.up, c.ff_p, lo, hi, self.extent.item)
         self.place_input(&a, b.h, c.ff_p, c.n_ff, rows)
         multiply_gate(c, b, lo, hi)
-        self.prepare_input(layer, DOWN, 1, &a, lo, hi, self.scratch(i))
-        meet(&self.team)
+        self.prepare_input(layer, FFN_DOWN, 1, &a, lo, hi, self.scratch(i))
+        barrier(&self.team)
         if onward:
-            self.add_linear(layer, DOWN, &a, k.mid, NULL, self.kept[layer + 1].x, i, n)
+            self.add_linear(layer, FFN_DOWN, &a, k.mid, NULL, self.kept[layer + 1].x, i, n)
 
     # ---- head and loss, HEAD_ROWS tokens at a time; logits become their gradient and are thrown away ----
 
-    cdef void head(self, bint backward, int i, int n) noexcept nogil:
+    cdef void loss_head(self, bint backward, int i, int n) noexcept nogil:
         cdef Config* c = &self.weights.config
         cdef const Linear* l = &self.weights.output
         cdef Buffers* b = &self.b
@@ -399,21 +399,21 @@ cdef class TrainStep:
         cdef size_t at
         cdef Walk walk
         clear_rows(b.tail, c.embd_p, share(self.n_targets, i, n), share(self.n_targets, i + 1, n))
-        for part in range(units_of(self.n_targets, HEAD_ROWS)):
+        for part in range(ceil_div(self.n_targets, HEAD_ROWS)):
             first = part * HEAD_ROWS
             rows = min(HEAD_ROWS, self.n_targets - first)
             at, mine, end = first * <size_t>c.embd_p, share(rows, i, n), share(rows, i + 1, n)
-            meet(&self.team)
+            barrier(&self.team)
             self.place_input(&a, b.rows, c.embd_p, c.n_embd, rows)
             norm_rows(c, x + at, self.weights.output_norm, b.rows, mine, end)
             clear_rows(b.drows, c.embd_p, mine, end)
             if a.q16 != NULL:
                 acts_quantize(&a, mine, end, 0, a.n_blocks)
-            meet(&self.team)
+            barrier(&self.team)
             walk = Walk(0, 0)
-            while next_unit(&self.team, &walk, l.w.n_tiles, HEAD_TILES, &lo, &hi):
+            while next_dynamic(&self.team, &walk, l.w.n_tiles, HEAD_TILES, &lo, &hi):
                 matmul_tiles(&l.w, &a, self.precision, b.logits, c.vocab_p, lo, hi)
-            meet(&self.team)
+            barrier(&self.team)
             g = self.gradient(b.logits, c.vocab_p, 0)
             for m in range(mine, end):
                 self.losses[first + m] = cross_entropy(b.logits + m * <size_t>c.vocab_p, c.n_vocab, self.targets[self.scored[first + m]], self.weight)
@@ -421,13 +421,13 @@ cdef class TrainStep:
                     quantize_gradient(b.logits, c.vocab_p, c.n_vocab, rows, m, m + 1, g.q, g.scale)
             if not backward:
                 continue
-            meet(&self.team)
+            barrier(&self.team)
             walk = Walk(0, 0)
-            while next_unit(&self.team, &walk, l.w.n_blocks, UNIT_BLOCKS, &lo, &hi):
+            while next_dynamic(&self.team, &walk, l.w.n_blocks, UNIT_BLOCKS, &lo, &hi):
                 matmul_backward_tiles(&l.w, b.logits, c.vocab_p, g.q, g.scale, rows, b.drows, c.embd_p, lo, hi)
-            meet(&self.team)
+            barrier(&self.team)
             norm_rows_backward(c, x + at, self.weights.output_norm, b.drows, b.tail + at, mine, end)
-        meet(&self.team)
+        barrier(&self.team)
 
     # ---- backward ----
 
@@ -441,15 +441,15 @@ cdef class TrainStep:
 
     cdef void prepare_gradient(self, int layer, int slot, const Gradient* g, int rows, int lo, int hi) noexcept nogil:
         """Tokens lo..hi of `rows` of a matrix's dy: rounded, and the gradient of its low-rank input, with both transposes."""
-        cdef Pair* p = self.pair(layer, slot)
+        cdef LoraPair* p = self.pair(layer, slot)
         cdef Buffers* b = &self.b
         cdef size_t ldt = padded(self.T, 16), at = columns_before(self.pair(layer, 0), slot)
         if g.q != NULL:
             quantize_gradient(g.dy, g.ld, self.weights.layers[layer].linear[slot].w.n_rows, rows, lo, hi, g.q, g.scale)
         if p.rank:
             pair_input_backward(p, g.dy + lo * g.ld, g.ld, hi - lo, b.du + lo * <size_t>self.extent.ldu + at, self.extent.ldu)
-            turn_rows(b.du + at, self.extent.ldu, lo, hi, p.rank, b.dut + at * ldt, ldt)
-            turn_rows(self.kept[layer].u + at, self.extent.ldu, lo, hi, p.rank, b.ut + at * ldt, ldt)
+            transpose_rows(b.du + at, self.extent.ldu, lo, hi, p.rank, b.dut + at * ldt, ldt)
+            transpose_rows(self.kept[layer].u + at, self.extent.ldu, lo, hi, p.rank, b.ut + at * ldt, ldt)
 
     cdef void linears_backward(self, int layer, int slot, int n_linear, const float* x, size_t ldx, const Gradient* dy, int rows,
                                float* dx, size_t lddx, int i) noexcept nogil:
@@ -458,21 +458,21 @@ cdef class TrainStep:
         Columns are dealt in units, those of dx first; x and dy of a unit's columns stay near while all is done with them.
         """
         cdef int j, lo, hi, n_blocks = self.weights.layers[layer].linear[slot].w.n_blocks
-        cdef Pair* p
+        cdef LoraPair* p
         cdef Walk walk = Walk(0, 0)
-        while next_unit(&self.team, &walk, n_blocks if dx != NULL else 0, UNIT_BLOCKS, &lo, &hi):
+        while next_dynamic(&self.team, &walk, n_blocks if dx != NULL else 0, UNIT_BLOCKS, &lo, &hi):
             self.input_backward(layer, slot, n_linear, dy, rows, dx, lddx, lo, hi, i)
         for j in range(n_linear):
             p = self.pair(layer, slot + j)
-            while next_unit(&self.team, &walk, max(p.in_p, p.out_p) // 16, UNIT_COLUMNS, &lo, &hi):
+            while next_dynamic(&self.team, &walk, max(p.in_p, p.out_p) // 16, UNIT_COLUMNS, &lo, &hi):
                 self.pair_gradients(layer, slot + j, x, ldx, dy + j, rows, lo, hi, i)
-        meet(&self.team)
+        barrier(&self.team)
 
     cdef void input_backward(self, int layer, int slot, int n_linear, const Gradient* dy, int rows, float* dx, size_t lddx,
                              int lo, int hi, int i) noexcept nogil:
         """Column blocks lo..hi of dx"""
         cdef int j, t, first = 2 * lo, end = min(2 * hi, padded(self.weights.layers[layer].linear[slot].w.n_cols, 16) // 16)
-        cdef Pair* p
+        cdef LoraPair* p
         cdef float* du
         for t in range(rows):
             memset(dx + t * lddx + 16 * first, 0, 64 * <size_t>(end - first))
@@ -487,7 +487,7 @@ cdef class TrainStep:
 
     cdef void pair_gradients(self, int layer, int slot, const float* x, size_t ldx, const Gradient* dy, int rows, int lo, int hi, int i) noexcept nogil:
         """Column tiles lo..hi, as far as there are such, of a pair's dB and dA"""
-        cdef Pair* p = self.pair(layer, slot)
+        cdef LoraPair* p = self.pair(layer, slot)
         cdef size_t ldt = padded(self.T, 16), at = columns_before(self.pair(layer, 0), slot) * ldt
         cdef int end = min(hi, p.in_p // 16)
         if p.rank:
@@ -507,18 +507,18 @@ cdef class TrainStep:
         cdef Gradient down = self.gradient(dx, c.embd_p, 0)
         cdef Gradient g[2]
         g[0], g[1] = self.gradient(b.gate, c.ff_p, 0), self.gradient(b.up, c.ff_p, rows * padded(c.n_ff, 128))
-        recall(k.gate, b.gate, c.ff_p, lo, hi, self.extent.item)
-        recall(k.up, b.up, c.ff_p, lo, hi, self.extent.item)
+        restore_rows(k.gate, b.gate, c.ff_p, lo, hi, self.extent.item)
+        restore_rows(k.up, b.up, c.ff_p, lo, hi, self.extent.item)
         multiply_gate(c, b, lo, hi)
-        self.prepare_gradient(layer, DOWN, &down, rows, lo, hi)
-        meet(&self.team)
-        self.linears_backward(layer, DOWN, 1, b.h, c.ff_p, &down, rows, b.dh, c.ff_p, i)
+        self.prepare_gradient(layer, FFN_DOWN, &down, rows, lo, hi)
+        barrier(&self.team)
+        self.linears_backward(layer, FFN_DOWN, 1, b.h, c.ff_p, &down, rows, b.dh, c.ff_p, i)
         multiply_gate_backward(c, b, lo, hi)
         norm_rows(c, k.mid, l.ffn_norm, b.normed, lo, hi)
-        self.prepare_gradient(layer, GATE, g, rows, lo, hi)
-        self.prepare_gradient(layer, UP, g + 1, rows, lo, hi)
-        meet(&self.team)
-        self.linears_backward(layer, GATE, 2, b.normed, c.embd_p, g, rows, b.part, c.embd_p, i)
+        self.prepare_gradient(layer, FFN_GATE, g, rows, lo, hi)
+        self.prepare_gradient(layer, FFN_UP, g + 1, rows, lo, hi)
+        barrier(&self.team)
+        self.linears_backward(layer, FFN_GATE, 2, b.normed, c.embd_p, g, rows, b.part, c.embd_p, i)
         norm_rows_backward(c, k.mid, l.ffn_norm, b.part, dx, lo, hi)
 
     cdef void output_backward(self, int layer, int i, int n) noexcept nogil:
@@ -531,10 +531,10 @@ cdef class TrainStep:
         cdef float* datt = b.dh if last else b.datt
         cdef float* dx = self.gradient_of(layer)
         cdef Gradient g = self.gradient(dx, c.embd_p, 0)
-        recall(k.att, b.att, c.q_p, lo, hi, self.extent.item)
-        self.prepare_gradient(layer, O, &g, rows, lo, hi)
-        meet(&self.team)
-        self.linears_backward(layer, O, 1, b.att, c.q_p, &g, rows, datt, c.q_p, i)
+        restore_rows(k.att, b.att, c.q_p, lo, hi, self.extent.item)
+        self.prepare_gradient(layer, ATTN_OUTPUT, &g, rows, lo, hi)
+        barrier(&self.team)
+        self.linears_backward(layer, ATTN_OUTPUT, 1, b.att, c.q_p, &g, rows, datt, c.q_p, i)
         if not last:
             return
         for t in range(share(self.T, i, n), share(self.T, i + 1, n)):
@@ -545,7 +545,7 @@ cdef class TrainStep:
             else:
                 memcpy(b.datt + t * c.q_p, datt + from_row * c.q_p, 4 * <size_t>c.q_p)
                 memcpy(b.dx + t * c.embd_p, dx + from_row * c.embd_p, 4 * <size_t>c.embd_p)
-        meet(&self.team)
+        barrier(&self.team)
 
     cdef void attention_backward(self, int layer, int i, int n) noexcept nogil:
         cdef Config* c = &self.weights.config
@@ -559,27 +559,27 @@ cdef class TrainStep:
         cdef Walk walk = Walk(0, 0)
         g[0], g[1] = self.gradient(b.q, c.q_p, 0), self.gradient(b.dk, c.q_p, self.T * q_width)
         g[2] = self.gradient(b.dv, c.q_p, self.T * (q_width + kv_width))
-        recall(k.q, b.q, c.q_p, lo, hi, self.extent.item)
-        recall(k.k, b.k, c.kv_p, lo, hi, self.extent.item)
-        recall(k.v, b.v, c.kv_p, lo, hi, self.extent.item)
+        restore_rows(k.q, b.q, c.q_p, lo, hi, self.extent.item)
+        restore_rows(k.k, b.k, c.kv_p, lo, hi, self.extent.item)
+        restore_rows(k.v, b.v, c.kv_p, lo, hi, self.extent.item)
         self.output_backward(layer, i, n)
         for s in range(self.n_segments):
-            while next_unit(&self.team, &walk, c.n_head, 1, &h, &end):
+            while next_dynamic(&self.team, &walk, c.n_head, 1, &h, &end):
                 at = self.starts[s] * <size_t>c.q_p + h * c.head_dim
                 kv_at = self.starts[s] * <size_t>c.kv_p + h // group * c.head_dim
                 attend_backward(b.q + at, c.q_p, b.k + kv_at, b.v + kv_at, c.kv_p, b.datt + at, c.q_p,
                                 self.starts[s + 1] - self.starts[s], c.head_dim, attention_scale(c),
                                 b.q + at, c.q_p, b.dk + at, b.dv + at, c.q_p, self.scratch(i))
-        meet(&self.team)
+        barrier(&self.team)
         for t in range(lo, hi):
             sum_groups(b.dk + t * c.q_p, c.n_head_kv, group, c.head_dim)
             sum_groups(b.dv + t * c.q_p, c.n_head_kv, group, c.head_dim)
-        turn_heads(c, b, b.q, c.q_p, c.n_head, True, lo, hi)
-        turn_heads(c, b, b.dk, c.q_p, c.n_head_kv, True, lo, hi)
+        rope_rows(c, b, b.q, c.q_p, c.n_head, True, lo, hi)
+        rope_rows(c, b, b.dk, c.q_p, c.n_head_kv, True, lo, hi)
         norm_rows(c, k.x, l.attn_norm, b.normed, lo, hi)
         for j in range(3):
-            self.prepare_gradient(layer, Q + j, g + j, self.T, lo, hi)
-        meet(&self.team)
-        self.linears_backward(layer, Q, 3, b.normed, c.embd_p, g, self.T, dn, c.embd_p, i)
+            self.prepare_gradient(layer, ATTN_Q + j, g + j, self.T, lo, hi)
+        barrier(&self.team)
+        self.linears_backward(layer, ATTN_Q, 3, b.normed, c.embd_p, g, self.T, dn, c.embd_p, i)
         if dn != NULL:
             norm_rows_backward(c, k.x, l.attn_norm, dn, b.dx, lo, hi)

@@ -17,13 +17,13 @@ cdef struct Linear:
     Lora* loras                 # one per adapter; a == NULL where it has none
 
 cdef enum:                      # a layer's matrices, in the order they are used
-    Q = 0
-    K = 1
-    V = 2
-    O = 3
-    GATE = 4
-    UP = 5
-    DOWN = 6
+    ATTN_Q = 0
+    ATTN_K = 1
+    ATTN_V = 2
+    ATTN_OUTPUT = 3
+    FFN_GATE = 4
+    FFN_UP = 5
+    FFN_DOWN = 6
     N_SLOTS = 7
 
 cdef struct Layer:

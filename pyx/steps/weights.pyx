@@ -30,21 +30,21 @@ cdef void low_rank_input(const Linear* first, int n_linear, int n_lora, const Ac
 
     scales: (T, n_lora) per token, or NULL. The work is dealt to threads in slices of 16 columns of u.
     """
-    cdef int i, j, c, t, turn = 0
+    cdef int i, j, c, t, slice_ = 0
     cdef const Lora* lora
     cdef float factor
     for i in range(n_linear):
         for j in range(n_lora):
             lora = first[i].loras + j
             for c in range(0, lora.width, 16):
-                if turn % of == thread:
+                if slice_ % of == thread:
                     for t in range(x.n_rows):
                         memset(u + t * ldu + c, 0, 64)
                     panel_add(lora.a + c, lora.width, x.n_cols, x.f32, x.ld, x.n_rows, u + c, ldu)
                     for t in range(x.n_rows):
                         factor = lora.scale * (scales[t * n_lora + j] if scales != NULL else 1)
                         vf_store(u + t * ldu + c, vf_mul(vf_load(u + t * ldu + c), vf_set1(factor)))
-                turn += 1
+                slice_ += 1
             u += lora.width
 
 

@@ -14,7 +14,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memchr, memcmp, memcpy, memset
 
 from .merging cimport (
-    Merge, Pair, Span, Strings, Symbol, Table, add_string, byte_token, enter, from_byte_chars, from_spaced, lookup,
+    Merge, Pair, Slice, Strings, Symbol, Table, add_string, byte_token, enter, from_byte_chars, from_spaced, lookup,
     pop_merge, push_merge, same_string, size_table, space_inside,
 )
 from .splitter cimport Splitter, Work, free_work
@@ -91,7 +91,7 @@ cdef class Vocabulary:
             self.settled == NULL
             or size_table(&self.words, self.n_vocab + 256) < 0
             or reserve(&self.strings.raw, lengths.sum(), 1) < 0
-            or reserve(&self.strings.spans, self.n_vocab + 256, sizeof(Span)) < 0
+            or reserve(&self.strings.spans, self.n_vocab + 256, sizeof(Slice)) < 0
         ):
             raise MemoryError("vocabulary")
         self.read_tokens(buffer, starts, lengths)
@@ -158,7 +158,7 @@ cdef class Vocabulary:
     def set_kinds(self, kinds):
         """Take other kinds for the tokens than those they were built with; not while another thread encodes."""
         cdef int64_t i
-        cdef Span span
+        cdef Slice span
         if len(kinds) != self.n_vocab:
             raise ValueError(f"{len(kinds)} kinds for {self.n_vocab} tokens")
         self.kinds = np.array(kinds, dtype=np.uint8)
@@ -168,7 +168,7 @@ cdef class Vocabulary:
             raise MemoryError("vocabulary")
         found = set()
         for i in range(self.n_vocab):
-            span = (<Span*>self.strings.spans.data)[i]
+            span = (<Slice*>self.strings.spans.data)[i]
             if self.kinds[i] & (K_CONTROL | K_USER) and span.size:
                 if enter(&self.strings, &self.specials, <int32_t>i) < 0:
                     raise MemoryError("vocabulary")
@@ -254,7 +254,7 @@ cdef class Vocabulary:
         """Return what the token stands for, as bytes; IndexError outside the vocabulary."""
         if not 0 <= token < self.n_vocab:
             raise IndexError(f"token {token} of a vocabulary of {self.n_vocab}")
-        cdef Span span = (<Span*>self.strings.spans.data)[token]
+        cdef Slice span = (<Slice*>self.strings.spans.data)[token]
         cdef const uint8_t* text = <uint8_t*>self.strings.raw.data + span.start
         return text[:span.size]
 
@@ -411,7 +411,7 @@ cdef class Vocabulary:
             if self.put(work, token, text, 0) < 0:
                 return -1
             after_special = True
-            at = special + (<Span*>self.strings.spans.data)[token].size
+            at = special + (<Slice*>self.strings.spans.data)[token].size
             while self.kinds[token] & K_STRIP and at < n and (text[at] == 32 or 9 <= text[at] < 14):
                 at += 1
         return 0

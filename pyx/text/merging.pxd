@@ -12,7 +12,7 @@ from .splitting cimport Array, char_size, next_char, reserve
 # ---------------------------------------------------------------------------------------------------------------------
 # Strings, numbered in the order of their coming, and tables from text to number
 
-cdef struct Span:
+cdef struct Slice:
     uint32_t start
     uint32_t size
 
@@ -33,14 +33,14 @@ cdef struct Table:
 cdef inline int32_t add_string(Strings* strings, const uint8_t* text, int64_t n) noexcept nogil:
     """Keep a copy of text[:n] and return its number."""
     cdef int64_t which = strings.spans.used
-    cdef Span* span
+    cdef Slice* span
     if strings.raw.used + n >= <int64_t>0xFFFFFFFF or which >= 0x7FFFFFFF:
         return -1
-    if reserve(&strings.raw, n, 1) < 0 or reserve(&strings.spans, 1, sizeof(Span)) < 0:
+    if reserve(&strings.raw, n, 1) < 0 or reserve(&strings.spans, 1, sizeof(Slice)) < 0:
         return -1
     if n > 0:
         memcpy(<uint8_t*>strings.raw.data + strings.raw.used, text, n)
-    span = <Span*>strings.spans.data + which
+    span = <Slice*>strings.spans.data + which
     span.start, span.size = <uint32_t>strings.raw.used, <uint32_t>n
     strings.raw.used += n
     strings.spans.used += 1
@@ -48,7 +48,7 @@ cdef inline int32_t add_string(Strings* strings, const uint8_t* text, int64_t n)
 
 
 cdef inline bint same_string(const Strings* strings, int32_t which, const uint8_t* text, int64_t n) noexcept nogil:
-    cdef Span span = (<Span*>strings.spans.data)[which]
+    cdef Slice span = (<Slice*>strings.spans.data)[which]
     return span.size == n and memcmp(<uint8_t*>strings.raw.data + span.start, text, n) == 0
 
 
@@ -115,7 +115,7 @@ cdef inline int size_table(Table* table, int64_t strings) noexcept nogil:
 
 cdef inline int32_t enter(const Strings* strings, Table* table, int32_t which) noexcept nogil:
     """Put a string into the table; return its number, or that of an equal one that is there already."""
-    cdef Span span = (<Span*>strings.spans.data)[which]
+    cdef Slice span = (<Slice*>strings.spans.data)[which]
     cdef const uint8_t* text = <uint8_t*>strings.raw.data + span.start
     cdef uint32_t tag = hash_bytes(text, span.size), at
     if 2 * <uint64_t>(table.used + 1) > <uint64_t>table.mask + 1 and size_table(table, 2 * <int64_t>table.used + 2) < 0:

@@ -1,7 +1,7 @@
 """Rows of f32 to blocks whose scales are searched for: the K types, the IQ4 types, and the simple ones by importance.
 
 A block says w = d s q - dmin m with small integers: codes q, a scale s and a minimum m for each group, and two f16
-factors. Each group is fitted alone (fit.pxd); d and dmin are fitted to the groups' scales and minima; then, with errors
+factors. Each group is fitted alone (scale_search.pxd); d and dmin are fitted to the groups' scales and minima; then, with errors
 measured on what the block really says, each group tries the neighbours of its s and m, and d and dmin are fitted again
 to all codes, while that helps. One section per type: its ranges and where the bits go (layouts: kquants.pyx).
 """
@@ -182,15 +182,15 @@ cdef void refit(const Ranges* r, Block* y) noexcept nogil:
 cdef void search(const Ranges* r, const float* x, const float* importance, int i, Block* y) noexcept nogil:
     """the block that comes nearest to the i-th 256 numbers, as far as the search goes"""
     cdef Block trial
-    cdef int turn, g
+    cdef int attempt, g
     memcpy(trial.x, x + 256 * i, sizeof(trial.x))
     weigh(256, trial.x, NULL if importance == NULL else importance + 256 * i, r.even, trial.w)
     first_guess(r, &trial)
-    for turn in range(MAX_ROUNDS):
+    for attempt in range(MAX_ROUNDS):
         trial.error = 0
         for g in range(r.groups):
             trial.error += settle_group(r, &trial, g)
-        if turn and not trial.error < y.error:
+        if attempt and not trial.error < y.error:
             return
         memcpy(y, &trial, sizeof(Block))
         refit(r, &trial)
