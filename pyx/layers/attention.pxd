@@ -14,6 +14,7 @@ cdef enum KvType:
 
 cdef enum:
     CHUNK = 256                 # positions that share a softmax; see attention.pyx
+    UNIT_ROWS = 64              # query rows of one KV head that a thread takes at a time, about
 
 cdef struct KvHead:               # one KV head of one sequence
     uint8_t* tiles

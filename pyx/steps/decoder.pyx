@@ -9,30 +9,30 @@ from libc.stdint cimport uint8_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from ..layers.attention cimport CHUNK, KvHead, attend, attend_bytes, attend_part, join_parts, part_floats, store_kv, tile_part_bytes
+from ..layers.attention cimport (
+    CHUNK, UNIT_ROWS, KvHead, attend, attend_bytes, attend_part, join_parts, part_floats, store_kv, tile_part_bytes,
+)
+from ..layers.block cimport (
+    ATTN_OUTPUT, ATTN_Q, FFN_DOWN, FFN_GATE, Block, Config, activate, add_residual, prepare_heads, prepare_input,
+)
+from ..layers.linear cimport Linear, linear_precisions, linear_tiles, low_rank_input, low_rank_width
+from ..layers.rope cimport rope_angles
 from ..products.inputs cimport (
-    Acts, EXACT, STREAM_TOKENS, INT16, INT8, acts_bytes, acts_for_width, acts_place, acts_quantize, padded,
+    EXACT, INT16, INT8, STREAM_TOKENS, Acts, acts_bytes, acts_for_width, acts_place, acts_quantize, padded,
 )
-from ..layers.mlp cimport swiglu
-from ..layers.norm cimport rms_norm
-from .pace cimport Pace, note_step
 from ..products.panels cimport PART_TOKENS
-from ..layers.rope cimport rope, rope_angles
+from .pace cimport Pace, note_step
 from .parts cimport parts_of, some_rows
-from ..simd.verbs cimport vf_add, vf_load, vf_store
 from .team cimport (
-    Team, Walk, next_static, join_team, barrier, next_guided, next_dynamic, omp_get_num_threads, omp_get_wtime, share, ceil_div,
+    Team, Walk, barrier, ceil_div, join_team, next_dynamic, next_guided, next_static, omp_get_num_threads, omp_get_wtime, share,
 )
-from .weights cimport (
-    Config, FFN_DOWN, FFN_GATE, Layer, Linear, ATTN_OUTPUT, Weights, linear_precisions, linear_tiles, low_rank_input, low_rank_width,
-)
+from .weights cimport Weights
 
 from ..layers.attention import KV_TYPES
 
 import numpy as np
 
 cdef enum:
-    UNIT_ROWS = 64          # query rows of one attention unit, about
     SPLIT_TOKENS = 32       # tokens of a step up to which the past is dealt among the threads chunk by chunk
     PACED = 16              # tokens of a step up to which a thread is left out where that is quicker
     PIECE = 16              # row tiles of a product that a thread takes at a time when there are more tokens than SPLIT_TOKENS
@@ -288,14 +288,31 @@ cdef class Session:
         cdef int t, layer
         for t in range(share(s.T, i, n), share(s.T, i + 1, n)):
             self.weights.embed(s.tokens[t], s.lora_scales + t * self.weights.n_lora if s.lora_scales != NULL else NULL, s.x + t * c.embd_p)
-            rope_angles(s.positions[t], &self.weights.frequencies[0], c.n_rot, s.cosine + t * c.n_rot // 2, s.sine + t * c.n_rot // 2)
+            rope_angles(s.positions[t], self.weights.rope.frequencies, c.n_rot, s.cosine + t * c.n_rot // 2, s.sine + t * c.n_rot // 2)
         barrier(&self.team)
         for layer in range(c.n_layer):
-            self.attention(layer, i, n)
-            if s.M or layer < c.n_layer - 1:
-                self.mlp(layer, i, n)
+            self.layer(layer, i, n)
         if s.M:
             self.logits(i, n)
+
+    cdef void layer(self, int layer, int i, int n) noexcept nogil:
+        """x through one layer, in order. Behind each line: what is whole, for all threads, at each of its barriers.
+
+        With one token normed and rounded are each thread's own, and need no barrier.
+        """
+        cdef Step* s = &self.step_
+        cdef Config* c = &self.weights.config
+        cdef Block* b = &self.weights.blocks[layer]
+        cdef bint fewer = s.fewer and layer == c.n_layer - 1
+        self.project_heads(b, fewer, i, n)                                      # normed, rounded; u; q, k, v
+        self.attend_units(b, layer, fewer, i, n)                                # (cache, parts;) att
+        if fewer and s.M == 0:
+            return
+        if fewer:
+            self.leave_wanted(i, n)                                             # q, normed: the wanted rows; x, T
+        self.add_linear(&b.linear[ATTN_OUTPUT], s.q if fewer else s.att, c.q_p, i, n)   # rounded; u; x
+        self.gate_rows(b, i, n)                                                 # normed, rounded; u; gate
+        self.add_linear(&b.linear[FFN_DOWN], s.gate, c.ff_p, i, n)              # rounded; u; x
 
     cdef float* own_normed(self, int i) noexcept nogil:
         return <float*>(&self.own[0] + i * self.own_bytes)
@@ -308,8 +325,8 @@ cdef class Session:
         acts_place(a, rows, first.w.n_cols, linear_precisions(first, n_linear, self.precision) & ~EXACT, memory)
         acts_for_width(a, self.weights.config.n_embd)
 
-    cdef void norm_rows(self, Acts* a, const Linear* first, int n_linear, const float* w, int i, int n) noexcept nogil:
-        """a = rms_norm(x) and its rounded forms; a single row is quicker made by each thread than waited for"""
+    cdef void input_rows(self, Acts* a, const Linear* first, int n_linear, const float* w, int i, int n) noexcept nogil:
+        """a = the norm of x and its rounded forms; a single row is quicker made by each thread than waited for"""
         cdef Step* s = &self.step_
         cdef Config* c = &self.weights.config
         cdef bint alone = s.T == 1, apart = alone or not (self.weights.n_lora or linear_precisions(first, n_linear, self.precision) & EXACT)
@@ -324,7 +341,7 @@ cdef class Session:
         for t in range(0 if alone else share(s.T, i, n), 1 if alone else share(s.T, i + 1, n)):
             if not apart:
                 row = s.normed + t * c.embd_p
-            rms_norm(s.x + t * c.embd_p, w, c.n_embd, c.rms_eps, row)
+            prepare_input(c, w, s.x + t * c.embd_p, row)
             acts_quantize(&own, t, t + 1, 0, own.n_blocks)
         if not alone:
             barrier(&self.team)
@@ -378,66 +395,54 @@ cdef class Session:
                 linear_tiles(first + j, n_lora, a, self.precision, u, self.step_.ldu, y[j], ldy[j], lo[j], hi[j])
             u += low_rank_width(first + j, n_lora)
 
-    cdef void add_linear(self, const Linear* l, const Acts* a, int i, int n) noexcept nogil:
-        """x += the product"""
+    cdef void add_linear(self, const Linear* l, const float* input_, size_t ldi, int i, int n) noexcept nogil:
+        """x += the product with rows of input_"""
         cdef Step* s = &self.step_
         cdef size_t ld = self.weights.config.embd_p, ldp
-        cdef int lo, hi, t, first, tile, n_taken = 0, k, parts = parts_of(s.T)
+        cdef int lo, hi, t, first, n_taken = 0, k, parts = parts_of(s.T)
         cdef float* y
         cdef float* x
-        cdef Acts part
-        self.low_rank(l, 1, a, i, n)
+        cdef Acts a, part
+        self.round_rows(&a, l, input_, ldi, i, n)
+        self.low_rank(l, 1, &a, i, n)
         while self.next_tiles(l.w.n_tiles, i, n, &n_taken, &lo, &hi):
             y = self.epilogue(i, lo, &ldp)
             for k in range(parts):
                 first = share(s.T, k, parts)
-                part = some_rows(a, first, share(s.T, k + 1, parts))
+                part = some_rows(&a, first, share(s.T, k + 1, parts))
                 self.linears(l, 1, &part, first, &y, &ldp, &lo, &hi)
-                x = s.x + first * ld
+                x = s.x + first * ld + 16 * lo
                 for t in range(part.n_rows):
-                    for tile in range(lo, hi):
-                        vf_store(x + t * ld + 16 * tile, vf_add(vf_load(x + t * ld + 16 * tile), vf_load(y + t * ldp + 16 * tile)))
+                    add_residual(x + t * ld, y + t * ldp + 16 * lo, 16 * (hi - lo), x + t * ld)
         barrier(&self.team)
 
-    cdef void attention(self, int layer, int i, int n) noexcept nogil:
+    cdef void project_heads(self, const Block* b, bint fewer, int i, int n) noexcept nogil:
+        """q, k and v of x; fewer: only the queries that are needed"""
         cdef Step* s = &self.step_
         cdef Config* c = &self.weights.config
-        cdef Layer* l = &self.weights.layers[layer]
+        cdef const Linear* l = b.linear + ATTN_Q
         cdef Acts a
         cdef float* y[3]
         cdef size_t ldy[3]
         cdef int lo[3]
         cdef int hi[3]
         cdef int j, first, last, before, n_taken = 0, all_tiles = 0
-        cdef bint fewer = s.fewer and layer == c.n_layer - 1
-        self.norm_rows(&a, l.linear, 3, l.attn_norm, i, n)
+        self.input_rows(&a, l, 3, b.attn_norm, i, n)
         y[0], y[1], y[2] = s.q, s.k, s.v
         ldy[0], ldy[1], ldy[2] = s.ldq, c.kv_p, c.kv_p
         for j in range(3):
-            all_tiles += l.linear[j].w.n_tiles
-        self.low_rank(l.linear, 3, &a, i, n)
+            all_tiles += l[j].w.n_tiles
+        self.low_rank(l, 3, &a, i, n)
         while self.next_tiles(all_tiles, i, n, &n_taken, &first, &last):
             before = 0
             for j in range(3):
-                lo[j], hi[j] = max(first - before, 0), min(last - before, l.linear[j].w.n_tiles)
-                before += l.linear[j].w.n_tiles
+                lo[j], hi[j] = max(first - before, 0), min(last - before, l[j].w.n_tiles)
+                before += l[j].w.n_tiles
             if fewer:
-                self.late_queries(l.linear, &a, lo[0], hi[0])
+                self.late_queries(l, &a, lo[0], hi[0])
                 hi[0] = lo[0]
-            self.linears(l.linear, 3, &a, 0, y, ldy, lo, hi)
+            self.linears(l, 3, &a, 0, y, ldy, lo, hi)
         barrier(&self.team)
-        if not s.apart:
-            for j in range(share(s.T * c.n_head_kv, i, n), share(s.T * c.n_head_kv, i + 1, n)):
-                self.store_token(layer, j // c.n_head_kv, j % c.n_head_kv)
-            barrier(&self.team)
-        self.attend_units(layer, fewer, i, n)
-        barrier(&self.team)
-        if fewer and s.M == 0:
-            return
-        if fewer:
-            self.leave_wanted(i, n)
-        self.round_rows(&a, &l.linear[ATTN_OUTPUT], s.q if fewer else s.att, c.q_p, i, n)
-        self.add_linear(&l.linear[ATTN_OUTPUT], &a, i, n)
 
     cdef void late_queries(self, const Linear* q, const Acts* a, int lo, int hi) noexcept nogil:
         """The last layer's queries, from the first wanted one on"""
@@ -461,17 +466,17 @@ cdef class Session:
             s.T, s.lora_scales = s.M, s.wanted_scales
         barrier(&self.team)
 
-    cdef void store_token(self, int layer, int t, int h) noexcept nogil:
-        """Token t's key, turned, and value of one KV head enter the cache."""
+    cdef void store_token(self, const Block* b, int layer, int t, int h) noexcept nogil:
+        """Token t's key, prepared, and value of one KV head enter the cache."""
         cdef Step* s = &self.step_
         cdef Config* c = &self.weights.config
         cdef size_t angles = t * c.n_rot // 2, at = t * c.kv_p + h * c.head_dim
         cdef KvHead head = self.kv_head_of(layer, s.slots[t], h)
-        rope(s.k + at, 1, c.head_dim, c.n_rot, s.cosine + angles, s.sine + angles, c.rope_layout)
+        prepare_heads(c, b, s.k + at, 1, s.cosine + angles, s.sine + angles)
         store_kv(&head, s.positions[t], c.head_dim, s.k + at, s.v + at)
 
-    cdef void rotated_queries(self, const Run* r, int h, float* q) noexcept nogil:
-        """q (r.n, group, head_dim) = the run's queries of one KV head, turned"""
+    cdef void queries_of(self, const Block* b, const Run* r, int h, float* q) noexcept nogil:
+        """q (r.n, group, head_dim) = the run's queries of one KV head, prepared"""
         cdef Step* s = &self.step_
         cdef Config* c = &self.weights.config
         cdef int t, group = c.n_head // c.n_head_kv
@@ -479,76 +484,80 @@ cdef class Session:
         for t in range(r.first, r.first + r.n):
             angles = t * c.n_rot // 2
             memcpy(q, s.q + t * s.ldq + h * each, 4 * each)
-            rope(q, group, c.head_dim, c.n_rot, s.cosine + angles, s.sine + angles, c.rope_layout)
+            prepare_heads(c, b, q, group, s.cosine + angles, s.sine + angles)
             q += each
 
-    cdef void attend_units(self, int layer, bint fewer, int i, int n) noexcept nogil:
-        """s.att from s.q and the cache, one unit after another as threads are free; fewer: of the wanted runs"""
+    cdef void attend_units(self, const Block* b, int layer, bint fewer, int i, int n) noexcept nogil:
+        """k and v to the cache, att from q and the cache, one unit after another as threads are free; fewer: of the wanted runs"""
         cdef Step* s = &self.step_
         cdef Config* c = &self.weights.config
         cdef int k, unit, end, j, t, h
         cdef size_t each = self.n_chunks * part_floats(c.head_dim)
         cdef Walk walk = Walk(0, 0)
+        if not s.apart:
+            for j in range(share(s.T * c.n_head_kv, i, n), share(s.T * c.n_head_kv, i + 1, n)):
+                self.store_token(b, layer, j // c.n_head_kv, j % c.n_head_kv)
+            barrier(&self.team)
         for k in range(s.n_runs):
             while next_dynamic(&self.team, &walk, s.runs[k].chunks * c.n_head_kv, 1, &unit, &end):
-                self.attend_unit(layer, s.runs + k, not fewer or s.runs[k].wanted, unit, <float*>(&self.work[0] + i * self.work_bytes))
+                self.attend_unit(b, layer, s.runs + k, not fewer or s.runs[k].wanted, unit, <float*>(&self.work[0] + i * self.work_bytes))
+        barrier(&self.team)
         if not s.split:
             return
-        barrier(&self.team)
         for j in range(share(s.T * c.n_head, i, n), share(s.T * c.n_head, i + 1, n)):
             t, h = j // c.n_head, j % c.n_head
             join_parts(s.parts + j * each, s.positions[t] // CHUNK + 1, c.head_dim, s.att + t * c.q_p + h * c.head_dim)
+        barrier(&self.team)
 
-    cdef void attend_unit(self, int layer, const Run* r, bint wanted, int unit, float* q) noexcept nogil:
+    cdef void attend_unit(self, const Block* b, int layer, const Run* r, bint wanted, int unit, float* q) noexcept nogil:
         """Keys and, where wanted, queries of one KV head of a run, or of a chunk of its past; q: this thread's scratch"""
         cdef Step* s = &self.step_
         cdef Config* c = &self.weights.config
         cdef int group = c.n_head // c.n_head_kv, h = unit // r.chunks, chunk = unit % r.chunks, t
-        cdef float scale = <float>(1 / (<double>c.head_dim) ** 0.5)
         cdef float* work = q + self.unit_tokens() * group * c.head_dim
         cdef size_t each = self.n_chunks * part_floats(c.head_dim)
         cdef KvHead head = self.kv_head_of(layer, r.slot, h)
         for t in range(r.first, r.first + r.n if s.apart else 0):
             if not s.split or s.positions[t] // CHUNK == chunk:
-                self.store_token(layer, t, h)
+                self.store_token(b, layer, t, h)
         if not wanted:
             return
-        self.rotated_queries(r, h, q)
+        self.queries_of(b, r, h, q)
         if s.split:
-            attend_part(q, group * c.head_dim, r.n, group, c.head_dim, scale, r.position, chunk, &head,
+            attend_part(q, group * c.head_dim, r.n, group, c.head_dim, b.score_scale, r.position, chunk, &head,
                         s.parts + (r.first * <size_t>c.n_head + h * group) * each, c.n_head * each, each, work)
         else:
-            attend(q, group * c.head_dim, r.n, group, c.head_dim, scale, r.position, &head,
+            attend(q, group * c.head_dim, r.n, group, c.head_dim, b.score_scale, r.position, &head,
                    s.att + r.first * <size_t>c.q_p + h * group * c.head_dim, c.q_p, work)
 
-    cdef void mlp(self, int layer, int i, int n) noexcept nogil:
+    cdef void gate_rows(self, const Block* b, int i, int n) noexcept nogil:
+        """gate = what the last matrix of the MLP sees of x"""
         cdef Step* s = &self.step_
         cdef Config* c = &self.weights.config
-        cdef Layer* l = &self.weights.layers[layer]
-        cdef Acts a
+        cdef const Linear* l = b.linear + FFN_GATE
+        cdef Acts a, part
         cdef float* y[2]
         cdef size_t ldy[2]
         cdef int lo[2]
         cdef int hi[2]
         cdef int t, first, n_taken = 0, k, parts = parts_of(s.T)
-        cdef Acts part
-        self.norm_rows(&a, &l.linear[FFN_GATE], 2, l.ffn_norm, i, n)
-        self.low_rank(&l.linear[FFN_GATE], 2, &a, i, n)
+        cdef float* gate
+        self.input_rows(&a, l, 2, b.ffn_norm, i, n)
+        self.low_rank(l, 2, &a, i, n)
         ldy[0] = c.ff_p
         # The same tiles of gate and up go to the same thread, which then multiplies them.
-        while self.next_tiles(l.linear[FFN_GATE].w.n_tiles, i, n, &n_taken, lo, hi):
+        while self.next_tiles(l.w.n_tiles, i, n, &n_taken, lo, hi):
             lo[1], hi[1] = lo[0], hi[0]
             y[1] = self.epilogue(i, lo[1], &ldy[1])
             for k in range(parts):
                 first = share(s.T, k, parts)
                 part = some_rows(&a, first, share(s.T, k + 1, parts))
                 y[0] = s.gate + first * c.ff_p
-                self.linears(&l.linear[FFN_GATE], 2, &part, first, y, ldy, lo, hi)
+                self.linears(l, 2, &part, first, y, ldy, lo, hi)
+                gate = y[0] + 16 * lo[0]
                 for t in range(part.n_rows):
-                    swiglu(y[0] + t * ldy[0] + 16 * lo[0], y[1] + t * ldy[1] + 16 * lo[0], 16 * (hi[0] - lo[0]), y[0] + t * ldy[0] + 16 * lo[0])
+                    activate(gate + t * ldy[0], y[1] + t * ldy[1] + 16 * lo[0], 16 * (hi[0] - lo[0]), gate + t * ldy[0])
         barrier(&self.team)
-        self.round_rows(&a, &l.linear[FFN_DOWN], s.gate, c.ff_p, i, n)
-        self.add_linear(&l.linear[FFN_DOWN], &a, i, n)
 
     cdef void logits(self, int i, int n) noexcept nogil:
         """Logits of the asked-for tokens only; normed is free to hold their rows."""
@@ -562,7 +571,7 @@ cdef class Session:
         cdef float* normed = s.logits if s.hidden else self.own_normed(i) if alone else s.normed
         self.inputs(&a, l, 1, normed, c.embd_p, s.M, self.own_rounded(i) if alone else s.rounded)
         for m in range(0 if alone else share(s.M, i, n), 1 if alone else share(s.M, i + 1, n)):
-            rms_norm(s.x + (m if s.fewer else s.logits_at[m]) * c.embd_p, self.weights.output_norm, c.n_embd, c.rms_eps, normed + m * c.embd_p)
+            prepare_input(c, self.weights.output_norm, s.x + (m if s.fewer else s.logits_at[m]) * c.embd_p, normed + m * c.embd_p)
             if not s.hidden:
                 acts_quantize(&a, m, m + 1, 0, a.n_blocks)
         if s.hidden:

@@ -6,14 +6,13 @@
 
 from libc.stdint cimport int16_t, uint8_t
 
-from ..products.inputs cimport INT16, acts_bytes, padded
-from ..layers.attention cimport CHUNK, KV_F32, KvHead, attend_backward_bytes, attend_bytes, tile_part_bytes
+from ..layers.attention cimport CHUNK, KV_F32, UNIT_ROWS, KvHead, attend_backward_bytes, attend_bytes, tile_part_bytes
+from ..layers.block cimport Config
 from ..layers.dropout cimport dropout_floats
-from .weights cimport Config
+from ..products.inputs cimport BACK_ROWS, INT16, acts_bytes, padded
 
 cdef enum:
     HEAD_ROWS = 128         # tokens whose logits exist at a time
-    UNIT_ROWS = 64          # query rows of one attention unit, about
     UNIT_TILES = 2          # what a thread takes at a time: row tiles of a product,
     UNIT_BLOCKS = 2         # column blocks of a backward one,
     UNIT_COLUMNS = 8        # groups of 16 columns of a pair's gradients,
@@ -86,14 +85,6 @@ cdef inline Extent extent_of(const Config* c, dict ranks, int T, int n_segments,
     return e
 
 
-cdef inline void size(Config* c, sizes):
-    """Fill what the layout needs of a model from `sizes`: Weights' config and n_layer."""
-    c.n_embd, c.n_head, c.n_head_kv, c.head_dim = sizes["n_embd"], sizes["n_head"], sizes["n_head_kv"], sizes["head_dim"]
-    c.n_ff, c.n_layer, c.n_vocab, c.n_rot = sizes["n_ff"], sizes["n_layer"], sizes["n_vocab"], sizes["n_rot"]
-    c.embd_p, c.ff_p, c.vocab_p = padded(c.n_embd, 16), padded(c.n_ff, 16), padded(c.n_vocab, 16)
-    c.q_p, c.kv_p = padded(c.n_head * c.head_dim, 16), padded(c.n_head_kv * c.head_dim, 16)
-
-
 cdef inline size_t work_bytes(const Config* c, int T) noexcept nogil:
     """Bytes of scratch per thread."""
     cdef size_t dropped = 4 * dropout_floats(T, max(c.q_p, c.embd_p, c.ff_p))
@@ -110,7 +101,7 @@ cdef inline float* take(uint8_t* base, size_t* at, size_t n) noexcept nogil:
 
 cdef inline size_t place_buffers(Buffers* b, const Config* c, const Extent* e, uint8_t* base) noexcept nogil:
     """Lay out the shared buffers but the cache from base on; returns the bytes they take."""
-    cdef size_t T = e.T, at = 0, n, head = min(T, HEAD_ROWS)
+    cdef size_t T = e.T, at = 0, n, scored = min(T, HEAD_ROWS)
     b.normed, b.part = take(base, &at, T * c.embd_p), take(base, &at, T * c.embd_p)
     b.dx, b.tail = take(base, &at, T * c.embd_p), take(base, &at, T * c.embd_p)
     b.q, b.k, b.v = take(base, &at, T * c.q_p), take(base, &at, T * c.kv_p), take(base, &at, T * c.kv_p)
@@ -121,16 +112,16 @@ cdef inline size_t place_buffers(Buffers* b, const Config* c, const Extent* e, u
     b.du = take(base, &at, T * e.ldu)
     b.ut, b.dut = take(base, &at, padded(T, 16) * e.ldu), take(base, &at, padded(T, 16) * e.ldu)
     b.cosine, b.sine = take(base, &at, T * c.n_rot // 2), take(base, &at, T * c.n_rot // 2)
-    b.logits = take(base, &at, head * c.vocab_p)
-    b.rows, b.drows = take(base, &at, head * c.embd_p), take(base, &at, head * c.embd_p)
+    b.logits = take(base, &at, scored * c.vocab_p)
+    b.rows, b.drows = take(base, &at, scored * c.embd_p), take(base, &at, scored * c.embd_p)
     b.rounded = base + at
     at += acts_bytes(e.T, max(c.q_p, c.embd_p, c.ff_p), INT16)
     # the largest gradients alive at once: gate and up, or q, k and v, or a tile of logits
-    n = max(T * 2 * padded(c.ff_p, 128), T * (padded(c.q_p, 128) + 2 * padded(c.kv_p, 128)), T * padded(c.embd_p, 128),
-            head * padded(c.vocab_p, 128))
+    n = max(T * 2 * padded(c.ff_p, BACK_ROWS), T * (padded(c.q_p, BACK_ROWS) + 2 * padded(c.kv_p, BACK_ROWS)), T * padded(c.embd_p, BACK_ROWS),
+            scored * padded(c.vocab_p, BACK_ROWS))
     b.rounded_dy = <int16_t*>(base + at)
     at += padded(2 * n, 64)
-    b.dy_scale = take(base, &at, n // 128)
+    b.dy_scale = take(base, &at, n // BACK_ROWS)
     return at
 
 
@@ -176,7 +167,3 @@ cdef inline KvHead cached_kv_head(const Buffers* b, const Config* c, const int* 
     h.stride = CHUNK // 16 * 2 * tile_part_bytes(c.head_dim, KV_F32)
     h.k_type, h.v_type = KV_F32, KV_F32
     return h
-
-
-cdef inline float attention_scale(const Config* c) noexcept nogil:
-    return <float>(1 / (<double>c.head_dim) ** 0.5)

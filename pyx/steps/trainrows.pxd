@@ -4,37 +4,41 @@ from libc.stdint cimport int16_t
 from libc.string cimport memcpy, memset
 
 from ..layers.attention cimport KvHead, store_kv
-from ..layers.mlp cimport swiglu, swiglu_backward
-from ..layers.norm cimport rms_norm, rms_norm_backward
-from ..layers.rope cimport rope, rope_backward
+from ..layers.block cimport (
+    Block, Config, activate, activate_backward, prepare_heads, prepare_heads_backward, prepare_input, prepare_input_backward,
+)
 from ..simd.verbs cimport vf_load, vf_load_bf16, vf_store, vf_store_bf16
 from .trainbuffers cimport Buffers, cached_kv_head
-from .weights cimport Config
 
 
-cdef inline void norm_rows(const Config* c, const float* x, const float* w, float* y, int lo, int hi) noexcept nogil:
-    """y = the norm of x, both (T, embd_p)"""
+cdef inline void input_rows(const Config* c, const float* norm, const float* x, float* n, int lo, int hi) noexcept nogil:
+    """n = what the matrices behind a norm see of x, both (T, embd_p)"""
     cdef size_t t
     for t in range(lo, hi):
-        rms_norm(x + t * c.embd_p, w, c.n_embd, c.rms_eps, y + t * c.embd_p)
+        prepare_input(c, norm, x + t * c.embd_p, n + t * c.embd_p)
 
 
-cdef inline void norm_rows_backward(const Config* c, const float* x, const float* w, const float* dy, float* dx, int lo, int hi) noexcept nogil:
-    """dx += the gradient of what was normed to y, all (T, embd_p)"""
+cdef inline void input_rows_backward(const Config* c, const float* norm, const float* x, const float* dn, float* dx, int lo, int hi) noexcept nogil:
+    """dx += the gradient of x, all (T, embd_p)"""
     cdef size_t t
     for t in range(lo, hi):
-        rms_norm_backward(x + t * c.embd_p, w, dy + t * c.embd_p, c.n_embd, c.rms_eps, dx + t * c.embd_p)
+        prepare_input_backward(c, norm, x + t * c.embd_p, dn + t * c.embd_p, dx + t * c.embd_p)
 
 
-cdef inline void rope_rows(const Config* c, const Buffers* b, float* x, size_t ld, int n_head, bint back, int lo, int hi) noexcept nogil:
-    """Turn each row's heads (T, n_head, head_dim) by its position, or back"""
+cdef inline void head_rows(const Config* c, const Block* l, const Buffers* b, float* x, size_t ld, int n_head, int lo, int hi) noexcept nogil:
+    """Each row's queries or keys (T, n_head, head_dim) as attention compares them"""
     cdef size_t t, at
     for t in range(lo, hi):
         at = t * c.n_rot // 2
-        if back:
-            rope_backward(x + t * ld, n_head, c.head_dim, c.n_rot, b.cosine + at, b.sine + at, c.rope_layout)
-        else:
-            rope(x + t * ld, n_head, c.head_dim, c.n_rot, b.cosine + at, b.sine + at, c.rope_layout)
+        prepare_heads(c, l, x + t * ld, n_head, b.cosine + at, b.sine + at)
+
+
+cdef inline void head_rows_backward(const Config* c, const Block* l, const Buffers* b, float* dx, size_t ld, int n_head, int lo, int hi) noexcept nogil:
+    """The gradient of what they were made of"""
+    cdef size_t t, at
+    for t in range(lo, hi):
+        at = t * c.n_rot // 2
+        prepare_heads_backward(c, l, dx + t * ld, n_head, b.cosine + at, b.sine + at)
 
 
 cdef inline void store_rows(const Config* c, const Buffers* b, const int* starts, int n_segments, int lo, int hi) noexcept nogil:
@@ -50,18 +54,18 @@ cdef inline void store_rows(const Config* c, const Buffers* b, const int* starts
                 store_kv(&head, t - starts[s], c.head_dim, b.k + at, b.v + at)
 
 
-cdef inline void multiply_gate(const Config* c, const Buffers* b, int lo, int hi) noexcept nogil:
-    """h = silu(gate) * up"""
+cdef inline void activate_rows(const Config* c, const Buffers* b, int lo, int hi) noexcept nogil:
+    """h of gate and up"""
     cdef size_t t
     for t in range(lo, hi):
-        swiglu(b.gate + t * c.ff_p, b.up + t * c.ff_p, c.ff_p, b.h + t * c.ff_p)
+        activate(b.gate + t * c.ff_p, b.up + t * c.ff_p, c.ff_p, b.h + t * c.ff_p)
 
 
-cdef inline void multiply_gate_backward(const Config* c, const Buffers* b, int lo, int hi) noexcept nogil:
+cdef inline void activate_rows_backward(const Config* c, const Buffers* b, int lo, int hi) noexcept nogil:
     """gate and up become their gradients"""
     cdef size_t t
     for t in range(lo, hi):
-        swiglu_backward(b.dh + t * c.ff_p, c.ff_p, b.gate + t * c.ff_p, b.up + t * c.ff_p)
+        activate_backward(b.dh + t * c.ff_p, c.ff_p, b.gate + t * c.ff_p, b.up + t * c.ff_p)
 
 
 cdef inline void save_rows(const float* x, void* kept, size_t ld, int lo, int hi, int item) noexcept nogil:

@@ -15,28 +15,31 @@ from libc.stdint cimport uint8_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from ..products.inputs cimport Acts, EXACT, INT16, acts_place, acts_quantize, padded, quantize_gradient
-from ..layers.attention cimport KvHead, attend, attend_backward
+from ..layers.attention cimport UNIT_ROWS, KvHead, attend, attend_backward
+from ..layers.block cimport (
+    ATTN_OUTPUT, ATTN_Q, FFN_DOWN, FFN_GATE, FFN_UP, N_SLOTS, Block, Config, add_residual,
+)
 from ..layers.dropout cimport Dropout, dropped_backward, dropped_gradient, dropped_input
+from ..layers.linear cimport Linear, linear_tiles
 from ..layers.loss cimport cross_entropy
 from ..layers.lowrank cimport (
     LoraPair, columns_before, pair_backward, pair_gradient, pair_input, pair_input_backward, pair_output, pair_size,
     pair_transpose, transpose_rows,
 )
-from ..products.gemm cimport matmul_backward_tiles, matmul_tiles
 from ..layers.rope cimport rope_angles
+from ..products.gemm cimport matmul_backward_tiles, matmul_tiles
+from ..products.inputs cimport BACK_ROWS, EXACT, INT16, Acts, acts_place, acts_quantize, padded, quantize_gradient
 from .parts cimport parts_of, some_rows
-from ..simd.verbs cimport vf_add, vf_load, vf_store
-from .team cimport Team, Walk, join_team, barrier, next_dynamic, omp_get_num_threads, share, ceil_div
+from .team cimport Team, Walk, barrier, ceil_div, join_team, next_dynamic, omp_get_num_threads, share
 from .trainbuffers cimport (
-    Buffers, Extent, Gradient, HEAD_ROWS, HEAD_TILES, Kept, UNIT_BLOCKS, UNIT_COLUMNS, UNIT_ROWS, UNIT_TILES,
-    attention_scale, cache_bytes, cached_kv_head, extent_of, place_buffers, place_kept, size, work_bytes,
+    HEAD_ROWS, HEAD_TILES, UNIT_BLOCKS, UNIT_COLUMNS, UNIT_TILES, Buffers, Extent, Gradient, Kept, cache_bytes, cached_kv_head,
+    extent_of, place_buffers, place_kept, work_bytes,
 )
 from .trainrows cimport (
-    clear_rows, save_rows, multiply_gate, multiply_gate_backward, norm_rows, norm_rows_backward, restore_rows, store_rows,
-    sum_groups, rope_rows,
+    activate_rows, activate_rows_backward, clear_rows, head_rows, head_rows_backward, input_rows, input_rows_backward,
+    restore_rows, save_rows, store_rows, sum_groups,
 )
-from .weights cimport Config, FFN_DOWN, FFN_GATE, Layer, Linear, N_SLOTS, ATTN_OUTPUT, ATTN_Q, FFN_UP, Weights, linear_tiles
+from .weights cimport Weights, set_sizes
 
 import numpy as np
 
@@ -50,7 +53,7 @@ def memory_needed(sizes, dict ranks, int T, int n_segments, int n_threads=1, act
     cdef Buffers b
     cdef Extent e
     cdef Kept* kept
-    size(&c, sizes)
+    set_sizes(&c, sizes)
     e = extent_of(&c, ranks, T, n_segments, activations, checkpointing)
     kept = <Kept*>calloc(c.n_layer + 1, sizeof(Kept))
     if kept == NULL:
@@ -136,7 +139,7 @@ cdef class TrainStep:
         for (layer, slot), (rank, scale) in sorted(ranks.items()):
             if not (0 <= layer < c.n_layer and 0 <= slot < N_SLOTS and rank >= 1):
                 raise ValueError(f"layer {layer}, matrix {slot}, rank {rank}: not of this model")
-            l, p = &self.weights.layers[layer].linear[slot], self.pair(layer, slot)
+            l, p = &self.weights.blocks[layer].linear[slot], self.pair(layer, slot)
             pair_size(p, rank, scale, l.w.n_cols, l.w.n_rows)
             self.layout.append((layer, slot, rank, p.n_in, p.n_out, n_params, n_params + p.rank * p.in_p))
             n_params += p.rank * (p.in_p + p.out_p)
@@ -213,7 +216,7 @@ cdef class TrainStep:
                 if p.rank:
                     pair_transpose(p, share(max(p.n_in, p.n_out), i, n), share(max(p.n_in, p.n_out), i + 1, n))
         for t in range(lo, hi):
-            rope_angles(self.position[t], &self.weights.frequencies[0], c.n_rot, self.b.cosine + t * c.n_rot // 2,
+            rope_angles(self.position[t], self.weights.rope.frequencies, c.n_rot, self.b.cosine + t * c.n_rot // 2,
                         self.b.sine + t * c.n_rot // 2)
             if not self.entered:
                 self.weights.embed(self.tokens[t], NULL, self.kept[0].x + t * c.embd_p)
@@ -271,7 +274,7 @@ cdef class TrainStep:
         """Row tiles lo..hi of y = W x + bias + B u; first: where the rows of a begin in u"""
         cdef LoraPair* p = self.pair(layer, slot)
         cdef size_t ldu = self.extent.ldu
-        linear_tiles(&self.weights.layers[layer].linear[slot], 0, a, self.precision, NULL, 0, y, ldy, lo, hi)
+        linear_tiles(&self.weights.blocks[layer].linear[slot], 0, a, self.precision, NULL, 0, y, ldy, lo, hi)
         if p.rank:
             pair_output(p, self.kept[layer].u + first * ldu + columns_before(self.pair(layer, 0), slot), ldu, a.n_rows, y, ldy, lo, hi)
 
@@ -287,25 +290,22 @@ cdef class TrainStep:
             first = share(a.n_rows, k, parts)
             part = some_rows(a, first, share(a.n_rows, k + 1, parts))
             for j in range(n_linear):
-                n_tiles = self.weights.layers[layer].linear[slot + j].w.n_tiles
+                n_tiles = self.weights.blocks[layer].linear[slot + j].w.n_tiles
                 while next_dynamic(&self.team, &walk, n_tiles, UNIT_TILES, &lo, &hi):
                     self.linear(layer, slot + j, &part, first, y[j] + first * ldy[j], ldy[j], lo, hi)
         barrier(&self.team)
 
     cdef void add_linear(self, int layer, int slot, const Acts* a, const float* x, const int* row, float* y, int i, int n) noexcept nogil:
         """y = x + the product; row: where the rows of x stand, NULL for one after the other. Each thread its share of rows."""
-        cdef size_t ld = self.weights.config.embd_p, j
-        cdef const float* source
+        cdef size_t ld = self.weights.config.embd_p
         cdef int t
         self.linears(layer, slot, 1, a, &self.b.part, &ld)
         for t in range(share(a.n_rows, i, n), share(a.n_rows, i + 1, n)):
-            source = x + ld * (row[t] if row != NULL else t)
-            for j in range(0, ld, 16):
-                vf_store(y + t * ld + j, vf_add(vf_load(source + j), vf_load(self.b.part + t * ld + j)))
+            add_residual(x + ld * (row[t] if row != NULL else t), self.b.part + t * ld, <int>ld, y + t * ld)
 
     cdef void attention(self, int layer, int i, int n) noexcept nogil:
         cdef Config* c = &self.weights.config
-        cdef Layer* l = &self.weights.layers[layer]
+        cdef Block* l = &self.weights.blocks[layer]
         cdef Kept* k = self.kept + layer
         cdef Buffers* b = &self.b
         cdef Acts a
@@ -315,21 +315,21 @@ cdef class TrainStep:
         cdef float* y[3]
         cdef size_t ldy[3]
         self.place_input(&a, b.normed, c.embd_p, c.n_embd, self.T)
-        norm_rows(c, k.x, l.attn_norm, b.normed, lo, hi)
+        input_rows(c, l.attn_norm, k.x, b.normed, lo, hi)
         self.prepare_input(layer, ATTN_Q, 3, &a, lo, hi, self.scratch(i))
         barrier(&self.team)
         y[0], y[1], y[2] = b.q, b.k, b.v
         ldy[0], ldy[1], ldy[2] = c.q_p, c.kv_p, c.kv_p
         self.linears(layer, ATTN_Q, 3, &a, y, ldy)
-        rope_rows(c, b, b.q, c.q_p, c.n_head, False, lo, hi)
-        rope_rows(c, b, b.k, c.kv_p, c.n_head_kv, False, lo, hi)
+        head_rows(c, l, b, b.q, c.q_p, c.n_head, lo, hi)
+        head_rows(c, l, b, b.k, c.kv_p, c.n_head_kv, lo, hi)
         if keeping:
             save_rows(b.q, k.q, c.q_p, lo, hi, self.extent.item)
             save_rows(b.k, k.k, c.kv_p, lo, hi, self.extent.item)
             save_rows(b.v, k.v, c.kv_p, lo, hi, self.extent.item)
         store_rows(c, b, self.starts, self.n_segments, lo, hi)
         barrier(&self.team)
-        self.attend_units(i)
+        self.attend_units(layer, i)
         lo, hi = share(rows, i, n), share(rows, i + 1, n)
         if last:
             for t in range(lo, hi):
@@ -341,28 +341,28 @@ cdef class TrainStep:
         barrier(&self.team)
         self.add_linear(layer, ATTN_OUTPUT, &a, k.x, self.scored if last else NULL, k.mid, i, n)
 
-    cdef void attend_units(self, int i) noexcept nogil:
+    cdef void attend_units(self, int layer, int i) noexcept nogil:
         """b.att from b.q and the cache, UNIT_ROWS query rows of a KV head at a time to the thread that is free first"""
         cdef Config* c = &self.weights.config
         cdef Buffers* b = &self.b
         cdef int s, h, unit, end, first, length, group = c.n_head // c.n_head_kv, per = max(1, UNIT_ROWS // group)
         cdef size_t at
-        cdef KvHead loss_head
+        cdef KvHead kv_head
         cdef Walk walk = Walk(0, 0)
         for s in range(self.n_segments):
             length = self.starts[s + 1] - self.starts[s]
             while next_dynamic(&self.team, &walk, c.n_head_kv * ceil_div(length, per), 1, &unit, &end):
                 h, first = unit % c.n_head_kv, unit // c.n_head_kv * per
-                loss_head = cached_kv_head(b, c, self.starts, s, h)
+                kv_head = cached_kv_head(b, c, self.starts, s, h)
                 at = (self.starts[s] + first) * <size_t>c.q_p + h * group * c.head_dim
-                attend(b.q + at, c.q_p, min(per, length - first), group, c.head_dim, attention_scale(c), first, &loss_head,
+                attend(b.q + at, c.q_p, min(per, length - first), group, c.head_dim, self.weights.blocks[layer].score_scale, first, &kv_head,
                        b.att + at, c.q_p, self.scratch(i))
         barrier(&self.team)
 
     cdef void mlp(self, int layer, bint onward, int i, int n) noexcept nogil:
         """The layer's second half; without `onward` only what its backward pass reads."""
         cdef Config* c = &self.weights.config
-        cdef Layer* l = &self.weights.layers[layer]
+        cdef Block* l = &self.weights.blocks[layer]
         cdef Kept* k = self.kept + layer
         cdef Buffers* b = &self.b
         cdef Acts a
@@ -370,7 +370,7 @@ cdef class TrainStep:
         cdef float* y[2]
         cdef size_t ldy[2]
         self.place_input(&a, b.normed, c.embd_p, c.n_embd, rows)
-        norm_rows(c, k.mid, l.ffn_norm, b.normed, lo, hi)
+        input_rows(c, l.ffn_norm, k.mid, b.normed, lo, hi)
         self.prepare_input(layer, FFN_GATE, 2, &a, lo, hi, self.scratch(i))
         barrier(&self.team)
         y[0], y[1] = b.gate, b.up
@@ -380,7 +380,7 @@ cdef class TrainStep:
             save_rows(b.gate, k.gate, c.ff_p, lo, hi, self.extent.item)
             save_rows(b.up, k.up, c.ff_p, lo, hi, self.extent.item)
         self.place_input(&a, b.h, c.ff_p, c.n_ff, rows)
-        multiply_gate(c, b, lo, hi)
+        activate_rows(c, b, lo, hi)
         self.prepare_input(layer, FFN_DOWN, 1, &a, lo, hi, self.scratch(i))
         barrier(&self.team)
         if onward:
@@ -405,7 +405,7 @@ cdef class TrainStep:
             at, mine, end = first * <size_t>c.embd_p, share(rows, i, n), share(rows, i + 1, n)
             barrier(&self.team)
             self.place_input(&a, b.rows, c.embd_p, c.n_embd, rows)
-            norm_rows(c, x + at, self.weights.output_norm, b.rows, mine, end)
+            input_rows(c, self.weights.output_norm, x + at, b.rows, mine, end)
             clear_rows(b.drows, c.embd_p, mine, end)
             if a.q16 != NULL:
                 acts_quantize(&a, mine, end, 0, a.n_blocks)
@@ -426,17 +426,17 @@ cdef class TrainStep:
             while next_dynamic(&self.team, &walk, l.w.n_blocks, UNIT_BLOCKS, &lo, &hi):
                 matmul_backward_tiles(&l.w, b.logits, c.vocab_p, g.q, g.scale, rows, b.drows, c.embd_p, lo, hi)
             barrier(&self.team)
-            norm_rows_backward(c, x + at, self.weights.output_norm, b.drows, b.tail + at, mine, end)
+            input_rows_backward(c, self.weights.output_norm, x + at, b.drows, b.tail + at, mine, end)
         barrier(&self.team)
 
     # ---- backward ----
 
     cdef Gradient gradient(self, const float* dy, size_t ld, size_t at) noexcept nogil:
-        """One matrix's dy; `at`: values (multiple of 128) of b.rounded_dy taken by others before."""
+        """One matrix's dy; `at`: values (multiple of BACK_ROWS) of b.rounded_dy taken by others before."""
         cdef Gradient g
         g.dy, g.ld = dy, ld
         g.q = self.b.rounded_dy + at if self.precision != EXACT else NULL
-        g.scale = self.b.dy_scale + at // 128
+        g.scale = self.b.dy_scale + at // BACK_ROWS
         return g
 
     cdef void prepare_gradient(self, int layer, int slot, const Gradient* g, int rows, int lo, int hi) noexcept nogil:
@@ -445,7 +445,7 @@ cdef class TrainStep:
         cdef Buffers* b = &self.b
         cdef size_t ldt = padded(self.T, 16), at = columns_before(self.pair(layer, 0), slot)
         if g.q != NULL:
-            quantize_gradient(g.dy, g.ld, self.weights.layers[layer].linear[slot].w.n_rows, rows, lo, hi, g.q, g.scale)
+            quantize_gradient(g.dy, g.ld, self.weights.blocks[layer].linear[slot].w.n_rows, rows, lo, hi, g.q, g.scale)
         if p.rank:
             pair_input_backward(p, g.dy + lo * g.ld, g.ld, hi - lo, b.du + lo * <size_t>self.extent.ldu + at, self.extent.ldu)
             transpose_rows(b.du + at, self.extent.ldu, lo, hi, p.rank, b.dut + at * ldt, ldt)
@@ -457,7 +457,7 @@ cdef class TrainStep:
 
         Columns are dealt in units, those of dx first; x and dy of a unit's columns stay near while all is done with them.
         """
-        cdef int j, lo, hi, n_blocks = self.weights.layers[layer].linear[slot].w.n_blocks
+        cdef int j, lo, hi, n_blocks = self.weights.blocks[layer].linear[slot].w.n_blocks
         cdef LoraPair* p
         cdef Walk walk = Walk(0, 0)
         while next_dynamic(&self.team, &walk, n_blocks if dx != NULL else 0, UNIT_BLOCKS, &lo, &hi):
@@ -471,14 +471,14 @@ cdef class TrainStep:
     cdef void input_backward(self, int layer, int slot, int n_linear, const Gradient* dy, int rows, float* dx, size_t lddx,
                              int lo, int hi, int i) noexcept nogil:
         """Column blocks lo..hi of dx"""
-        cdef int j, t, first = 2 * lo, end = min(2 * hi, padded(self.weights.layers[layer].linear[slot].w.n_cols, 16) // 16)
+        cdef int j, t, first = 2 * lo, end = min(2 * hi, padded(self.weights.blocks[layer].linear[slot].w.n_cols, 16) // 16)
         cdef LoraPair* p
         cdef float* du
         for t in range(rows):
             memset(dx + t * lddx + 16 * first, 0, 64 * <size_t>(end - first))
         for j in range(slot, slot + n_linear):
             p, du = self.pair(layer, j), self.b.du + columns_before(self.pair(layer, 0), j)
-            matmul_backward_tiles(&self.weights.layers[layer].linear[j].w, dy.dy, dy.ld, dy.q, dy.scale, rows, dx, lddx, lo, hi)
+            matmul_backward_tiles(&self.weights.blocks[layer].linear[j].w, dy.dy, dy.ld, dy.q, dy.scale, rows, dx, lddx, lo, hi)
             if p.rank and self.dropping:
                 dropped_backward(p, &self.dropout, layer * N_SLOTS + j, du, self.extent.ldu, rows, dx, lddx, first, end, self.scratch(i))
             elif p.rank:
@@ -499,27 +499,27 @@ cdef class TrainStep:
 
     cdef void mlp_backward(self, int layer, int i, int n) noexcept nogil:
         cdef Config* c = &self.weights.config
-        cdef Layer* l = &self.weights.layers[layer]
+        cdef Block* l = &self.weights.blocks[layer]
         cdef Kept* k = self.kept + layer
         cdef Buffers* b = &self.b
         cdef int rows = self.rows(layer), lo = share(rows, i, n), hi = share(rows, i + 1, n)
         cdef float* dx = self.gradient_of(layer)
         cdef Gradient down = self.gradient(dx, c.embd_p, 0)
         cdef Gradient g[2]
-        g[0], g[1] = self.gradient(b.gate, c.ff_p, 0), self.gradient(b.up, c.ff_p, rows * padded(c.n_ff, 128))
+        g[0], g[1] = self.gradient(b.gate, c.ff_p, 0), self.gradient(b.up, c.ff_p, rows * padded(c.n_ff, BACK_ROWS))
         restore_rows(k.gate, b.gate, c.ff_p, lo, hi, self.extent.item)
         restore_rows(k.up, b.up, c.ff_p, lo, hi, self.extent.item)
-        multiply_gate(c, b, lo, hi)
+        activate_rows(c, b, lo, hi)
         self.prepare_gradient(layer, FFN_DOWN, &down, rows, lo, hi)
         barrier(&self.team)
         self.linears_backward(layer, FFN_DOWN, 1, b.h, c.ff_p, &down, rows, b.dh, c.ff_p, i)
-        multiply_gate_backward(c, b, lo, hi)
-        norm_rows(c, k.mid, l.ffn_norm, b.normed, lo, hi)
+        activate_rows_backward(c, b, lo, hi)
+        input_rows(c, l.ffn_norm, k.mid, b.normed, lo, hi)
         self.prepare_gradient(layer, FFN_GATE, g, rows, lo, hi)
         self.prepare_gradient(layer, FFN_UP, g + 1, rows, lo, hi)
         barrier(&self.team)
         self.linears_backward(layer, FFN_GATE, 2, b.normed, c.embd_p, g, rows, b.part, c.embd_p, i)
-        norm_rows_backward(c, k.mid, l.ffn_norm, b.part, dx, lo, hi)
+        input_rows_backward(c, l.ffn_norm, k.mid, b.part, dx, lo, hi)
 
     cdef void output_backward(self, int layer, int i, int n) noexcept nogil:
         """From the gradient behind attention to b.datt and b.dx of all T tokens; those that the last layer left out have none."""
@@ -549,11 +549,11 @@ cdef class TrainStep:
 
     cdef void attention_backward(self, int layer, int i, int n) noexcept nogil:
         cdef Config* c = &self.weights.config
-        cdef Layer* l = &self.weights.layers[layer]
+        cdef Block* l = &self.weights.blocks[layer]
         cdef Kept* k = self.kept + layer
         cdef Buffers* b = &self.b
         cdef int t, s, h, end, j, lo = share(self.T, i, n), hi = share(self.T, i + 1, n), group = c.n_head // c.n_head_kv
-        cdef size_t at, kv_at, q_width = padded(c.n_head * c.head_dim, 128), kv_width = padded(c.n_head_kv * c.head_dim, 128)
+        cdef size_t at, kv_at, q_width = padded(c.n_head * c.head_dim, BACK_ROWS), kv_width = padded(c.n_head_kv * c.head_dim, BACK_ROWS)
         cdef Gradient g[3]
         cdef float* dn = b.part if layer > self.extent.first_layer else NULL
         cdef Walk walk = Walk(0, 0)
@@ -568,18 +568,18 @@ cdef class TrainStep:
                 at = self.starts[s] * <size_t>c.q_p + h * c.head_dim
                 kv_at = self.starts[s] * <size_t>c.kv_p + h // group * c.head_dim
                 attend_backward(b.q + at, c.q_p, b.k + kv_at, b.v + kv_at, c.kv_p, b.datt + at, c.q_p,
-                                self.starts[s + 1] - self.starts[s], c.head_dim, attention_scale(c),
+                                self.starts[s + 1] - self.starts[s], c.head_dim, self.weights.blocks[layer].score_scale,
                                 b.q + at, c.q_p, b.dk + at, b.dv + at, c.q_p, self.scratch(i))
         barrier(&self.team)
         for t in range(lo, hi):
             sum_groups(b.dk + t * c.q_p, c.n_head_kv, group, c.head_dim)
             sum_groups(b.dv + t * c.q_p, c.n_head_kv, group, c.head_dim)
-        rope_rows(c, b, b.q, c.q_p, c.n_head, True, lo, hi)
-        rope_rows(c, b, b.dk, c.q_p, c.n_head_kv, True, lo, hi)
-        norm_rows(c, k.x, l.attn_norm, b.normed, lo, hi)
+        head_rows_backward(c, l, b, b.q, c.q_p, c.n_head, lo, hi)
+        head_rows_backward(c, l, b, b.dk, c.q_p, c.n_head_kv, lo, hi)
+        input_rows(c, l.attn_norm, k.x, b.normed, lo, hi)
         for j in range(3):
             self.prepare_gradient(layer, ATTN_Q + j, g + j, self.T, lo, hi)
         barrier(&self.team)
         self.linears_backward(layer, ATTN_Q, 3, b.normed, c.embd_p, g, self.T, dn, c.embd_p, i)
         if dn != NULL:
-            norm_rows_backward(c, k.x, l.attn_norm, dn, b.dx, lo, hi)
+            input_rows_backward(c, l.attn_norm, k.x, dn, b.dx, lo, hi)

@@ -1,68 +1,31 @@
-"""A model's weights as the compiled steps see them: packed matrices, norms, adapters; and the linear layer over them."""
+"""A model's weights as the compiled steps see them: a Block for each layer, embedding and output matrix, adapters."""
 
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 
-from ..products.inputs cimport Acts, padded
-from ..products.gemm cimport Packed, matmul_tiles, panel_add, precision_of
+from ..layers.block cimport Block, Config, N_SLOTS
+from ..layers.linear cimport Linear, Lora
+from ..products.gemm cimport Packed
+from ..products.inputs cimport padded
 from ..products.matmul cimport PackedMatrix
 from ..types.quants cimport row_type
-from ..simd.verbs cimport vf_add, vf_load, vf_mul, vf_set1, vf_store
 
 import numpy as np
 
 EMBEDDING = (-2, 0)     # add_adapter's key for the token embedding
 
+# By slot, see layers/block.pxd.
 NAMES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
 
-cdef int linear_precisions(const Linear* first, int n, int wish) noexcept nogil:
-    """The forms of inputs that n linears need, as a set of bits."""
-    cdef int i, bits = 0
-    for i in range(n):
-        bits |= precision_of(&first[i].w, wish)
-    return bits
-
-
-cdef void low_rank_input(const Linear* first, int n_linear, int n_lora, const Acts* x, const float* scales, float* u, size_t ldu, int thread, int of) noexcept nogil:
-    """u = scale * A x for every adapter of n linears sharing x, one after the other in u's rows (T, ldu).
-
-    scales: (T, n_lora) per token, or NULL. The work is dealt to threads in slices of 16 columns of u.
-    """
-    cdef int i, j, c, t, slice_ = 0
-    cdef const Lora* lora
-    cdef float factor
-    for i in range(n_linear):
-        for j in range(n_lora):
-            lora = first[i].loras + j
-            for c in range(0, lora.width, 16):
-                if slice_ % of == thread:
-                    for t in range(x.n_rows):
-                        memset(u + t * ldu + c, 0, 64)
-                    panel_add(lora.a + c, lora.width, x.n_cols, x.f32, x.ld, x.n_rows, u + c, ldu)
-                    for t in range(x.n_rows):
-                        factor = lora.scale * (scales[t * n_lora + j] if scales != NULL else 1)
-                        vf_store(u + t * ldu + c, vf_mul(vf_load(u + t * ldu + c), vf_set1(factor)))
-                slice_ += 1
-            u += lora.width
-
-
-cdef void linear_tiles(const Linear* l, int n_lora, const Acts* x, int precision, const float* u, size_t ldu, float* y, size_t ldy, int lo, int hi) noexcept nogil:
-    """y = W x + bias + sum of the adapters' B u, for row tiles lo..hi; u: this linear's part of low_rank_input."""
-    cdef int j, t, tile
-    cdef const Lora* lora
-    matmul_tiles(&l.w, x, precision, y, ldy, lo, hi)
-    if l.bias != NULL:
-        for t in range(x.n_rows):
-            for tile in range(lo, hi):
-                vf_store(y + t * ldy + 16 * tile, vf_add(vf_load(y + t * ldy + 16 * tile), vf_load(l.bias + 16 * tile)))
-    for j in range(n_lora):
-        lora = l.loras + j
-        if lora.width:
-            for tile in range(lo, hi):
-                panel_add(lora.b + <size_t>tile * lora.rank * 16, 16, lora.rank, u, ldu, x.n_rows, y + 16 * tile, ldy)
-        u += lora.width
+cdef int set_sizes(Config* c, sizes) except -1:
+    """Fill a Config's sizes from their names, n_layer among them."""
+    c.n_embd, c.n_head, c.n_head_kv, c.head_dim = sizes["n_embd"], sizes["n_head"], sizes["n_head_kv"], sizes["head_dim"]
+    c.n_ff, c.n_layer, c.n_vocab, c.n_rot = sizes["n_ff"], sizes["n_layer"], sizes["n_vocab"], sizes["n_rot"]
+    c.embd_p, c.ff_p, c.vocab_p = padded(c.n_embd, 16), padded(c.n_ff, 16), padded(c.n_vocab, 16)
+    c.q_p, c.kv_p = padded(c.n_head * c.head_dim, 16), padded(c.n_head_kv * c.head_dim, 16)
+    return 0
 
 
 cdef void unpacked_row(const Packed* w, int row, float* x) noexcept nogil:
@@ -81,44 +44,49 @@ cdef class Weights:
     """Everything a step reads: sizes, tensors and adapters. Arrays handed in are kept alive here."""
 
     def __cinit__(self, config, list layers, output, output_norm, const uint8_t[:, ::1] embedding=None, int embedding_type=0):
-        """config: sizes by Config's names, and frequencies f64 (n_rot / 2,); layers: dicts of NAMES' PackedMatrix,
-        optional "<name>.bias" f32, and attn_norm, ffn_norm f32; output: PackedMatrix (n_vocab, n_embd); embedding: rows
-        of blocks of type embedding_type, None where the output matrix is the embedding too."""
-        cdef int i, j
-        cdef Config* c = &self.config
-        self.keep, self.adapters, self.embedding_loras, self.norms = [], [], [], {}
-        c.n_embd, c.n_head, c.n_head_kv, c.head_dim = config["n_embd"], config["n_head"], config["n_head_kv"], config["head_dim"]
-        c.n_ff, c.n_layer, c.n_vocab, c.n_rot = config["n_ff"], len(layers), config["n_vocab"], config["n_rot"]
-        c.rope_layout, c.rms_eps = config["rope_layout"], config["rms_eps"]
-        c.embd_p, c.ff_p, c.vocab_p = padded(c.n_embd, 16), padded(c.n_ff, 16), padded(c.n_vocab, 16)
-        c.q_p, c.kv_p = padded(c.n_head * c.head_dim, 16), padded(c.n_head_kv * c.head_dim, 16)
-        self.frequencies = np.ascontiguousarray(config["frequencies"], np.float64)
+        """config: sizes by Config's names, rms_eps, rope_layout, and frequencies f64 (n_rot / 2,); layers: dicts of NAMES'
+        PackedMatrix, optional "<name>.bias" f32, and attn_norm, ffn_norm f32; output: PackedMatrix (n_vocab, n_embd);
+        embedding: rows of blocks of type embedding_type, None where the output matrix is the embedding too."""
+        cdef int i
+        cdef double[::1] frequencies = np.array(config["frequencies"], np.float64)
+        self.keep, self.adapters, self.embedding_loras, self.norms = [frequencies], [], [], {}
+        set_sizes(&self.config, dict(config, n_layer=len(layers)))
+        self.config.rms_eps = config["rms_eps"]
+        self.rope.n_rot, self.rope.layout, self.rope.frequencies = self.config.n_rot, config["rope_layout"], &frequencies[0]
         if embedding is not None:
             self.embedding, self.embedding_row = &embedding[0, 0], embedding.shape[1]
             self.embedding_type = row_type(embedding_type)
             if self.embedding_type == NULL:
                 raise ValueError(f"type {embedding_type} has no row function")
             self.keep.append(embedding)
-        self.layers = <Layer*>calloc(c.n_layer, sizeof(Layer))
-        if self.layers == NULL:
+        self.blocks = <Block*>calloc(len(layers), sizeof(Block))
+        if self.blocks == NULL:
             raise MemoryError()
-        for i in range(c.n_layer):
-            self.layers[i].attn_norm = self.norm(i, "attn_norm", layers[i]["attn_norm"])
-            self.layers[i].ffn_norm = self.norm(i, "ffn_norm", layers[i]["ffn_norm"])
-            for j in range(N_SLOTS):
-                self.set_linear(&self.layers[i].linear[j], layers[i][NAMES[j]], layers[i].get(NAMES[j] + ".bias"))
+        for i in range(self.config.n_layer):
+            self.fill_block(i, layers[i])
         self.output_norm = self.norm(-1, "output_norm", output_norm)
         self.set_linear(&self.output, output, None)
 
     def __dealloc__(self):
         cdef int i, j
-        if self.layers != NULL:
+        if self.blocks != NULL:
             for i in range(self.config.n_layer):
                 for j in range(N_SLOTS):
-                    free(self.layers[i].linear[j].loras)
+                    free(self.blocks[i].linear[j].loras)
         free(self.output.loras)
         free(self.embedding_pairs)
-        free(self.layers)
+        free(self.blocks)
+
+    cdef int fill_block(self, int i, dict parts) except -1:
+        cdef Block* b = &self.blocks[i]
+        cdef int slot
+        b.attn_norm = self.norm(i, "attn_norm", parts["attn_norm"])
+        b.ffn_norm = self.norm(i, "ffn_norm", parts["ffn_norm"])
+        b.rope = &self.rope
+        b.score_scale = <float>(1 / (<double>self.config.head_dim) ** 0.5)
+        for slot in range(N_SLOTS):
+            self.set_linear(&b.linear[slot], parts[NAMES[slot]], parts.get(NAMES[slot] + ".bias"))
+        return 0
 
     cdef const float* norm(self, int layer, name, array) except NULL:
         cdef float* v = self.vector(array)
@@ -174,7 +142,7 @@ cdef class Weights:
     # ---- adapters ----
 
     cdef Linear* linear_at(self, int layer, int slot) noexcept:
-        return &self.output if layer < 0 else &self.layers[layer].linear[slot]
+        return &self.output if layer < 0 else &self.blocks[layer].linear[slot]
 
     def add_adapter(self, dict pairs):
         """Append an adapter: {(layer, slot): (a f32 (r, n_in), b f32 (n_out, r), scale)}; returns its index.

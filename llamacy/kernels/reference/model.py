@@ -1,8 +1,9 @@
 """A whole llama in float64: packed samples -> logits and loss, and back to the gradients of every LoRA pair.
 
-`weights` is a dict of arrays under GGUF's names (`blk.0.attn_q.weight` (n_out, n_in), norms (n_embd,)); without
-`output.weight` the embedding is the head. `lora` is a dict of (a (R, n_in), b (n_out, R)) under the names of the
-matrices that they adapt. Tokens of several samples lie one after the other; `segments` (T,) tells them apart.
+`weights` is a dict of arrays under GGUF's names (`blk.0.attn_q.weight` (n_out, n_in), norms (n_embd,), biases where a
+matrix has one); without `output.weight` the embedding is the head. `lora` is a dict of (a (R, n_in), b (n_out, R))
+under the names of the matrices that they adapt. Tokens of several samples lie one after the other; `segments` (T,)
+tells them apart.
 Axes as in layers.py, and F n_ff.
 """
 
@@ -108,6 +109,7 @@ class _Linears:
 
     def forward(self, name, x):
         y = layers.linear(round_activations(x, self.bits), self.weights[name])
+        y = y + self.weights.get(name.removesuffix("weight") + "bias", 0)
         return y + layers.low_rank(x, *self.lora[name], self.scale) if name in self.lora else y
 
     def backward(self, name, dy, x):
