@@ -6,6 +6,7 @@ import dataclasses
 from llamacy.cli.common import add_model_flags, default_model, optional, whole
 from llamacy.cli.run import make_parser
 from llamacy.errors import UsageError
+from llamacy.formats.architectures import MATRICES
 from llamacy.train.options import DEFAULT_CTX, MAX_RANK, TrainOptions, target_modules
 from llamacy.train.schedule import SCHEDULES
 
@@ -29,15 +30,7 @@ ADAMW_FLAGS = [
     (("--max-grad-norm", "--adam-gclip"), "max_grad_norm", float, "F", "clip gradients to this norm, 0 = off"),
 ]
 # llama.cpp's flags for one matrix's rank, named as Meta names the matrices
-RANKS = {
-    "--rank-wq": "attn_q",
-    "--rank-wk": "attn_k",
-    "--rank-wv": "attn_v",
-    "--rank-wo": "attn_output",
-    "--rank-w1": "ffn_gate",
-    "--rank-w2": "ffn_down",
-    "--rank-w3": "ffn_up",
-}
+RANKS = {f"--rank-{matrix.meta.rpartition('.')[2]}": matrix.name for matrix in MATRICES if matrix.meta}
 VALIDATION_FLAGS = [
     (("--val-split",), "val_split", float, "F", "hold out this share of the training data"),
     (("--eval-every",), "eval_every", int, "N", "measure every N steps, 0 = after every epoch"),

@@ -16,9 +16,9 @@ from llamacy.cli.main import unescape
 from llamacy.cli.run import say
 from llamacy.errors import LlamacyError, UsageError
 from llamacy.formats.adapter import fitted, load_adapter
+from llamacy.formats.architectures import MATRICES
 from llamacy.formats.model_file import open_model
 from llamacy.model.config import read_config
-from llamacy.model.weights import linear_shapes
 from llamacy.text import chat
 from llamacy.text.tokenizer import Tokenizer
 from llamacy.train.batches import Plan, split
@@ -244,8 +244,8 @@ class Budget:
 def ranks_of(config, options, start):
     """Return {(layer, slot): rank} of the pairs to train."""
     where = places(config, options.targets, options.num_layers)
-    own, targets = dict(options.ranks), list(linear_shapes(config))
-    ranks = {place: own.get(targets[place[1]], options.rank) for place in where.values()}
+    own = dict(options.ranks)
+    ranks = {place: own.get(MATRICES[place[1]].name, options.rank) for place in where.values()}
     return ranks | {where[name]: pair.rank for name, pair in (start.pairs if start else {}).items() if name in where}
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llamacy.formats.architectures import MATRICES, NORMS, WHOLE_MODEL
 from llamacy.formats.ggml_blocks import converter, stored_bytes
 from llamacy.formats.layout import ModelFile, check_distinct, tensor_info
 from llamacy.formats.mapped import Cursor
@@ -37,20 +38,7 @@ class Layout:
         return not (self.neighbour_nibbles or self.wide_scales)
 
 
-_TENSOR_NAMES = {
-    "tok_embeddings.weight": "token_embd.weight",
-    "norm.weight": "output_norm.weight",
-    "output.weight": "output.weight",
-    "attention.wq.weight": "attn_q.weight",
-    "attention.wk.weight": "attn_k.weight",
-    "attention.wv.weight": "attn_v.weight",
-    "attention.wo.weight": "attn_output.weight",
-    "attention_norm.weight": "attn_norm.weight",
-    "feed_forward.w1.weight": "ffn_gate.weight",
-    "feed_forward.w2.weight": "ffn_down.weight",
-    "feed_forward.w3.weight": "ffn_up.weight",
-    "ffn_norm.weight": "ffn_norm.weight",
-}
+_TENSOR_NAMES = {f"{part.meta}.weight": f"{part.name}.weight" for part in (*WHOLE_MODEL, *MATRICES, *NORMS)}
 _LAYER = re.compile(r"layers\.(0|[1-9]\d{0,4})\.(.+)")
 
 # The magic as it stands in the file: u32 "ggjt" is stored as b"tjgg".

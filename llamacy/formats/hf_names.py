@@ -2,27 +2,20 @@
 
 import re
 
+from llamacy.formats.architectures import FUSED, LM_HEAD, MATRICES, NORMS, OUTPUT_NORM, TOKEN_EMBD
 from llamacy.formats.names import shown, some
 
-_LAYER = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.qkv_proj": "attn_qkv",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-_NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
-_TOP = {"embed_tokens": "token_embd", "lm_head": "output"}
+_IN_LAYER = (*MATRICES, *FUSED)
+_LAYER = {part.hf: part.name for part in _IN_LAYER if part.hf}
+_NORMS = {norm.hf: norm.name for norm in NORMS}
+_TOP = {part.hf.removeprefix("model."): part.name for part in (TOKEN_EMBD, LM_HEAD)}
 _MODULE = re.compile(r"(?:model\.|language_model\.)*(?:layers\.(0|[1-9]\d{0,4})\.)?([a-z_.]+)")
 # What PEFT's wrappers add to the name of a tensor that they hold as it is.
 _COPIED = re.compile(r"^base_model\.model\.|\.base_layer(?=\.(?:weight|bias)$)")
 _TENSOR = re.compile(r"(?:blk\.(\d+)\.)?([a-z_]+)\.weight")
 _LAYER_BACK = {ours: theirs for theirs, ours in _LAYER.items()}
-_TOP_BACK = {"token_embd": "model.embed_tokens", "output": "lm_head"}
-EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
+_TOP_BACK = {part.name: part.hf for part in (TOKEN_EMBD, LM_HEAD)}
+EMBEDDING, OUTPUT = f"{TOKEN_EMBD.name}.weight", f"{LM_HEAD.name}.weight"
 
 
 def gguf_name(module):
@@ -42,8 +35,8 @@ def gguf_tensor(name):
     match = _MODULE.fullmatch(module)
     if side not in ("weight", "bias") or match is None:
         return None
-    if match[1] is None and match[2] == "norm":
-        return f"output_norm.{side}"
+    if match[1] is None and match[2] == OUTPUT_NORM.hf.removeprefix("model."):
+        return f"{OUTPUT_NORM.name}.{side}"
     if match[1] is not None and match[2] in _NORMS:
         return f"blk.{match[1]}.{_NORMS[match[2]]}.{side}"
     found = gguf_name(module)

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from llamacy.errors import LlamacyError
+from llamacy.formats.architectures import MATRICES, PERMUTED
 from llamacy.formats.hf_names import EMBEDDING, OUTPUT
 from llamacy.formats.names import printable
 
-# Families whose GGUF files store each head's rows of q and k as adjacent pairs, where Hugging Face's have halves.
-PAIRED_ROWS = {"llama", "deepseek", "granite", "minicpm", "smollm3"}
-_HEAD_COUNTS = {"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"}
-_QUERY_OR_KEY = re.compile(r"blk\.(\d+)\.(attn_[qk])\.weight")
+_HEAD_COUNTS = {matrix.name: matrix.heads for matrix in MATRICES if matrix.heads}
+_OF_HEADS = re.compile(rf"blk\.(\d+)\.({'|'.join(_HEAD_COUNTS)})\.(?:weight|bias)")
 
 
 @dataclass
@@ -121,6 +120,12 @@ def head_counts(architecture, metadata):
     return {key: metadata[key] for key in keys if isinstance(metadata.get(key), int)}
 
 
+def permuted_rows(architecture, tensor):
+    """Return (layer, matrix) of a tensor whose rows are in pairs where Hugging Face has halves, None for others."""
+    match = _OF_HEADS.fullmatch(tensor) if architecture in PERMUTED else None
+    return match and (int(match[1]), match[2])
+
+
 def _reordered(adapter, architecture, metadata, reorder):
     """Return the pairs with the rows of q's and k's b reordered where the family asks for it."""
     pairs = {}
@@ -138,10 +143,10 @@ def row_order(name, n_rows, metadata, path):
 
 def heads_of(name, n_rows, architecture, metadata, path):
     """Return how many heads' rows tensor `name` has in another order than Hugging Face's, 0 for none."""
-    match = _QUERY_OR_KEY.fullmatch(name)
-    if not match or architecture not in PAIRED_ROWS:
+    place = permuted_rows(architecture, name)
+    if place is None:
         return 0
-    heads = _heads(path, architecture, metadata, int(match[1]), match[2])
+    heads = _heads(path, architecture, metadata, *place)
     if heads <= 0 or n_rows % (2 * heads):
         what = f"{name} has {n_rows} rows, which are no {heads} heads"
         raise LlamacyError(printable(f"{path}: {what}; it was trained on another model"))

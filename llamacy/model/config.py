@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llamacy.errors import LlamacyError
-from llamacy.model.architectures import ARCHITECTURES
+from llamacy.formats.architectures import ARCHITECTURES, sizes
 
 # Far above any model of the family: what a damaged header can ask for stays harmless.
 LIMITS = {"n_embd": 1 << 17, "n_head": 1 << 12, "n_head_kv": 1 << 12, "n_ff": 1 << 19, "n_layer": 1 << 12}
@@ -28,6 +28,12 @@ class ModelConfig:
     rms_eps: float
     rope_theta: float
     rope_scale: float = 1.0
+
+    @property
+    def shapes(self):
+        """{matrix of a layer: (n_out, n_in)}, in the order of use."""
+        lengths = sizes(self.n_embd, self.n_head, self.n_head_kv, self.head_dim, self.n_ff)
+        return ARCHITECTURES[self.architecture].shapes(lengths)
 
     def frequencies(self, factors=None):
         """Radians per position of each rotating pair, f64 (n_rot / 2,); `factors` (n_rot / 2,) divide them."""

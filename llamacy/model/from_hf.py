@@ -6,25 +6,24 @@ import re
 
 import numpy as np
 
+from llamacy.formats.architectures import ARCHITECTURES, BY_NAME, sizes
 from llamacy.formats.hf_names import EMBEDDING, gguf_tensor
-from llamacy.formats.lora import PAIRED_ROWS, paired_from_halves
+from llamacy.formats.lora import paired_from_halves, permuted_rows
 from llamacy.formats.names import shown
 from llamacy.formats.rewrite import can_write, matrix_type, rewritten
 from llamacy.formats.types import FILE_TYPES, by_name
 from llamacy.kernels import quants
-from llamacy.model.architectures import ARCHITECTURES
 from llamacy.text.hf_tokenizer import tokenizer_metadata
 
 CONFIG = "config.json"
-# "architectures" in config.json -> general.architecture; a row counts where ARCHITECTURES has the family.
-FAMILIES = {"LlamaForCausalLM": "llama", "LLaMAForCausalLM": "llama", "MistralForCausalLM": "llama"}
+# "architectures" in config.json -> general.architecture.
+FAMILIES = {name: family for family, row in ARCHITECTURES.items() for name in row.hf}
 
 # GGUF's key -> config.json's key and what it must be; those of the second table may be missing.
 _SIZES = {
     "block_count": "num_hidden_layers",
     "embedding_length": "hidden_size",
     "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
 }
 _ROPE_NUMBERS = {  # of a yarn scaling: GGUF's key -> config.json's
     "rope.scaling.yarn_ext_factor": ("extrapolation_factor",),
@@ -85,6 +84,15 @@ class _Config:
         raise self.error(f"{key} is {shown(value)}, wanted a positive number", "correct it")
 
     @property
+    def heads(self):
+        """GGUF's keys of how many heads there are: of queries, of keys and values."""
+        n_head = self.whole("num_attention_heads")
+        return {
+            "attention.head_count": n_head,
+            "attention.head_count_kv": self.whole("num_key_value_heads", n_head),
+        }
+
+    @property
     def head_dim(self):
         return self.whole("head_dim", max(1, self.whole("hidden_size") // self.whole("num_attention_heads")))
 
@@ -103,9 +111,10 @@ def _family(reader):
     names = reader.values.get("architectures")
     name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
     architecture = FAMILIES.get(name)
-    if architecture not in ARCHITECTURES:
-        known = ", ".join(name for name, family in FAMILIES.items() if family in ARCHITECTURES)
-        raise reader.error(f"architecture {shown(name)}, wanted one of {known}", "other families need their GGUF file")
+    if architecture is None:
+        raise reader.error(
+            f"architecture {shown(name)}, wanted one of {', '.join(FAMILIES)}", "other families need their GGUF file"
+        )
     if reader.values.get("quantization_config"):
         method = reader.values["quantization_config"]
         method = method.get("quant_method") if isinstance(method, dict) else method
@@ -127,7 +136,7 @@ def _metadata(reader, architecture, n_vocab):
     name = reader.values.get("_name_or_path")
     name = name if isinstance(name, str) and name else os.path.basename(os.path.abspath(reader.folder.path))
     found = {key: reader.whole(theirs) for key, theirs in _SIZES.items()}
-    found["attention.head_count_kv"] = reader.whole("num_key_value_heads", found["attention.head_count"])
+    found |= reader.heads
     found["context_length"] = reader.whole("max_position_embeddings", 2048)
     found["vocab_size"] = n_vocab
     if reader.values.get("head_dim") is not None:
@@ -136,7 +145,8 @@ def _metadata(reader, architecture, n_vocab):
     found["attention.layer_norm_rms_epsilon"] = reader.number(reader.values, "rms_norm_eps", 1e-6)
     found |= _rope_keys(reader)
     general = {"general.architecture": architecture, "general.type": "model", "general.name": os.path.basename(name)}
-    notes, window = [], reader.values.get("sliding_window")
+    notes = []
+    window = reader.values.get("sliding_window") if reader.values.get("use_sliding_window", True) else None
     if isinstance(window, int) and window < found["context_length"]:
         notes.append(f"attention is not cut to a window of {window} tokens: beyond it answers differ")
     return general | {f"{architecture}.{key}": value for key, value in found.items()}, notes
@@ -229,12 +239,10 @@ def _vector(file, info, order):
 
 def _order(reader, architecture, name, info):
     """Return where row i of q's or k's GGUF tensor stands in the folder's, None for tensors that keep their order."""
-    match = re.fullmatch(r"blk\.\d+\.attn_([qk])\.(weight|bias)", name)
-    if match is None or architecture not in PAIRED_ROWS:
+    place = permuted_rows(architecture, name)
+    if place is None:
         return None
-    heads = reader.whole("num_attention_heads")
-    if match[1] == "k":
-        heads = reader.whole("num_key_value_heads", heads)
+    heads = reader.heads[BY_NAME[place[1]].heads]
     if info.shape[0] % (2 * heads):
         raise reader.error(f"{name} has {info.shape[0]} rows, which are no {heads} heads", "the files do not match")
     return paired_from_halves(np.arange(info.shape[0])[:, None], heads)[:, 0]
@@ -243,17 +251,16 @@ def _order(reader, architecture, name, info):
 def _check_shapes(reader, architecture, seen):
     """Raise unless every matrix and norm of every layer is there in the shape that the configuration asks for."""
     family, n_layer = ARCHITECTURES[architecture], reader.whole("num_hidden_layers")
-    n_embd, n_ff, head_dim = reader.whole("hidden_size"), reader.whole("intermediate_size"), reader.head_dim
-    q = reader.whole("num_attention_heads") * head_dim
-    kv = reader.whole("num_key_value_heads", reader.whole("num_attention_heads")) * head_dim
-    shapes = {"attn_q": (q, n_embd), "attn_k": (kv, n_embd), "attn_v": (kv, n_embd), "attn_output": (n_embd, q)}
-    shapes |= {"ffn_gate": (n_ff, n_embd), "ffn_up": (n_ff, n_embd), "ffn_down": (n_embd, n_ff)}
+    n_embd = reader.whole("hidden_size")
+    lengths = sizes(n_embd, *reader.heads.values(), reader.head_dim, reader.whole("intermediate_size"))
+    shapes = family.shapes(lengths)
     if n_layer * len(shapes) > len(seen):
         raise reader.error(f"{n_layer} layers, and the weights hold {len(seen)} tensors", "is the download complete?")
     wanted = {family.output_norm: (n_embd,), EMBEDDING: (seen[EMBEDDING].shape[0], n_embd)}
     for layer in range(n_layer):
-        wanted |= {family.linears[key].format(layer): shape for key, shape in shapes.items()}
-        wanted |= {name.format(layer): (n_embd,) for name in family.norms.values()}
+        wanted |= {BY_NAME[key].tensor(layer): shape for key, shape in shapes.items()}
+        wanted |= {BY_NAME[key].tensor(layer, "bias"): shapes[key][:1] for key in family.biases}
+        wanted |= {f"blk.{layer}.{name}.weight": (n_embd,) for name in family.norms}
     if family.output in seen:
         wanted[family.output] = wanted[EMBEDDING]
     elif not reader.values.get("tie_word_embeddings"):

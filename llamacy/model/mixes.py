@@ -9,6 +9,7 @@ type of smaller ones.
 import re
 from dataclasses import dataclass, field
 
+from llamacy.formats.architectures import FUSED, MATRICES
 from llamacy.formats.types import by_name
 
 
@@ -77,15 +78,9 @@ class Mix:
     experts: str = None
 
 
-# What a tensor does, by a part of its name; the first that is found.
-ROLES = [
-    ("attn_qkv.weight", "value"),
-    ("attn_kv_b.weight", "value"),
-    ("attn_v.weight", "value"),
-    ("attn_k.weight", "key"),
-    ("attn_output.weight", "attention"),
-    ("ffn_down", "down"),
-]
+# What a tensor does, by its matrix; a layer may have it once for each expert.
+ROLES = {matrix.name: matrix.role for matrix in (*MATRICES, *FUSED) if matrix.role}
+_ROLE = re.compile(rf"\.({'|'.join(ROLES)})(_\w*exps?|\.\d+)?\.weight")
 OUTPUT, EMBEDDINGS = "output.weight", ("token_embd.weight", "per_layer_token_embd.weight")
 
 _IQ4 = {"value": (("Q5_K", shared_heads),), "down": (("Q5_K", blind_start),)}
@@ -239,7 +234,8 @@ def _role(name):
         return "output"
     if name in EMBEDDINGS:
         return "embedding"
-    return next((role for part, role in ROLES if part in name), None)
+    match = _ROLE.search(name)
+    return match and ROLES[match[1]]
 
 
 def _is_kept(info, wishes):

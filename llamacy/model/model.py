@@ -9,11 +9,11 @@ import numpy as np
 from llamacy import kernels
 from llamacy.errors import LlamacyError
 from llamacy.formats.adapter import fitted
+from llamacy.formats.architectures import ARCHITECTURES, SLOTS
 from llamacy.formats.model_file import open_model
 from llamacy.formats.names import some
-from llamacy.model.architectures import ARCHITECTURES
 from llamacy.model.config import read_config
-from llamacy.model.weights import linear_shapes, load_weights, read_vector
+from llamacy.model.weights import load_weights, read_vector
 from llamacy.text.tokenizer import Tokenizer
 
 _MATRIX = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
@@ -139,12 +139,12 @@ class Model:
 
     def _base_norm(self, place):
         layer, key = place
-        name = self.family.output_norm if layer < 0 else self.family.norms[key].format(layer)
+        name = self.family.output_norm if layer < 0 else f"blk.{layer}.{key}.weight"
         return read_vector(self.file, name, self.config.n_embd)
 
     def _place(self, adapter, name, pair):
         """Return (layer, slot) of the base tensor that a pair adapts, its shapes checked."""
-        shapes = linear_shapes(self.config)
+        shapes = self.config.shapes
         match = _MATRIX.fullmatch(name)
         if name == self.family.output:
             # without an output matrix of its own too: the embedding serves as one, and is looked up without this pair
@@ -152,7 +152,7 @@ class Model:
         elif name == self.family.embedding:
             place, shape = kernels.weights.EMBEDDING, (self.config.n_vocab, self.config.n_embd)
         elif match and int(match[1]) < self.config.n_layer and match[2] in shapes:
-            place, shape = (int(match[1]), list(shapes).index(match[2])), shapes[match[2]]
+            place, shape = (int(match[1]), SLOTS[match[2]]), shapes[match[2]]
         else:
             raise LlamacyError(
                 f"{adapter.path}: adapts {name}, which {self.path} does not have; use the model it was trained on"

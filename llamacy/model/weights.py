@@ -4,7 +4,7 @@ import numpy as np
 
 from llamacy import kernels
 from llamacy.errors import LlamacyError
-from llamacy.model.architectures import ARCHITECTURES
+from llamacy.formats.architectures import ARCHITECTURES, BY_NAME
 
 
 def load_weights(file, config, n_threads):
@@ -15,22 +15,17 @@ def load_weights(file, config, n_threads):
     """
     family = ARCHITECTURES[config.architecture]
     loader = _Loader(file, n_threads)
-    shapes = linear_shapes(config)
-    tied = family.output not in file.tensors
-    output = family.embedding if tied else family.output
-    names = [pattern.format(i) for i in range(config.n_layer) for pattern in family.linears.values()]
-    wanted = {pattern.format(i): shapes[key] for i in range(config.n_layer) for key, pattern in family.linears.items()}
-    wanted[output] = wanted[family.embedding] = (config.n_vocab, config.n_embd)
-    loader.reserve([*names, output], wanted)
+    output = output_of(file, family)
+    wanted = matrix_shapes(file, config)
+    loader.reserve(wanted, wanted | {family.embedding: wanted[output]})
     layers = []
     for i in range(config.n_layer):
-        layer = {key: loader.vector(name.format(i), config.n_embd) for key, name in family.norms.items()}
-        for key, pattern in family.linears.items():
-            name = pattern.format(i)
-            layer[key] = loader.matrix(name)
-            bias = name.removesuffix("weight") + "bias"
-            if bias in file.tensors:
-                layer[key + ".bias"] = loader.vector(bias, shapes[key][0])
+        layer = {name: loader.vector(f"blk.{i}.{name}.weight", config.n_embd) for name in family.norms}
+        for key, (n_out, _) in config.shapes.items():
+            layer[key] = loader.matrix(BY_NAME[key].tensor(i))
+            bias = BY_NAME[key].tensor(i, "bias")
+            if key in family.biases or bias in file.tensors:
+                layer[key + ".bias"] = loader.vector(bias, n_out)
         layers.append(layer)
     factors = loader.vector(family.rope_factors, config.n_rot // 2) if family.rope_factors in file.tensors else None
     sizes = {
@@ -42,22 +37,19 @@ def load_weights(file, config, n_threads):
         layers,
         loader.matrix(output),
         loader.vector(family.output_norm, config.n_embd),
-        *(() if tied else loader.embedding(family.embedding)),
+        *(() if output == family.embedding else loader.embedding(family.embedding)),
     )
 
 
-def linear_shapes(config):
-    """Return {matrix of a layer: (n_out, n_in)}."""
-    q, kv = config.n_head * config.head_dim, config.n_head_kv * config.head_dim
-    return {
-        "attn_q": (q, config.n_embd),
-        "attn_k": (kv, config.n_embd),
-        "attn_v": (kv, config.n_embd),
-        "attn_output": (config.n_embd, q),
-        "ffn_gate": (config.n_ff, config.n_embd),
-        "ffn_up": (config.n_ff, config.n_embd),
-        "ffn_down": (config.n_embd, config.n_ff),
-    }
+def output_of(file, family):
+    """Return the name of the output matrix: the embedding where the file has no other."""
+    return family.output if family.output in file.tensors else family.embedding
+
+
+def matrix_shapes(file, config):
+    """Return {tensor: (n_out, n_in)} of all matrices that are packed: those of the layers and the output matrix."""
+    wanted = {BY_NAME[key].tensor(i): shape for i in range(config.n_layer) for key, shape in config.shapes.items()}
+    return wanted | {output_of(file, ARCHITECTURES[config.architecture]): (config.n_vocab, config.n_embd)}
 
 
 class _Loader:

@@ -8,8 +8,8 @@ import time
 from dataclasses import dataclass
 
 from llamacy import kernels
-from llamacy.model.architectures import ARCHITECTURES
-from llamacy.model.weights import linear_shapes
+from llamacy.formats.architectures import ARCHITECTURES, MATRICES
+from llamacy.model.weights import matrix_shapes, output_of
 from llamacy.train.batches import Plan
 from llamacy.train.trainer import PACK_TOKENS, n_inputs, packs
 
@@ -27,15 +27,12 @@ def weights_bytes(file, config):
 
     What is missing or of an unknown type counts nothing here: loading it will say so.
     """
-    family, shapes = ARCHITECTURES[config.architecture], linear_shapes(config)
-    tied = family.output not in file.tensors
-    output = family.embedding if tied else family.output
-    wanted = {pattern.format(i): shapes[key] for i in range(config.n_layer) for key, pattern in family.linears.items()}
-    wanted[output] = (config.n_vocab, config.n_embd)
+    family, wanted = ARCHITECTURES[config.architecture], matrix_shapes(file, config)
     known = set(kernels.matmul.types().values())
     kinds = {name: file.tensors[name].type.number for name in wanted if name in file.tensors}
     packed = sum(kernels.matmul.packed_bytes(kind, *wanted[name]) for name, kind in kinds.items() if kind in known)
-    return packed, 0 if tied or family.embedding not in file.tensors else file.data(family.embedding).nbytes
+    mapped = family.embedding in file.tensors and output_of(file, family) != family.embedding
+    return packed, file.data(family.embedding).nbytes if mapped else 0
 
 
 @dataclass(frozen=True)
@@ -82,8 +79,7 @@ def training_bytes(config, ranks, case, threads, activations):
     step = kernels.trainstep.memory_needed(
         sizes, pairs, case.tokens, case.sequences, threads, kind, case.checkpointing
     )  # fmt: skip
-    shapes = list(linear_shapes(config).values())
-    padded = [(rank, *(-(-n // 16) * 16 for n in shapes[slot])) for (_, slot), rank in ranks.items()]
+    padded = [(rank, *(-(-n // 16) * 16 for n in shape)) for shape, rank in _adapted(config, ranks)]
     params = 4 * sum(rank * (n_out + n_in) for rank, n_out, n_in in padded)
     turned = 4 * sum(-(-rank // 16) * 16 * (n_out + n_in) for rank, n_out, n_in in padded)
     # values, gradients, two moments; a copy while saving (or while the first values are made)
@@ -94,11 +90,15 @@ def training_bytes(config, ranks, case, threads, activations):
     }
 
 
+def _adapted(config, ranks):
+    """Yield ((n_out, n_in), rank) of every pair."""
+    return ((config.shapes[MATRICES[slot].name], rank) for (_, slot), rank in ranks.items())
+
+
 def disk_bytes(config, ranks):
     """Return (bytes of the adapter's file, bytes of a checkpoint), but for some kilobytes of names."""
-    shapes = list(linear_shapes(config).values())
-    adapter = 4 * sum(rank * sum(shapes[slot]) for (_, slot), rank in ranks.items())
-    padded = 4 * sum(rank * sum(-(-n // 16) * 16 for n in shapes[slot]) for (_, slot), rank in ranks.items())
+    adapter = 4 * sum(rank * sum(shape) for shape, rank in _adapted(config, ranks))
+    padded = 4 * sum(rank * sum(-(-n // 16) * 16 for n in shape) for shape, rank in _adapted(config, ranks))
     return adapter, 3 * padded
 
 

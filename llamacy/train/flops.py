@@ -5,7 +5,6 @@ import time
 import numpy as np
 
 from llamacy import kernels
-from llamacy.model.weights import linear_shapes
 
 Q4_0, SIZE, TOKENS = 2, 1024, 256
 
@@ -19,7 +18,7 @@ class Flops:
     """
 
     def __init__(self, config, first_layer):
-        layer = sum(n_out * n_in for n_out, n_in in linear_shapes(config).values())
+        layer = sum(n_out * n_in for n_out, n_in in config.shapes.values())
         self.first_layer = first_layer
         self.per_token = 2 * layer * (2 * config.n_layer - first_layer)
         self.per_trained = 4 * config.n_vocab * config.n_embd

@@ -3,19 +3,17 @@
 import numpy as np
 
 from llamacy.errors import LlamacyError
+from llamacy.formats.architectures import BY_NAME, MATRICES, SLOTS
 from llamacy.formats.lora import Adapter, LoraPair
-from llamacy.model.architectures import ARCHITECTURES
-from llamacy.model.weights import linear_shapes
 
 
 def places(config, targets, num_layers=None):
     """Return {base tensor name: (layer, slot)} of the targeted matrices in the last `num_layers` layers (None: all)."""
-    linears = ARCHITECTURES[config.architecture].linears
     first = 0 if num_layers is None else max(0, config.n_layer - num_layers)
     return {
-        linears[key].format(layer): (layer, slot)
+        BY_NAME[key].tensor(layer): (layer, SLOTS[key])
         for layer in range(first, config.n_layer)
-        for slot, key in enumerate(linears)
+        for key in config.shapes
         if key in targets
     }
 
@@ -34,9 +32,9 @@ def starting_pairs(model, targets, rank_and_scale, seed, num_layers=None, init=N
 
     LlamacyError when `init` is another model's, or adapts what cannot be trained here.
     """
-    where, shapes = places(model.config, targets, num_layers), list(linear_shapes(model.config).values())
-    rng, keys = np.random.Generator(np.random.PCG64(seed)), list(linear_shapes(model.config))
-    pairs = {name: new_pair(shapes[slot], *rank_and_scale(keys[slot]), rng) for name, (_, slot) in where.items()}
+    where = {name: MATRICES[slot].name for name, (_, slot) in places(model.config, targets, num_layers).items()}
+    rng, shapes = np.random.Generator(np.random.PCG64(seed)), model.config.shapes
+    pairs = {name: new_pair(shapes[key], *rank_and_scale(key), rng) for name, key in where.items()}
     if init is None:
         return pairs
     init = init.bound(model.metadata)
@@ -47,7 +45,7 @@ def starting_pairs(model, targets, rank_and_scale, seed, num_layers=None, init=N
             f"wanted pairs only on {', '.join(targets)}"
         )
     for name, pair in init.pairs.items():
-        wanted = shapes[where[name][1]]
+        wanted = shapes[where[name]]
         if (pair.b.shape[0], pair.a.shape[1]) != wanted:
             raise LlamacyError(
                 f"{init.path}: {name} is {pair.b.shape[0]} x {pair.a.shape[1]} here, {wanted[0]} x {wanted[1]} in "

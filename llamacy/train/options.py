@@ -4,18 +4,11 @@ import math
 from dataclasses import dataclass, field, fields
 
 from llamacy.errors import UsageError
+from llamacy.formats.architectures import MATRICES
 from llamacy.train.schedule import SCHEDULES
 
 # The matrices of a layer that can be adapted -> the names that people call them by (llama.cpp, Hugging Face, Meta).
-TARGETS = {
-    "attn_q": ("q_proj", "wq", "q"),
-    "attn_k": ("k_proj", "wk", "k"),
-    "attn_v": ("v_proj", "wv", "v"),
-    "attn_output": ("o_proj", "wo", "o", "attn_o"),
-    "ffn_gate": ("gate_proj", "w1", "gate"),
-    "ffn_up": ("up_proj", "w3", "up"),
-    "ffn_down": ("down_proj", "w2", "down"),
-}
+TARGETS = {matrix.name: matrix.aliases for matrix in MATRICES}
 ALL_LINEAR = ("all-linear", "all_linear", "all")
 DEFAULT_CTX = 512
 MAX_RANK = 4096
