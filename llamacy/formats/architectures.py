@@ -107,6 +107,7 @@ class Architecture:
 
 ARCHITECTURES = {
     "llama": Architecture(("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM"), permuted=True),
+    "qwen2": Architecture(("Qwen2ForCausalLM",), HALVES, biases=("attn_q", "attn_k", "attn_v")),
 }
 # Families whose adapters keep q's and k's rows in pairs, those included that cannot run here.
 PERMUTED = {name for name, row in ARCHITECTURES.items() if row.permuted} | {"deepseek", "granite", "minicpm", "smollm3"}
