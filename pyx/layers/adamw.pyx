@@ -5,6 +5,8 @@ from libc.math cimport sqrt
 
 from ..simd.verbs cimport vf, vf_div, vf_fma, vf_load, vf_mul, vf_set1, vf_sqrt, vf_store, vf_sub
 
+from llamacy.kernels.threads import check_threads
+
 
 cdef struct Rates:
     float keep          # 1 - lr * decay
@@ -41,6 +43,7 @@ def step(float[::1] w, const float[::1] g, float[::1] m, float[::1] v, int t, do
     r.gain1, r.beta2, r.gain2, r.eps, r.scale = 1 - beta1, beta2, 1 - beta2, eps, grad_scale
     if not (g.shape[0] == n and m.shape[0] == n and v.shape[0] == n and n % 16 == 0):
         raise ValueError("w, g, m and v differ in length, or it is not a multiple of 16")
+    check_threads(n_threads)
     for i in prange(n // 16, num_threads=n_threads, schedule="static", nogil=True):
         update(&r, &w[16 * i], &g[16 * i], &m[16 * i], &v[16 * i])
 

@@ -15,6 +15,8 @@ from .superblocks cimport find_units
 
 import numpy as np
 
+from llamacy.kernels.threads import check_threads
+
 cdef extern from "<sys/mman.h>" nogil:
     int madvise(void*, size_t, int)
 cdef extern from "<stdlib.h>" nogil:
@@ -77,6 +79,7 @@ cdef class PackedMatrix:
         self.w.n_tiles, self.w.n_blocks = (n_rows + 15) // 16, (n_cols + 31) // 32
         self.w.tiles = self.arena.take(row_group * self.w.n_tiles)
         self.w.units = <float*>self.arena.take(64 * <size_t>self.w.n_tiles) if k.span != NULL else NULL
+        check_threads(n_threads)
         for tile in prange(self.w.n_tiles, num_threads=n_threads, schedule="static", nogil=True):
             for b in range(self.w.n_blocks):
                 k.pack(source + 16 * tile * row_bytes, row_bytes, min(16, n_rows - 16 * tile), b, n_cols,
@@ -121,6 +124,7 @@ def matmul(PackedMatrix w, x, activations="int8", int n_threads=1, int n_embd=0)
     acts_for_width(&acts, n_embd)
     if precision != EXACT:
         acts_quantize(&acts, 0, T, 0, acts.n_blocks)
+    check_threads(n_threads)
     per = (w.w.n_tiles + n_threads - 1) // n_threads
     for i in prange(n_threads, num_threads=n_threads, schedule="static", chunksize=1, nogil=True):
         matmul_tiles(&w.w, &acts, precision, &y[0, 0], y.shape[1], min(i * per, w.w.n_tiles), min((i + 1) * per, w.w.n_tiles))
@@ -140,6 +144,7 @@ def matmul_backward(PackedMatrix w, const float[:, ::1] dy, activations="int16",
     if activations != "f32":
         qp = &q[0]
         quantize_gradient(&dy[0, 0], dy.shape[1], w.w.n_rows, T, 0, T, qp, &scale[0])
+    check_threads(n_threads)
     per = (w.w.n_blocks + n_threads - 1) // n_threads
     for i in prange(n_threads, num_threads=n_threads, schedule="static", chunksize=1, nogil=True):
         matmul_backward_tiles(&w.w, &dy[0, 0], dy.shape[1], qp, &scale[0], T, &dx[0, 0], dx.shape[1],

@@ -105,6 +105,7 @@ cdef class Session:
     cdef float[:, ::1] u
     cdef Run* runs
     cdef Step step_
+    cdef bint busy
     cdef Team team
 
     def __cinit__(self, Weights weights, int n_slots, int n_ctx, int max_batch=512, int n_threads=1, activations="int8",
@@ -184,8 +185,17 @@ cdef class Session:
 
         Returns logits f32 (len(logits_at), n_vocab) for the tokens at those indices. lora_scales: f32 (T, n_adapters), or
         None for 1. hidden: the final norm's output instead of logits, f32 (len(logits_at), n_embd). ValueError where an
-        index is out of range.
+        index is out of range; LlamacyError while another thread's step of this session runs, or after fork().
         """
+        self.weights.begin_step(self.n_threads, &self.busy)
+        try:
+            return self.compute(tokens, positions, slots, logits_at, lora_scales, hidden)
+        finally:
+            self.weights.end_step(&self.busy)
+
+    cdef compute(self, const int[::1] tokens, const int[::1] positions, const int[::1] slots, const int[::1] logits_at,
+                 const float[:, ::1] lora_scales, bint hidden):
+        """What step does, in one thread at a time"""
         cdef Step* s = &self.step_
         cdef Config* c = &self.weights.config
         cdef const float[:, ::1] wanted_scales

@@ -82,7 +82,7 @@ cdef class TrainStep:
     cdef Team team
     # the call
     cdef int T, n_segments, n_targets
-    cdef bint keeping, entered, dropping
+    cdef bint keeping, entered, dropping, busy
     cdef float* entry                       # (T, embd_p) of the first trained layer, or NULL
     cdef const int* tokens
     cdef const int* starts
@@ -165,8 +165,17 @@ cdef class TrainStep:
         tokens (T,); starts (n + 1,): sequence i is tokens[starts[i]:starts[i + 1]], positions count from 0 in each;
         targets (T,): the id to predict at each token, or -1. entry (T, n_embd padded to 16): what enters the first layer
         with a pair, written here, or with `entered` read, and the layers below left out. dropout_key: 64 random bits.
-        Returns the sum of the targets' negative log-likelihoods.
+        Returns the sum of the targets' negative log-likelihoods. LlamacyError while another thread's call runs, or after fork().
         """
+        self.weights.begin_step(self.n_threads, &self.busy)
+        try:
+            return self.compute(tokens, starts, targets, weight, backward, entry, entered, dropout_key)
+        finally:
+            self.weights.end_step(&self.busy)
+
+    cdef double compute(self, const int[::1] tokens, const int[::1] starts, const int[::1] targets, double weight, bint backward,
+                        float[:, ::1] entry, bint entered, dropout_key) except? -1:
+        """What run does, in one thread at a time"""
         cdef int t, i
         cdef double total = 0
         cdef Config* c = &self.weights.config

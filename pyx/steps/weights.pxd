@@ -22,6 +22,11 @@ cdef class Weights:
     cdef int max_width          # widest low-rank input of any group of linears, all adapters together
     cdef list keep
     cdef list adapters
+    cdef int steps              # that run now; -1: what they read is being changed
+    cdef int begin_step(self, int n_threads, bint* busy) except -1
+    cdef void end_step(self, bint* busy) noexcept
+    cdef int begin_change(self) except -1
+    cdef void end_change(self) noexcept
     cdef float* vector(self, array) except NULL
     cdef const float* norm(self, int layer, name, array) except NULL
     cdef int fill_block(self, int i, dict parts) except -1
@@ -29,4 +34,5 @@ cdef class Weights:
     cdef Linear* linear_at(self, int layer, int slot) noexcept
     cdef void embed(self, int token, const float* scales, float* x) noexcept nogil
     cdef void add_embedding_pair(self, const Lora* l, int token, float factor, float* x) noexcept nogil
+    cdef append_adapter(self, dict pairs)
     cdef add_embedding(self, pair)

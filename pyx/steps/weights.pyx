@@ -13,6 +13,9 @@ from ..types.quants cimport row_type
 
 import numpy as np
 
+from llamacy.errors import LlamacyError
+from llamacy.kernels.threads import check_threads
+
 EMBEDDING = (-2, 0)     # add_adapter's key for the token embedding
 
 # By slot, see layers/block.pxd.
@@ -95,7 +98,11 @@ cdef class Weights:
 
     def set_norm(self, int layer, name, array):
         """Replace a norm's weights, f32 (n_embd,): attn_norm or ffn_norm of a layer, output_norm of layer -1."""
-        np.asarray(self.norms[layer, name])[:self.config.n_embd] = array
+        self.begin_change()
+        try:
+            np.asarray(self.norms[layer, name])[:self.config.n_embd] = array
+        finally:
+            self.end_change()
 
     cdef float* vector(self, array) except NULL:
         """A copy of array (n,), padded with zeros to 16."""
@@ -139,6 +146,32 @@ cdef class Weights:
             self.embed(tokens[t], NULL, &out[t, 0])
         return np.asarray(out)[:, :self.config.n_embd]
 
+    # ---- steps and changes: any number of the ones, or one of the others; the GIL is held where they begin and end ----
+
+    cdef int begin_step(self, int n_threads, bint* busy) except -1:
+        """busy: that of the one whose buffers the step uses"""
+        check_threads(n_threads)
+        if busy[0]:
+            raise LlamacyError("this session computes in another thread already; give each thread a session of its own")
+        if self.steps < 0:
+            raise LlamacyError("the model's adapters are being changed in another thread; wait for it to end")
+        self.steps += 1
+        busy[0] = True
+        return 0
+
+    cdef void end_step(self, bint* busy) noexcept:
+        self.steps -= 1
+        busy[0] = False
+
+    cdef int begin_change(self) except -1:
+        if self.steps:
+            raise LlamacyError("adapters and their scales cannot change while the model computes in another thread; wait for it to end")
+        self.steps = -1
+        return 0
+
+    cdef void end_change(self) noexcept:
+        self.steps = 0
+
     # ---- adapters ----
 
     cdef Linear* linear_at(self, int layer, int slot) noexcept:
@@ -147,14 +180,22 @@ cdef class Weights:
     def add_adapter(self, dict pairs):
         """Append an adapter: {(layer, slot): (a f32 (r, n_in), b f32 (n_out, r), scale)}; returns its index.
 
-        Layer -1 is the output matrix; EMBEDDING the token embedding, with a (r, n_embd) and b (n_vocab, r).
+        Layer -1 is the output matrix; EMBEDDING the token embedding, with a (r, n_embd) and b (n_vocab, r). LlamacyError
+        while a step runs.
         """
+        self.begin_change()
+        try:
+            return self.append_adapter(dict(pairs))
+        finally:
+            self.end_change()
+
+    cdef append_adapter(self, dict pairs):
+        """add_adapter's work; pairs is used up"""
         cdef int layer, slot, n = self.n_lora + 1
         cdef Linear* l
         cdef Lora* grown
         cdef float[:, ::1] a
         cdef float[:, :, ::1] b
-        pairs = dict(pairs)
         embedding = pairs.pop(EMBEDDING, None)
         for (layer, slot), (first, second, _) in pairs.items():
             l = self.linear_at(layer, slot)
@@ -202,10 +243,14 @@ cdef class Weights:
         self.embedding_loras.append(pair[2] if pair is not None else 0)
 
     def set_scale(self, int adapter, float user):
-        """Set one adapter's user scale: each pair's own scale times `user`."""
-        self.embedding_pairs[adapter].scale = self.embedding_loras[adapter] * user
-        for (layer, slot), scale in self.adapters[adapter].items():
-            self.linear_at(layer, slot).loras[adapter].scale = scale * user
+        """Set one adapter's user scale: each pair's own scale times `user`. LlamacyError while a step runs."""
+        self.begin_change()
+        try:
+            self.embedding_pairs[adapter].scale = self.embedding_loras[adapter] * user
+            for (layer, slot), scale in self.adapters[adapter].items():
+                self.linear_at(layer, slot).loras[adapter].scale = scale * user
+        finally:
+            self.end_change()
 
     def widest(self):
         cdef int layer, slot, j, width, best = 16

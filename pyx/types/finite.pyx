@@ -8,6 +8,8 @@ from cython.parallel cimport prange
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy
 
+from llamacy.kernels.threads import check_threads
+
 cdef enum:
     LOW = 0x7c00                # f16 in the first two of the four bytes
     HIGH = 0x7c000000           # f16 in the last two
@@ -76,6 +78,7 @@ def finite(const uint8_t[:, ::1] rows, int number, int n_threads=1):
     cdef int bad = 0
     if field == NULL:
         raise ValueError(f"type {number} is not known here")
+    check_threads(n_threads)
     if rows.shape[0] and row_bytes:
         for r in prange(rows.shape[0], num_threads=n_threads, schedule="static", nogil=True):
             bad += not scales_finite(field, &rows[r, 0], row_bytes)

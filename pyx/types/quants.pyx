@@ -23,6 +23,8 @@ from ..simd.verbs cimport vf_load, vf_load_f16, vf_set1, vf_store, vf_store_f16
 
 import numpy as np
 
+from llamacy.kernels.threads import check_threads
+
 cdef extern from "<math.h>" nogil:
     float roundf(float)
     float log2f(float)
@@ -389,6 +391,7 @@ def dequantize(const uint8_t[:, ::1] rows, int number, int n_threads=1):
     cdef Py_ssize_t r
     if rows.shape[1] % kind.block_bytes:
         raise ValueError(f"rows of {rows.shape[1]} bytes do not divide into blocks of {kind.block_bytes}")
+    check_threads(n_threads)
     if rows.shape[0] and n_blocks:
         for r in prange(rows.shape[0], num_threads=n_threads, schedule="static", nogil=True):
             kind.dequantize(&rows[r, 0], n_blocks, &out[r, 0])
@@ -417,6 +420,7 @@ def quantize(const float[:, ::1] x, int number, int n_threads=1, const float[::1
         raise ValueError(f"importance of {importance.shape[0]} columns for rows of {x.shape[1]}")
     if importance is not None and kind.search != NULL and n_blocks:
         costs = &importance[0]
+    check_threads(n_threads)
     if x.shape[0] and n_blocks:
         for r in prange(x.shape[0], num_threads=n_threads, schedule="static", nogil=True):
             if costs != NULL or kind.quantize == NULL:
