@@ -317,7 +317,7 @@ def add_sampling_flags(parser):
 
 def sampling_from(args):
     """Return the SamplingParams of parsed flags."""
-    from llamacy.generate.sampler import SamplingParams
+    from llamacy.generate.samplers.params import SamplingParams
 
     fields = {field: getattr(args, field) for _, field, *_ in SAMPLING_FLAGS}
     return SamplingParams(**fields, logit_bias=tuple(args.logit_bias), ignore_eos=args.ignore_eos)

@@ -10,6 +10,7 @@ from collections import deque
 
 from llamacy.errors import LlamacyError, RequestError
 from llamacy.generate.request import Result
+from llamacy.generate.samplers.dry import BreakerTable
 from llamacy.generate.scales import Scales
 from llamacy.generate.slot import Slot
 
@@ -47,7 +48,10 @@ class Engine:
         self.session = model.new_session(n_slots=n_slots, n_ctx=n_ctx, max_batch=self.batch_size)
         self.n_vocab, self.n_ctx, self.max_queue = model.config.n_vocab, n_ctx, max_queue
         eog_ids = model.tokenizer.eog_ids
-        self.slots = [Slot(i, n_ctx, self.n_vocab, eog_ids, draft_lookup, context_shift) for i in range(n_slots)]
+        self._breakers = BreakerTable(model.tokenizer, self.n_vocab)
+        self.slots = [
+            Slot(i, n_ctx, self.n_vocab, eog_ids, self._breakers, draft_lookup, context_shift) for i in range(n_slots)
+        ]
         self._scales = Scales(model)
         self.lora = self._scales.defaults
         self.counters = dict.fromkeys(
@@ -63,6 +67,7 @@ class Engine:
     def submit(self, request):
         """Queue a request; PromptError, QueueFull or Closed when that cannot be."""
         self.check_prompt(request.prompt)
+        self._breakers.of(request.params)  # looked for here, in the caller's time
         with self._wake:
             if self._closing:
                 raise Closed("the server is shutting down")

@@ -4,11 +4,14 @@ import threading
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from llamacy.generate.sampler import SamplingParams
+from llamacy.generate.samplers.params import SamplingParams
 
 
 class Token(NamedTuple):
-    """One generated token; `logprob` and `top` ([(id, log-probability)]) are None unless n_probs asked for them."""
+    """One generated token; `logprob` and `top` ([(id, log-probability)]) are None unless n_probs asked for them.
+
+    With post_sampling_probs they are probabilities, not their logarithms.
+    """
 
     id: int
     is_end: bool  # an end-of-generation token: counted, but no text

@@ -14,8 +14,8 @@ class Slot:
     goes on, instead of ending the request.
     """
 
-    def __init__(self, id, n_ctx, n_vocab, eog_ids, draft_most=0, context_shift=False):
-        self.id, self.n_ctx, self.n_vocab, self.eog_ids = id, n_ctx, n_vocab, eog_ids
+    def __init__(self, id, n_ctx, n_vocab, eog_ids, breakers, draft_most=0, context_shift=False):
+        self.id, self.n_ctx, self.n_vocab, self.eog_ids, self._breakers = id, n_ctx, n_vocab, eog_ids, breakers
         self.draft_most, self.context_shift = draft_most, context_shift
         self.cached = []
         self.lora = ()
@@ -39,7 +39,7 @@ class Slot:
 
     def begin(self, request, lora):
         """Take the request; LlamacyError when its parameters do not fit this model."""
-        self.sampler = Sampler(request.params, self.n_vocab, self.eog_ids)
+        self.sampler = Sampler(request.params, self.n_vocab, self.eog_ids, self._breakers.of(request.params))
         keep = self.common_prefix(request, lora)
         del self.cached[keep:]
         self.lora, self.request, self.history, self.draft = lora, request, list(request.prompt), []
@@ -115,8 +115,7 @@ class Slot:
         self.history.append(chosen)
         self.timings.predicted_n += 1
         is_end = chosen in self.eog_ids
-        probs = token_probs(logits, chosen, request.params.n_probs) if request.params.n_probs else (None, None)
-        stop = request.on_token(Token(chosen, is_end, *probs))
+        stop = request.on_token(Token(chosen, is_end, *self._probs(logits, chosen)))
         if request.constraint and not is_end:
             request.constraint.accept(chosen)
         for applies, stop_type in (
@@ -130,6 +129,15 @@ class Slot:
         if len(self.cached) < self.n_ctx:
             return None
         return None if self.context_shift and self._shift() else self.result("limit", truncated=True)
+
+    def _probs(self, logits, chosen):
+        """Return what Token has of probabilities: the model's, or those that the chain left to draw from."""
+        params = self.request.params
+        if not params.n_probs:
+            return None, None
+        if params.post_sampling_probs:
+            return self.sampler.probability_of(chosen), self.sampler.likely(chosen, params.n_probs)
+        return token_probs(logits, chosen, params.n_probs)
 
     def _shift(self):
         """Drop the older half of what may be dropped; the rest is computed anew, as if it were the prompt.

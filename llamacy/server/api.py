@@ -4,7 +4,7 @@ from pathlib import Path
 
 from llamacy import __version__
 from llamacy.generate.chat_prompt import special_text
-from llamacy.generate.sampler import LIMITS
+from llamacy.generate.samplers.params import LIMITS
 from llamacy.server import fields
 from llamacy.server.errors import HttpError
 from llamacy.server.http import Events, Json, Text

@@ -6,7 +6,7 @@ Each reader is a function (name, value) -> value that raises HttpError 400 in on
 import math
 
 from llamacy.errors import LlamacyError
-from llamacy.generate.sampler import LIMITS, SamplingParams, check_number
+from llamacy.generate.samplers.params import LIMITS, SamplingParams, check_number
 from llamacy.server.errors import HttpError
 
 MAX_STOPS = 64

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from llamacy.generate.sampler import LIMITS, SamplingParams
+from llamacy.generate.samplers.params import LIMITS, SamplingParams
 from llamacy.generate.text_stream import prompt_ids
 from llamacy.server import fields
 from llamacy.server.errors import HttpError

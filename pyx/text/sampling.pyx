@@ -1,4 +1,5 @@
-"""What a sampler does to a whole vocabulary: argmax, the k largest, log-sum-exp, penalties over a window.
+"""What a sampler does to a whole vocabulary: argmax, the k largest, log-sum-exp, penalties over a window; and what it
+looks for in a whole text: earlier occurrences of its end.
 
 Axis: V = n_vocab (49k to 262k). Everything behind these functions works on a few dozen candidates, in NumPy.
 The GIL is kept: each call takes some ten microseconds, and getting the GIL back from busy threads can take longer.
@@ -203,3 +204,25 @@ def penalize(float[::1] x not None, const int[::1] window not None, float repeat
             x[token] -= (i - start) * frequency + presence
     finally:
         free(seen)
+
+
+def repeats(const int[::1] window not None):
+    """Return for each place in `window` (W) how many ids up to it are the same as the window's last ones, int32 (W).
+
+    The longest common suffix of window[: i + 1] and window; 0 for the last place itself. One pass, O(W): the Z algorithm
+    (Gusfield, Algorithms on Strings, 1.4) from the end to the beginning.
+    """
+    cdef Py_ssize_t n = window.shape[0], last = n - 1, back, left = 0, right = 0, length
+    counts = np.zeros(n, np.int32)
+    cdef int[::1] count = counts
+    # `back` steps before the end; the `right - left` steps behind `left` are known to be the same as the first ones.
+    for back in range(1, n):
+        length = 0
+        if back < right:
+            length = min(right - back, <Py_ssize_t> count[last - (back - left)])
+        while back + length < n and window[last - length] == window[last - back - length]:
+            length += 1
+        count[last - back] = <int> length
+        if back + length > right:
+            left, right = back, back + length
+    return counts

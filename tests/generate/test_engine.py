@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from llamacy.errors import LlamacyError
 from llamacy.generate.engine import PROMPT_SHARE, Closed, Engine, PromptError, QueueFull
 from llamacy.generate.request import Request
-from llamacy.generate.sampler import SamplingParams
+from llamacy.generate.samplers.params import SamplingParams
 from tests.generate.fakes import BOS, EOS, FakeModel
 
 

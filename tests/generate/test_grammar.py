@@ -14,7 +14,7 @@ from llamacy.generate.engine import Engine
 from llamacy.generate.grammar import Automaton, Constraint, Ref, Star, TokenTable, alt, lit, optional, repeat, seq, some
 from llamacy.generate.json_grammar import json_object, json_schema
 from llamacy.generate.request import Request
-from llamacy.generate.sampler import SamplingParams
+from llamacy.generate.samplers.params import SamplingParams
 from tests.generate.fakes import BOS, EOS, N_VOCAB, FakeModel, FakeTokenizer
 
 # Expressions beside the regular expression that says the same.

@@ -8,42 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamacy.errors import LlamacyError
-from llamacy.generate.sampler import Sampler, SamplingParams, token_probs
+from llamacy.generate.sampler import Sampler, token_probs
+from llamacy.generate.samplers.params import SamplingParams
 from llamacy.kernels.text import sampling
+from tests.generate.sampler_twin import distribution, softmax
 
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "temperature": 1.0}
-
-
-def softmax(x):
-    weights = np.exp(x - x.max())
-    return weights / weights.sum()
-
-
-def twin(logits, history, p):
-    """The probability of each token (V), float64, by the definitions and over whole sorted vocabularies."""
-    x = logits.astype(np.float64)
-    for token, bias in p.logit_bias:
-        x[token] += bias
-    window = history if p.repeat_last_n < 0 else history[len(history) - p.repeat_last_n :]
-    for token in set(window if p.repeat_last_n else []):
-        x[token] = x[token] / p.repeat_penalty if x[token] > 0 else x[token] * p.repeat_penalty
-        x[token] -= window.count(token) * p.frequency_penalty + p.presence_penalty
-    order = np.lexsort((np.arange(len(x)), -x))
-    order = order[: p.top_k] if p.top_k > 0 else order
-    if p.typical_p < 1:
-        q = softmax(x[order])
-        distance = np.abs(-np.log(q) - (q * -np.log(q)).sum())
-        nearest = np.argsort(distance, kind="stable")
-        n = int((np.cumsum(q[nearest]) <= p.typical_p).sum()) + 1
-        order = order[np.sort(nearest[:n])]
-    if p.top_p < 1:
-        order = order[: int((np.cumsum(softmax(x[order])) < p.top_p).sum()) + 1]
-    if p.min_p > 0:
-        q = softmax(x[order])
-        order = order[q >= p.min_p * q.max()]
-    result = np.zeros(len(x))
-    result[order] = softmax(x[order] / p.temperature)
-    return result
 
 
 def spread(seed, n=300, scale=2.0):
@@ -75,7 +45,7 @@ def test_the_chain_draws_by_the_twin_s_distribution(name):
     params, history = SamplingParams(seed=7, **CHAINS[name]), [1, 5, 5, 9, 200, 5, 17, 1]
     logits, draws = spread(11), 4000
     before = logits.copy()
-    expected = twin(logits, history, params)
+    expected = distribution(logits, history, params)
     sampler = Sampler(params, len(logits))
     counts = np.bincount([sampler.sample(logits, history) for _ in range(draws)], minlength=len(logits))
     assert (logits == before).all()
@@ -101,13 +71,13 @@ def test_the_chain_draws_by_the_twin_s_distribution(name):
 def test_what_can_be_drawn_is_what_the_twin_leaves(seed, n, top_k, top_p, min_p, typical_p):
     params = SamplingParams(top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p, seed=1)
     logits = spread(seed, n)
-    expected, sampler = twin(logits, [], params), Sampler(params, n)
+    expected, sampler = distribution(logits, [], params), Sampler(params, n)
     for uniform in (0.0, 0.5, 1 - 2**-53):
         sampler._random = lambda uniform=uniform: uniform
         drawn = sampler.sample(logits, [])
         # On the very edge of a filter a rounding of the sums decides: the twin must agree for a neighbouring bound.
         near = [
-            twin(
+            distribution(
                 logits,
                 [],
                 SamplingParams(top_k=top_k, top_p=move(top_p, d), min_p=move(min_p, d), typical_p=move(typical_p, -d)),

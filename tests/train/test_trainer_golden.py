@@ -7,7 +7,7 @@ import pytest
 
 from llamacy.generate.engine import Engine
 from llamacy.generate.request import Request
-from llamacy.generate.sampler import SamplingParams
+from llamacy.generate.samplers.params import SamplingParams
 from llamacy.train.data import open_data
 from llamacy.train.options import TARGETS, TrainOptions
 from llamacy.train.samples import Encoder, Sample
