@@ -11,37 +11,12 @@ import sys
 from pathlib import Path
 
 import llamacy
+from llamacy.cli.rope_flags import add_rope_flags, rope_overrides
+from llamacy.cli.values import Append, Extend, optional, real, whole
 from llamacy.errors import LlamacyError, UsageError
 
 MODEL_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEFAULT_CTX = 4096
-
-
-def whole(low=None, high=None):
-    """Return an argparse type: an integer from `low` to `high`, both included; None leaves that side open."""
-    return _number(int, "a whole number", low, high)
-
-
-def real(low=None, high=None):
-    """Return an argparse type: a finite number from `low` to `high`, both included; None leaves that side open."""
-    return _number(float, "a number", low, high)
-
-
-def _number(kind, noun, low, high):
-    sides = [(low, f" from {low}"), (high, f" to {high}" if low is not None else f" up to {high}")]
-    wanted = noun + "".join(text for bound, text in sides if bound is not None)
-
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
-            raise argparse.ArgumentTypeError(f"wanted {wanted}, got {text!r}")
-        return value
-
-    parse.__name__ = noun
-    return parse
 
 
 def default_model():
@@ -88,6 +63,9 @@ def _cpu_quota():
         return math.inf
 
 
+LOAD_MODES = ("auto", "none", "mmap", "mlock", "mmap+mlock", "dio")
+
+
 def add_model_flags(parser, *, ctx_size=None, names=("-m", "--model")):
     """Add what every computing command takes: the model, threads, activations; `-c` too where `ctx_size` is given.
 
@@ -102,10 +80,12 @@ def add_model_flags(parser, *, ctx_size=None, names=("-m", "--model")):
     group.add_argument("--activations", choices=["int8", "int16", "f32"], default="int8",
                        help="how activations enter products: int8 fast, int16 near to exact, f32 exact")  # fmt: skip
     group.add_argument("--no-mmap", action="store_true", help="read the whole model instead of mapping the file")
+    group.add_argument("--mlock", action="store_true", help="keep the model in memory, where the system lets us")
+    optional(group, "-lm", "--load-mode", dest="load_mode", choices=LOAD_MODES,
+             help="both in one: none, mlock and dio do not map (default: auto, as mmap)")  # fmt: skip
     optional(group, "--rms-eps", dest="rms_eps", type=real(0, 1), metavar="F",
              help="norm epsilon, where the file does not say or is wrong")  # fmt: skip
-    optional(group, "--rope-theta", "--rope-freq-base", dest="rope_theta", type=real(1), metavar="F",
-             help="rotary base, where the file does not say or is wrong")  # fmt: skip
+    add_rope_flags(group)
     add_override_flag(group)
 
 
@@ -142,7 +122,7 @@ OVERRIDES = {"int": int, "float": float, "bool": {"true": True, "false": False}.
 
 def add_override_flag(group):
     """Add --override-kv; `dict(args.override_kv)` is what it asks for."""
-    optional(group, "--override-kv", dest="override_kv", default=[], action=_Extend, type=overrides,
+    optional(group, "--override-kv", dest="override_kv", default=[], action=Extend, type=overrides,
              metavar="KEY=TYPE:VALUE", help="another value for a metadata key; TYPE int, float, bool, str "
              "(repeatable, or several with commas)")  # fmt: skip
 
@@ -183,29 +163,7 @@ def fit_threads(threads):
     return min(threads, n_cpus) if threads > 0 else n_cpus
 
 
-def optional(group, *flags, dest, default=None, **rest):
-    """Add an argument whose `default` is not printed in `--help`: the text says what happens without it."""
-    # Set first: argparse writes a later set_defaults() into the argument, and from there into the help.
-    if group.get_default(dest) is None:
-        group.set_defaults(**{dest: default})
-    group.add_argument(*flags, dest=dest, default=argparse.SUPPRESS, **rest)
-
-
-class _Append(argparse.Action):
-    """Collect a repeatable flag's values in a new list, so that the default stays as it is."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        setattr(namespace, self.dest, [*getattr(namespace, self.dest), values])
-
-
-class _Extend(argparse.Action):
-    """The same for values that are lists."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        setattr(namespace, self.dest, [*getattr(namespace, self.dest), *values])
-
-
-class _AppendAdapter(_Append):
+class _AppendAdapter(Append):
     """Collect (path, scale) pairs from `--lora FILE[:SCALE]` and `--lora-scaled FILE SCALE` in one list, in order."""
 
     def __call__(self, parser, namespace, values, option_string=None):
@@ -310,7 +268,7 @@ def add_sampling_flags(parser):
     group = parser.add_argument_group("sampling")
     for flags, field, kind, default, metavar, text in SAMPLING_FLAGS:
         group.add_argument(*flags, dest=field, type=kind, default=default, metavar=metavar, help=text)
-    optional(group, "--logit-bias", "-l", dest="logit_bias", default=[], action=_Append, type=logit_bias,
+    optional(group, "--logit-bias", "-l", dest="logit_bias", default=[], action=Append, type=logit_bias,
              metavar="ID+V", help="add V to this token's logit, ID-V subtracts (repeatable)")  # fmt: skip
     group.add_argument("--ignore-eos", action="store_true", help="never choose an end-of-text token, go on instead")
 
@@ -332,12 +290,16 @@ def open_model_from(args):
         path,
         activations=args.activations,
         threads=fit_threads(args.threads),
-        mmap=not args.no_mmap,
+        mmap=not args.no_mmap and args.load_mode not in ("none", "mlock", "dio"),
         rms_eps=args.rms_eps,
         rope_theta=args.rope_theta,
-        overrides=dict(args.override_kv),
+        overrides=rope_overrides(args) | dict(args.override_kv),
         cache_types=(getattr(args, "cache_type_k", None), getattr(args, "cache_type_v", None)),
     )
+    if args.mlock or (args.load_mode and "mlock" in args.load_mode):
+        from llamacy.cli.mlock import lock_memory
+
+        lock_memory()
     if getattr(args, "lora", None):
         from llamacy.formats.adapter import load_adapter
 

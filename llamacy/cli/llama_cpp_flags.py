@@ -64,6 +64,7 @@ PLACEMENT = {
     ("--poll-batch",): VALUE,
     ("-mmq", "--mul-mat-q", "-nommq", "--no-mul-mat-q"): SWITCH,
     ("--low-vram",): SWITCH,
+    ("--mmap",): SWITCH,
     ("-dio", "--direct-io", "-ndio", "--no-direct-io"): SWITCH,
     ("--check-tensors",): SWITCH,  # always done
 }
@@ -137,7 +138,6 @@ WITHOUT_EFFECT = {
         ("-ub", "--ubatch-size"): VALUE,
         ("-mmp", "--mmap"): VALUE,
         ("-dio", "--direct-io"): VALUE,
-        ("-lm", "--load-mode"): VALUE,
         ("-nkvo", "--no-kv-offload"): VALUE,
         ("-nopo", "--no-op-offload"): VALUE,
         ("--no-host",): VALUE,
@@ -146,7 +146,7 @@ WITHOUT_EFFECT = {
         ("--progress",): SWITCH,
     },
     "tokenize": {("--log-disable",): SWITCH, ("--no-escape",): SWITCH, ("--offline",): SWITCH},
-    "export-lora": {**COMPUTING, ("--no-mmap", "--mmap"): SWITCH},
+    "export-lora": {**COMPUTING, ("--no-mmap",): SWITCH},
     "finetune": {
         **COMPUTING,
         ("--no-warmup",): SWITCH,

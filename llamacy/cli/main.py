@@ -5,7 +5,6 @@ import time
 
 from llamacy.cli.common import DEFAULT_CTX, context_of, engine_options, open_model_from, sampling_from
 from llamacy.cli.main_flags import build_parser
-from llamacy.cli.mlock import lock_memory
 from llamacy.cli.prompt import read_prompt, read_text, unescape
 from llamacy.cli.run import say
 from llamacy.errors import UsageError, one_line
@@ -240,8 +239,6 @@ def main(argv):
     args.verbose_prompt = args.verbose_prompt or args.verbose
     began = time.perf_counter()
     model = open_model_from(args)
-    if args.mlock:
-        lock_memory()
     load_seconds = time.perf_counter() - began
     result = mode(args, model, prompt)
     if result:

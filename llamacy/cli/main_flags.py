@@ -21,7 +21,6 @@ def build_parser():
     add_model_flags(parser, ctx_size="what the prompt and -n need, at most the model's")
     optional(parser, "-b", "--batch-size", dest="batch_size", type=whole(1), metavar="N",
              help="prompt tokens computed at once, at most (default: 512)")  # fmt: skip
-    parser.add_argument("--mlock", action="store_true", help="keep the model in memory, where the system lets us")
     parser.add_argument("-v", "--verbose", "--log-verbose", dest="verbose", action="store_true",
                         help="say on stderr what is used: model, cache, threads, sampling, tokens")  # fmt: skip
     add_engine_flags(parser)

@@ -55,7 +55,6 @@ def build_parser():
     group.add_argument("--pooling", choices=["mean", "last", "cls", "none"], default="mean",
                        help="what /embedding makes of a text's tokens; none: a vector for each")  # fmt: skip
     group.add_argument("--no-webui", action="store_true", help="no chat page at /")
-    group.add_argument("--mlock", action="store_true", help="keep the model in memory, where the system lets us")
     group.add_argument("-v", "--verbose", action="store_true", help="log every request on stderr")
     return parser
 
@@ -95,10 +94,6 @@ class Worker(threading.Thread):
 
         args, began = self._args, time.perf_counter()
         model = open_model_from(args)
-        if args.mlock:
-            from llamacy.cli.mlock import lock_memory
-
-            lock_memory()
         if args.chat_template:
             from llamacy.text.chat import template_for
 

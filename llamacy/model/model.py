@@ -34,8 +34,9 @@ def load_model(
     """Open the model at `path` and pack its weights for this CPU.
 
     activations: "int8", "int16" or "f32", how inputs enter the matrix products. threads: None for all CPUs.
-    rms_eps, rope_theta, n_ctx (the context it was trained for), overrides (metadata by key): instead of what the file
-    says. cache_types: how sessions keep keys and values, each one of KV_TYPES; None: s16, f32 with activations f32.
+    rms_eps, rope_theta, n_ctx (the context it was trained for), overrides (metadata by key, `{arch}` in a key the
+    file's architecture): instead of what the file says. cache_types: how sessions keep keys and values, each one of
+    KV_TYPES; None: s16, f32 with activations f32.
     LlamacyError, one line, for whatever cannot be used.
     """
     if activations not in kernels.matmul.PRECISIONS:
@@ -44,7 +45,8 @@ def load_model(
         if kind not in (None, *kernels.attention.KV_TYPES):
             raise LlamacyError(f"cache type {kind!r}: wanted one of {', '.join(kernels.attention.KV_TYPES)}")
     file = open_model(path, mmap)
-    file.metadata.update(overrides or {})
+    arch = str(file.metadata.get("general.architecture"))
+    file.metadata.update({key.replace("{arch}", arch): value for key, value in (overrides or {}).items()})
     config = read_config(file, rms_eps, rope_theta)
     return Model(file, config, activations, threads or os.cpu_count() or 1, n_ctx or config.n_ctx_train, cache_types)
 

@@ -269,18 +269,43 @@ def test_physical_cores_are_between_one_and_all():
     assert 1 <= common.physical_cores() <= os.cpu_count()
 
 
-def test_mlock_goes_on_where_it_is_refused(main, monkeypatch):
+@pytest.mark.parametrize("words", [["--mlock"], ["--load-mode", "mlock"], ["-lm", "mmap+mlock"]])
+def test_mlock_goes_on_where_it_is_refused(monkeypatch, capsys, words):
     import ctypes
 
+    import llamacy.model
+
+    opened = []
+    monkeypatch.setattr(llamacy.model, "load_model", lambda path, **more: opened.append(more["mmap"]))
     monkeypatch.setattr(ctypes, "CDLL", lambda *args, **more: SimpleNamespace(mlockall=lambda flags: -1))
     monkeypatch.setattr(ctypes, "get_errno", lambda: 12)
-    code, out, err = main("-p", "Hi", "--mlock")
-    assert (code, out) == (0, "Hihello\n") and "warning: --mlock: Cannot allocate memory; going on without it" in err
+    common.open_model_from(command.build_parser().parse_args(["-m", "x", *words]))
+    assert "warning: --mlock: Cannot allocate memory; going on without it" in capsys.readouterr().err
+    assert opened == [words[-1] != "mlock"]
+
+
+LOADING = {
+    "": True,
+    "--no-mmap": False,
+    "-lm none": False,
+    "-lm dio": False,
+    "-lm auto": True,
+}
+
+
+@pytest.mark.parametrize(("line", "mapped"), LOADING.items())
+def test_how_a_model_is_loaded(monkeypatch, capsys, line, mapped):
+    import llamacy.model
+
+    opened = []
+    monkeypatch.setattr(llamacy.model, "load_model", lambda path, **more: opened.append(more["mmap"]))
+    common.open_model_from(command.build_parser().parse_args(["-m", "x", *line.split()]))
+    assert opened == [mapped] and capsys.readouterr().err == ""
 
 
 LOCKED = """
 import mmap
-from llamacy.cli.main import lock_memory
+from llamacy.cli.mlock import lock_memory
 apart, kept = mmap.mmap(-1, 300 << 20), bytearray(b"x") * (50 << 20)
 lock_memory()
 print({line.split()[0]: int(line.split()[1]) >> 10 for line in open("/proc/self/status") if line.startswith("Vm")})
