@@ -41,8 +41,12 @@ def test_a_failing_block_leaves_the_old_file(tmp_path, raised):
 
 
 @pytest.mark.parametrize("existed", [True, False])
-def test_a_full_disk(tmp_path, existed):
-    """In a process of its own, whose files may not grow beyond 64 KB: the kernel fails the write as on a full disk."""
+@pytest.mark.parametrize(("limit", "size"), [(65536, 409600), (0, 10)], ids=["on the way", "at the end"])
+def test_a_full_disk(tmp_path, existed, limit, size):
+    """In a process of its own, whose files may not grow beyond `limit`: the kernel fails the write as on a full disk.
+
+    A few bytes are still in Python's buffer when the block ends.
+    """
     path = tmp_path / "f"
     if existed:
         path.write_bytes(b"old")
@@ -51,11 +55,11 @@ def test_a_full_disk(tmp_path, existed):
         import resource
         from llamacy.errors import LlamacyError
         from llamacy.formats.atomic import atomic_write
-        resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+        resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
         try:
             with atomic_write({str(path)!r}) as file:
-                for _ in range(100):
-                    file.write(bytes(4096))
+                for _ in range({size} // 10):
+                    file.write(bytes(10))
         except LlamacyError as error:
             print(error)
         """
@@ -89,14 +93,16 @@ def test_permissions(tmp_path):
     try:
         with atomic_write(tmp_path / "new") as file:
             file.write(b"x")
-        (tmp_path / "kept").write_bytes(b"old")
-        os.chmod(tmp_path / "kept", 0o600)
-        with atomic_write(tmp_path / "kept") as file:
-            file.write(b"x")
+        for name, mode in (("kept", 0o600), ("open", 0o664)):
+            (tmp_path / name).write_bytes(b"old")
+            os.chmod(tmp_path / name, mode)
+            with atomic_write(tmp_path / name) as file:
+                file.write(b"x")
     finally:
         os.umask(old)
     assert stat.S_IMODE(os.stat(tmp_path / "new").st_mode) == 0o644
     assert stat.S_IMODE(os.stat(tmp_path / "kept").st_mode) == 0o600
+    assert stat.S_IMODE(os.stat(tmp_path / "open").st_mode) == 0o664
 
 
 def test_a_link_is_followed(tmp_path):

@@ -84,6 +84,7 @@ LIES = {
     "offsets 2^63 - 1": (content({"a": entry(offsets=(2**63 - 17, 2**63 - 1))}), "ends at"),
     "three offsets": (content({"a": entry(offsets=(0, 1, 2))}), "has shape"),
     "overlap": (content({"a": entry(), "b": entry(shape=(2,), offsets=(4, 12))}), "overlap"),
+    "overlap of a byte": (content({"a": entry(), "b": entry("I8", (1,), (15, 16))}), "overlap at byte"),
     "nine dimensions": (content({"a": entry(shape=(1,) * 8 + (4,))}), "has shape"),
     "truncated": (content({"a": entry()}, bytes(15)), "truncated"),
     "a list": (struct.pack("<Q", 2) + b"[]", "holds a list"),

@@ -1,7 +1,8 @@
 """A model without weights: the next token is a hash of everything that its slot's cache really holds.
 
-A wrong position, a stale cache entry, another slot's token or another adapter scale changes the text, so the engine's
-tests need no real model. The tokenizer has a token per byte and a few special and longer ones.
+A wrong position, a stale cache entry, another slot's token or another adapter scale, now or when an entry was made,
+changes the text, so the engine's tests need no real model. The tokenizer has a token per byte and a few special and
+longer ones.
 """
 
 import codecs
@@ -53,6 +54,7 @@ class FakeSession:
     def __init__(self, model, n_slots, n_ctx, max_batch):
         self.model, self.n_slots, self.n_ctx, self.max_batch = model, n_slots, n_ctx, max_batch
         self.ids = np.full((n_slots, n_ctx), -1)
+        self.scales = np.full((n_slots, n_ctx, len(model.adapters)), np.nan, np.float32)  # what entries were made with
         self.steps = []  # the number of tokens of each step
         self.gate = threading.Event()  # cleared: steps wait
         self.gate.set()
@@ -70,11 +72,11 @@ class FakeSession:
         self.steps.append(len(tokens))
         rows = []
         for i, (token, position, slot) in enumerate(zip(tokens, positions, slots, strict=True)):
-            self.ids[slot, position] = token
-            seen = self.ids[slot, : position + 1]
+            self.ids[slot, position], self.scales[slot, position] = token, lora_scales[i]
+            seen, scales = self.ids[slot, : position + 1], self.scales[slot, : position + 1]
             assert (seen >= 0).all(), f"slot {slot} has holes before position {position}"
             if i in logits_at:
-                rows.append(hidden_state(seen) if hidden else self.model.logits(seen, lora_scales[i].tobytes()))
+                rows.append(hidden_state(seen) if hidden else self.model.logits(seen, scales.tobytes()))
         return np.stack(rows) if rows else np.zeros((0, N_VOCAB), np.float32)
 
 

@@ -13,7 +13,7 @@ from llamacy.errors import LlamacyError
 from llamacy.generate.engine import PROMPT_SHARE, Closed, Engine, PromptError, QueueFull
 from llamacy.generate.request import Request
 from llamacy.generate.samplers.params import SamplingParams
-from tests.generate.fakes import BOS, EOS, FakeModel
+from tests.generate.fakes import BOS, EOS, N_VOCAB, FakeModel
 
 
 def ask(prompt, seed=1, n_predict=12, **more):
@@ -213,7 +213,13 @@ def test_a_context_that_ends_with_n_predict_is_not_truncated():
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
-    [([], "at least one token"), ([1] * 16, "fewer than 16 tokens"), ([1, 9999], "got 9999"), ([-1], "got -1")],
+    [
+        ([], "at least one token"),
+        ([1] * 16, "fewer than 16 tokens"),
+        ([1, 9999], "got 9999"),
+        ([-1], "got -1"),
+        ([N_VOCAB], f"got {N_VOCAB}"),
+    ],
 )
 def test_prompts_that_cannot_be_run(prompt, message):
     with pytest.raises(PromptError, match=message):

@@ -244,3 +244,25 @@ def test_wrong_shapes_are_refused(isa):
 
 def test_the_table_of_types_is_gguf_s(isa):
     assert kernels.load("matmul", isa).types() == {name: number(name) for name in quants.TYPES}
+
+
+# --- what is set aside -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "limit"), [(576, 1.2), (1023, 1.2), (1024, 1.5), (2048, 1.5)])
+@pytest.mark.parametrize("t", [1, 5])
+def test_values_are_set_aside_from_the_documented_limit_on(isa, t, width, limit):
+    """One row of W is 1 at a small value beside the largest: how that is rounded tells which step the block has."""
+    module, k, small, beside = kernels.load("matmul", isa), 32 * 64, 0.31, 0.7
+    w = np.zeros((16, k), np.float32)
+    w[0, 65] = 1
+    matrix = packed(module, "Q4_0", quants.quantize("Q4_0", w), k)
+    for share, aside in ((0.97, False), (1.03, True)):
+        x = np.full((t, k), 0.0, np.float32)
+        x[:, ::32] = beside
+        x[:, 65], x[:, 70] = small, beside
+        # p is over the limit of 64 blocks whose others reach `beside` from p = limit * (63 beside + p) / 64 on
+        x[:, 66] = share * limit * 63 * beside / (64 - limit)
+        step = (beside if aside else x[0, 66]) / 127
+        y = module.matmul(matrix, x, "int8", 1, width)
+        np.testing.assert_allclose(y[:, 0], np.rint(np.float32(small) / step) * step, rtol=1e-6)

@@ -145,3 +145,28 @@ def test_another_family_s_adapter_is_refused(base):
     other.architecture = "gemma"
     with pytest.raises(LlamacyError, match="'gemma', the model is 'llama'"):
         base[0].add_adapter(other)
+
+
+def test_norms_of_several_adapters_add_up_each_with_its_scale(base):
+    """In any order of changes; with the scale 0 of all, the file's own norms are back bit for bit."""
+    model, exact = base
+    plain, deltas = logits_of(model, TOKENS), {}
+    for i, name in enumerate(["blk.1.ffn_norm.weight", "output_norm.weight"]):
+        deltas[name] = [twin.uniform((seed, i), exact[name].shape).astype(np.float32) / 4 for seed in (1, 2, 3)]
+    for i in range(3):
+        # the third shifts one of the two only
+        norms = {name: each[i] for name, each in deltas.items() if i < 2 or name == "output_norm.weight"}
+        model.add_adapter(Adapter("llama", {}, 1.0, norms=norms), 9.0)
+    for scales in ([0.5, -1.0, 2.0], [2.0, 0.25, 0.0]):
+        for index in (1, 0, 2):
+            model.set_adapter_scale(index, scales[index])
+        weights = dict(exact)
+        for name, each in deltas.items():
+            n = 3 if name == "output_norm.weight" else 2
+            weights[name] = exact[name] + sum(scale * delta for scale, delta in zip(scales[:n], each, strict=False))
+        wanted = twin.forward(CONFIG, weights, TOKENS)
+        assert_close(logits_of(model, TOKENS), wanted, 2e-5)
+        assert np.abs(wanted - plain).max() > 0.1
+    for index in range(3):
+        model.set_adapter_scale(index, 0.0)
+    np.testing.assert_array_equal(logits_of(model, TOKENS), plain)

@@ -80,6 +80,25 @@ def test_variants(tiny, name):
     assert_close(logits_of(model, tokens), twin.forward(config, exact, tokens), 2e-5)
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0},
+        {"rope.scaling.factor": 4.0},
+        {"rope.scale_linear": 4.0},
+        {"rope.scale_linear": 8.0, "rope.scaling.factor": 4.0},
+    ],
+    ids=" ".join,
+)
+def test_every_way_to_write_linear_rope_scaling(tmp_path, keys):
+    plain = dict.fromkeys(["llama.rope.scaling.type", "llama.rope.scaling.factor"])
+    change = plain | {f"llama.{key}": value for key, value in keys.items()}
+    exact = write_llama(tmp_path / "a.gguf", CONFIG, twin.random_weights(CONFIG, 20), "Q8_0", change=change)
+    tokens = tokens_of(CONFIG, 30)
+    found = logits_of(load_model(tmp_path / "a.gguf", activations="f32", threads=2), tokens)
+    assert_close(found, twin.forward(VARIANTS["linear rope scaling"], exact, tokens), 2e-5)
+
+
 def test_positions_far_from_zero(tiny):
     model, exact = tiny()
     tokens = tokens_of(CONFIG, 150)

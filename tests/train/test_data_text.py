@@ -1,5 +1,6 @@
 """Instruction text, text with sample starts and plain text: what becomes a sample, and what is trained in it."""
 
+import json
 import re
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from llamacy.errors import LlamacyError
 from llamacy.train.data import Encoder, open_data
 from llamacy.train.readers import BLOCK, PlainText
-from tests.train.fakes import BOS, ByteTokenizer, shown
+from tests.train.fakes import BOS, EOS, ByteTokenizer, shown
 
 JOKE = ("### Instruction:\n讲一个笑话。\n### Response:\n", "为什么鱼不说话？</s>")
 APPLE = ("### Instruction:\n苹果和橙子哪个更甜？\n### Response:\n", "橙子。\n不过也要看品种。</s>")
@@ -82,6 +83,9 @@ def test_a_repeated_preamble_is_part_of_every_prompt(load):
 def test_bos_comes_first_where_the_model_adds_it_and_once(load):
     assert load(PLAIN_BLOCKS, add_bos=True)[0].ids[:2].tolist() == [BOS, ord("#")]
     assert load("<s>hello", add_bos=True)[0].ids.tolist() == [BOS, *b"hello"]
+    for begin in ("", "<s>"):
+        sample = load(json.dumps({"prompt": f"{begin}hello", "completion": "you"}), add_bos=True)[0]
+        assert sample.ids.tolist() == [BOS, *b"helloyou", EOS]
 
 
 def test_the_first_token_is_never_trained_and_the_rest_is_with_the_prompt(load):
@@ -98,6 +102,14 @@ def test_long_samples_are_cut_and_counted_and_those_without_answer_skipped(load)
     assert data[0].n_trained == 5
     report = "\n".join(data.report())
     assert "1 sample longer than the context" in report and "2 samples skipped" in report and "data.txt:5" in report
+
+
+def test_a_sample_that_just_fits_is_not_cut(load):
+    lengths = [len(ByteTokenizer().encode("".join(pieces))) for pieces in (JOKE, APPLE)]
+    for n_ctx, n_cut in ((max(lengths), 0), (max(lengths) - 1, 1)):
+        data = load(PLAIN_BLOCKS, n_ctx=n_ctx)
+        assert [len(data[i].ids) for i in range(2)] == [min(length, n_ctx) for length in lengths]
+        assert data.n_cut == n_cut
 
 
 def test_plain_text_becomes_windows_side_by_side(load):

@@ -172,6 +172,34 @@ def test_the_best_adapter_is_kept_and_a_run_stops_early(tmp_path):
     assert bench.shown.getvalue().count("the best so far, saved") >= 1
 
 
+class Measured(FakeTrainer):
+    """Whose validation losses are given."""
+
+    def __init__(self, losses):
+        super().__init__()
+        self.losses = iter(losses)
+
+    def evaluate(self, batches):
+        return next(self.losses), len(list(batches))
+
+
+@pytest.mark.parametrize(
+    ("losses", "best", "ended"),
+    [
+        ([3.0, 2.0, 2.0, 2.0], 2, "early"),
+        ([3.0, 2.0, 2.0, 1.5, 1.5, 1.6], 4, "early"),
+        ([3.0, 3.1, 2.9, 3.0, 2.8] + [2.7, 2.6, 2.5, 2.4, 2.3], 10, "end"),
+    ],
+)
+def test_only_a_smaller_loss_is_better(tmp_path, losses, best, ended):
+    bench = Bench(tmp_path, Measured(losses), validation=samples(3, seed=5), eval_every=1, early_stop=2, epochs=1)
+    assert bench.run.go() == ended
+    done = bench.run.done
+    assert done.validation == [(i + 1, loss) for i, loss in enumerate(losses)]
+    assert (done.best_step, done.best_loss) == (best, losses[best - 1])
+    assert bench.saved_step() == best
+
+
 def test_validation_survives_going_on(tmp_path):
     held = samples(3, seed=5)
     whole = Bench(tmp_path / "whole", validation=held, epochs=4)
@@ -186,14 +214,19 @@ def test_validation_survives_going_on(tmp_path):
     assert second.saved_step() == whole.saved_step()
 
 
-def test_a_run_that_goes_astray_leaves_the_last_save(tmp_path):
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [({"loss": math.nan}, "the loss is nan"), ({"grad_norm": math.inf}, "the gradient's norm inf")],
+    ids=lambda wrong: "".join(wrong),
+)
+def test_a_run_that_goes_astray_leaves_the_last_save(tmp_path, wrong, said):
     class Astray(FakeTrainer):
         def step(self, micro_batches, lr):
             result = super().step(micro_batches, lr)
-            return result._replace(loss=math.nan) if self.n_steps == 14 else result
+            return result._replace(**wrong) if self.n_steps == 14 else result
 
     bench = Bench(tmp_path, Astray())
-    with pytest.raises(LlamacyError, match="step 14: the loss is nan.*lower --learning-rate"):
+    with pytest.raises(LlamacyError, match=f"step 14: .*{said}.*lower --learning-rate"):
         bench.run.go()
     assert bench.saved_step() == 10
 

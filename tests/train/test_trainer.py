@@ -277,3 +277,24 @@ def test_pack_keeps_every_trained_token_once_and_whole_samples():
             np.testing.assert_array_equal(
                 targets[lo : hi - 1][targets[lo : hi - 1] >= 0], tokens[lo + 1 : hi][targets[lo : hi - 1] >= 0]
             )
+
+
+# --- clipping --------------------------------------------------------------------------------------------------------
+
+
+def moments(made):
+    """The first moments after one step: a tenth of the gradients as AdamW got them."""
+    result = made.step([samples()], 1e-3)
+    return made.state()["adamw.m"], result.grad_norm
+
+
+def test_gradients_are_scaled_down_to_the_largest_norm_and_never_up(trainer):
+    whole, norm = moments(trainer(init=starting_adapter(), max_grad_norm=0.0))
+    assert 0 < norm < 1e5 and np.any(whole)
+    for limit in (norm * 1.01, 1e6):
+        found, same = moments(trainer(init=starting_adapter(), max_grad_norm=limit))
+        np.testing.assert_array_equal(found, whole)
+        assert same == norm
+    found, same = moments(trainer(init=starting_adapter(), max_grad_norm=norm / 4))
+    np.testing.assert_allclose(found, whole / 4, rtol=1e-5, atol=0)
+    assert same == norm
