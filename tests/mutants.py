@@ -222,8 +222,8 @@ MODEL = _in(
     (
         "a norm keeps what another adapter added",
         "model.py",
-        "self._base_norm(place) + np.sum(deltas, axis=0)",
-        "self._base_norm(place) + deltas[-1]",
+        "np.sum(deltas, axis=0)",
+        "deltas[-1]",
         "model/test_adapters.py::test_norms_of_several_adapters_add_up_each_with_its_scale",
     ),
 )
@@ -403,8 +403,8 @@ LAYERS = _in(
     (
         "rope's backward turns forward",
         "rope.pyx",
-        "turn(dx, n_head, head_dim, n_rot, cosine, sine, layout, -1)",
-        "turn(dx, n_head, head_dim, n_rot, cosine, sine, layout, 1)",
+        "cosine, sine, layout, -1)",
+        "cosine, sine, layout, 1)",
         "kernels/test_layers.py::test_rope_slopes",
     ),
     (
