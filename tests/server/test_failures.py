@@ -149,4 +149,5 @@ def test_the_engine_outlives_what_fails_before_a_step(broken, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("llamacy.generate.slot.Timings", fail)
         assert error_of(broken, "POST", "/completion", {"prompt": "x"})[0] == 503
+    assert broken.engine.busy == 0
     assert post(broken, "/completion", prompt="x", n_predict=1)["stop"]
