@@ -240,18 +240,21 @@ def _added_at_the_ends(parsed, settings):
 
 def _templates(folder, settings):
     """Return tokenizer.chat_template, and those with other names under theirs."""
-    template = settings.get("chat_template")
+    template, place = settings.get("chat_template"), CONFIG
     if template is None and folder.has("chat_template.jinja"):
         template = folder.bytes("chat_template.jinja").decode("utf-8", "replace")
     if template is None and folder.has("chat_template.json"):
-        template = folder.json("chat_template.json").get("chat_template")
-    if isinstance(template, str):
-        return {"tokenizer.chat_template": template}
+        template, place = folder.json("chat_template.json").get("chat_template"), "chat_template.json"
+    if template is None or isinstance(template, str):
+        return {"tokenizer.chat_template": template} if template else {}
+    wanted = "wanted text or a list of {name, template}"
+    if not isinstance(template, list):
+        raise folder.error(place, f"chat_template is {shown(template)}, {wanted}", "mend or remove it")
     found, names = {}, []
-    for entry in _list(template):
+    for entry in template:
         name, text = (entry.get("name"), entry.get("template")) if isinstance(entry, dict) else (None, None)
         if not isinstance(name, str) or not isinstance(text, str):
-            continue
+            raise folder.error(place, f"a chat_template is {shown(entry)}, {wanted}", "mend or remove it")
         if name == "default":
             found["tokenizer.chat_template"] = text
         else:

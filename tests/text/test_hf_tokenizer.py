@@ -139,6 +139,22 @@ def test_chat_templates(tmp_path, case):
     assert {key[10:]: value for key, value in found.items() if key.startswith("tokenizer.chat")} == wanted
 
 
+@pytest.mark.parametrize(
+    "template",
+    [5, True, {"default": "D"}, ["D"], [{"name": "default"}], [{"name": 1, "template": "D"}], [{"template": [1]}]],
+)
+def test_a_chat_template_that_is_no_text_is_refused_by_name(tmp_path, template):
+    for n, (settings, files, place) in enumerate(
+        [
+            ({"chat_template": template}, {}, "tokenizer_config.json"),
+            ({}, {"chat_template__json": {"chat_template": template}}, "chat_template.json"),
+        ]
+    ):
+        folder = Folder(tmp_path / str(n), tokenizer__json=small_json(), tokenizer_config__json=settings, **files)
+        with pytest.raises(LlamacyError, match=f"{place}: (a )?chat_template is .*, wanted text or a list of"):
+            read(folder, 98)
+
+
 def test_expressions():
     assert expressions_of(hf_files.PRE_TOKENIZERS["llama-bpe"]) == (LLAMA3,)
     assert expressions_of(hf_files.PRE_TOKENIZERS["smollm"]) == (r"\p{N}", GPT2)
