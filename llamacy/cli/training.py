@@ -5,8 +5,6 @@ import dataclasses
 import os
 import shutil
 import warnings
-import zlib
-from collections import Counter
 from functools import cached_property
 from pathlib import Path
 
@@ -14,15 +12,13 @@ import llamacy
 from llamacy.cli.common import default_model, fit_threads, open_model_from
 from llamacy.cli.main import unescape
 from llamacy.cli.run import say
-from llamacy.errors import LlamacyError, UsageError
-from llamacy.formats.adapter import fitted, load_adapter
-from llamacy.formats.architectures import MATRICES
+from llamacy.cli.starting import checkpoint_to_resume, ids_of, starting_adapter
+from llamacy.errors import LlamacyError
 from llamacy.formats.model_file import open_model
 from llamacy.model.config import read_config
 from llamacy.text import chat
 from llamacy.text.tokenizer import Tokenizer
 from llamacy.train.batches import Plan, split
-from llamacy.train.checkpoint import how_far
 from llamacy.train.data import Subset, open_data
 from llamacy.train.estimate import (
     cases,
@@ -36,10 +32,9 @@ from llamacy.train.estimate import (
 )
 from llamacy.train.flops import peak_flops
 from llamacy.train.loop import Run
-from llamacy.train.lora import places
+from llamacy.train.lora import pair_ranks, places
 from llamacy.train.memory import available_bytes, peak_rss_bytes, rss_bytes
-from llamacy.train.options import TARGETS
-from llamacy.train.outputs import Outputs, check_writable
+from llamacy.train.outputs import Outputs, check_writable, claim
 from llamacy.train.plot import check_plot, write_plot
 from llamacy.train.progress import Progress, clock_time
 from llamacy.train.runlog import RunLog
@@ -73,7 +68,11 @@ class Prepared:
         wanted = most if self.args.ctx_size == 0 else options.n_ctx
         if wanted > most and self.args.ctx_size:
             say(f"--ctx-size {wanted} is more than the model has: {most} is used")
-        return dataclasses.replace(options, n_ctx=min(wanted, most))
+        layers, deep = self.metadata.get(f"{architecture}.block_count"), options.num_layers
+        if deep and type(layers) is int and 0 < layers < deep:
+            say(f"--num-layers {deep} is more than the model has: all {layers} are trained")
+            deep = layers
+        return dataclasses.replace(options, n_ctx=min(wanted, most), num_layers=deep)
 
     def open(self, paths):
         """Return the Data in `paths`."""
@@ -150,6 +149,12 @@ def quoted(raw):
 
 def finetune(args, options):
     """Train, and return the exit code: 0, or 128 + the signal that ended it early."""
+    with contextlib.ExitStack() as claims:
+        return finetune_alone(args, options, claims)
+
+
+def finetune_alone(args, options, claims):
+    """The same; `claims` keeps the files that are written for this process until it is closed."""
     if args.plot:
         check_plot(args.plot)
         check_writable(args.plot, "--plot")
@@ -166,13 +171,16 @@ def finetune(args, options):
     )
     if not args.estimate:
         outputs.check()
-    start = starting_adapter(args, prepared)
+        inputs = [*prepared.file.paths, *(args.train_data or ()), *(args.val_data or ())]
+        claim(claims, [*outputs.written(), (args.log_json, "--log-json"), (args.plot, "--plot")], inputs)
+    start = prepared.start = starting_adapter(args, prepared)
     data = prepared.training_data()
     for line in data.report():
         say(line)
     checkpoint = checkpoint_to_resume(args, outputs)
     train, held = prepared.parts(data)
     budget = Budget(args, prepared, start, (train, held))
+    prepared.ranks = in_words(budget.ranks)
     packed, embedding = weights_bytes(prepared.file, budget.config)
     # read without a mapping, the file shrinks as the packed weights grow
     budget.settle(max(packed + embedding, prepared.file.size if args.no_mmap else 0))
@@ -200,7 +208,8 @@ class Budget:
         self.threads = fit_threads(args.threads)
         self.longest = max(part.longest() for part in data if part is not None)
         self.usual = max(longest_pass(self.options, part) for part in data if part is not None)
-        self.ranks = ranks_of(self.config, prepared.options, start)
+        where = places(self.config, prepared.options.targets, prepared.options.num_layers)
+        self.ranks = {where[name]: rank for name, rank in pair_ranks(self.config, prepared.options, start).items()}
         self.limit = None
 
     def needs(self, longest, more=0):
@@ -241,12 +250,10 @@ class Budget:
         return folder if os.path.isdir(folder) else None
 
 
-def ranks_of(config, options, start):
-    """Return {(layer, slot): rank} of the pairs to train."""
-    where = places(config, options.targets, options.num_layers)
-    own = dict(options.ranks)
-    ranks = {place: own.get(MATRICES[place[1]].name, options.rank) for place in where.values()}
-    return ranks | {where[name]: pair.rank for name, pair in (start.pairs if start else {}).items() if name in where}
+def in_words(ranks):
+    """Return what {place: rank} comes to."""
+    low, high = min(ranks.values()), max(ranks.values())
+    return f"rank {low}" if low == high else f"ranks {low} to {high}"
 
 
 def tell_estimate(budget, outputs, trainer, data, peak):
@@ -263,63 +270,6 @@ def tell_estimate(budget, outputs, trainer, data, peak):
     return 0
 
 
-def starting_adapter(args, prepared):
-    """Return the adapter of --init-lora, None without; its rank, scale and matrices become the options'."""
-    if args.init_lora is None:
-        return None
-    adapter = fitted(load_adapter(args.init_lora), prepared.file)
-    family = prepared.metadata.get("general.architecture")
-    if adapter.architecture not in ("", family):
-        raise LlamacyError(
-            f"{args.init_lora}: an adapter for {adapter.architecture!r}, the model is {family!r}; "
-            "use the model it was trained on"
-        )
-    kinds = {}
-    for name, pair in adapter.pairs.items():
-        kinds.setdefault(name.removesuffix(".weight").rpartition(".")[2], set()).add(pair.rank)
-    for kind, ranks in kinds.items():
-        if len(ranks) != 1:
-            raise LlamacyError(f"{args.init_lora}: wanted one rank for every {kind}, got ranks {sorted(ranks)}")
-    ranks = {kind: ranks.pop() for kind, ranks in kinds.items()}
-    if not ranks:
-        raise LlamacyError(f"{args.init_lora}: adapts no matrix, so that there is nothing to go on from")
-    rank = Counter(ranks.values()).most_common(1)[0][0]
-    if args.rank not in (None, rank) or prepared.options.ranks:
-        raise UsageError(f"--rank: {args.init_lora} has rank {rank}; leave ranks away to go on from it")
-    changes = {"rank": rank, "ranks": tuple((kind, r) for kind, r in ranks.items() if r != rank)}
-    if args.targets is None:
-        changes["targets"] = tuple(name for name in TARGETS if name in kinds)
-    if args.alpha is None and not args.rslora:
-        changes["alpha"] = float(next(iter(adapter.pairs.values())).scale * rank)
-    prepared.options = dataclasses.replace(prepared.options, **changes)
-    return adapter
-
-
-def checkpoint_to_resume(args, outputs):
-    """Return the checkpoint to go on from, None to start anew."""
-    path = args.checkpoint_in or (outputs.checkpoint if args.resume else None)
-    if path is None and not args.estimate:
-        tell_unfinished(outputs.checkpoint)
-    if path is None or os.path.exists(path):
-        return path
-    if args.resume:
-        raise LlamacyError(f"{path}: no checkpoint there; leave --resume away to start anew")
-    # Scripts for llama.cpp name the checkpoint from the first run on.
-    say(f"{path}: no checkpoint there yet, starting anew")
-    return None
-
-
-def tell_unfinished(path):
-    """Say so when a run that starts anew will replace the checkpoint of one that was stopped."""
-    with contextlib.suppress(LlamacyError, OSError):
-        step, n_steps = how_far(path)
-        if step < n_steps:
-            say(
-                f"{path}: of a run that was stopped at step {step} of {n_steps}; --resume goes on with it, this run "
-                "replaces it"
-            )
-
-
 def tell_room(budget, outputs):
     """Warn before hours are spent where what the run will save does not fit on the disk."""
     adapter, checkpoint = disk_bytes(budget.config, budget.ranks)
@@ -334,17 +284,17 @@ def train_and_tell(args, prepared, outputs, trainer, data, checkpoint):
     whole, train, held = data
     options = prepared.options
     progress = Progress(options.epochs)
-    log = RunLog(args.log_json, progress.note, go_on=checkpoint is not None) if args.log_json else None
-    run = Run(trainer, train, options, outputs, progress, validation=held, log=log,
-              data_id=zlib.crc32(f"{whole.fingerprint()} {options.val_split}".encode()),
-              describe=lambda done: description(args, prepared, whole, done),
-              peak_flops=peak_flops(fit_threads(args.threads)) if log else 0.0)  # fmt: skip
+    run = Run(trainer, train, options, outputs, progress, validation=held, ids=ids_of(args, prepared, whole, held),
+              describe=lambda done: description(args, prepared, whole, done))  # fmt: skip
     if checkpoint:
         run.resume(checkpoint)
         say(f"{checkpoint}: going on from step {run.done.step}")
+    log = RunLog(args.log_json, progress.note, run.done.step if checkpoint else None) if args.log_json else None
+    if log:
+        run.log, run.peak_flops = log, peak_flops(fit_threads(args.threads))
     progress.begin(run.plan.n_steps, run.done.step)
     say(
-        f"training {run.plan.n_steps} steps of {options.batch_size} x {options.grad_acc} samples: rank {options.rank}, "
+        f"training {run.plan.n_steps} steps of {options.batch_size} x {options.grad_acc} samples: {prepared.ranks}, "
         f"alpha {options.alpha:g}, learning rate {options.learning_rate:g} ({options.lr_schedule})"
     )
     try:

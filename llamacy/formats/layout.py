@@ -1,12 +1,15 @@
 """What every model file comes down to: metadata and named tensors, whatever the format it was read from."""
 
 from dataclasses import dataclass
+from hashlib import blake2b
 
 from llamacy.formats.names import shown
 from llamacy.formats.types import REMOVED, TYPES, QuantType
 
 # A tensor without elements wants no bytes, so that the file's size does not bound its other extents; this does.
 MAX_EMPTY = 1 << 32
+# Bytes of each tensor that tell models apart.
+DIGESTED = 64
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,15 @@ class ModelFile:
         """
         info = self.tensors[name]
         self._sources[info.part].release(info.offset, info.nbytes, done)
+
+    def digest(self):
+        """Return 16 hexadecimal digits that change with the tensors' names, types, shapes and beginnings."""
+        found = blake2b(digest_size=8)
+        for info in sorted(self.tensors.values(), key=lambda info: info.name):
+            end = info.offset + min(info.nbytes, DIGESTED)
+            beginning = self._sources[info.part].bytes[info.offset : end].tobytes()
+            found.update(repr((info.name, info.type.name, info.shape, beginning)).encode())
+        return found.hexdigest()
 
     def error(self, what, advice):
         """Return a LlamacyError that names this file."""

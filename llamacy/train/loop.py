@@ -1,21 +1,24 @@
 """The loop around the trainer: which samples, which rate, when to measure, when to save, when to stop."""
 
+import json
 import math
+import os
 import time
-from array import array
-from dataclasses import dataclass, field
 
 import numpy as np
 
-from llamacy.errors import LlamacyError
+from llamacy.errors import LlamacyError, shown
 from llamacy.formats.mapped import FileChanged
 from llamacy.train.batches import Plan
-from llamacy.train.checkpoint import load_checkpoint, save_checkpoint
+from llamacy.train.checkpoint import UNKNOWN, save_checkpoint
 from llamacy.train.memory import peak_rss_bytes
 from llamacy.train.schedule import learning_rate, warmup_steps
+from llamacy.train.state import LOSSES, Progressed, check_trainer, load_state
 
 # What a checkpoint must share with the run that goes on from it, and the flag that sets it.
 FIXED = {
+    "model": "--model",
+    "val_split": "--val-split",
     "data": "--train-data and --val-split",
     "n_samples": "--train-data and --val-split",
     "batch_size": "--batch-size",
@@ -24,33 +27,24 @@ FIXED = {
     "mask_prompt": "--mask-prompt and --train-on-prompt",
     "shuffle": "--shuffle",
     "seed": "--seed",
-    "rank": "--rank",
-    "alpha": "--lora-alpha and --rslora",
-    "targets": "--target-modules",
+    "rank": "--rank or --init-lora",
+    "alpha": "--lora-alpha, --rslora and --init-lora",
+    "targets": "--target-modules and --init-lora",
     "num_layers": "--num-layers",
-    "ranks": "--rank-wq and so on",
+    "ranks": "--rank-wq and so on, and --init-lora",
     "lora_dropout": "--lora-dropout",
+    "pairs": "--init-lora",
 }
-LOSSES = "llamacy.losses"
-
-
-@dataclass
-class Progressed:
-    """How far a run is; with the trainer's own state this is all that it needs to go on."""
-
-    step: int = 0
-    losses: array = field(default_factory=lambda: array("f"))
-    validation: list = field(default_factory=list)
-    best_loss: float = math.inf
-    best_step: int = 0
-    n_worse: int = 0
+# Those whose values say nothing to a person, and what they stand for.
+DIGESTS = {"model": "another model", "data": "other data", "pairs": "other ranks or scales of its pairs"}
 
 
 class Run:
     """One training run: `Run(...).go(stop)` trains to the end of the plan, or until `stop` or early stopping.
 
     trainer     what computes: step(micro_batches, lr), evaluate(batches), adapter(), state(), load_state(state)
-    data        training samples: len() and [i] -> Sample; `data_id` changes when they do
+    data        training samples: len() and [i] -> Sample
+    ids         what changes with the model, the data, the pairs and the validation samples, by these names
     outputs     where files go
     progress    shows steps and notes to a person; log, if any, gets a dict per step
     validation  samples to measure the loss on, None without
@@ -59,7 +53,7 @@ class Run:
     """
 
     def __init__(
-        self, trainer, data, options, outputs, progress, *, data_id=0, validation=None, log=None, describe=None,
+        self, trainer, data, options, outputs, progress, *, ids=None, validation=None, log=None, describe=None,
         peak_flops=0.0,
     ):  # fmt: skip
         self.trainer, self.data, self.validation = trainer, data, validation
@@ -69,25 +63,46 @@ class Run:
         self.plan = Plan(len(data), options)
         self.n_warmup = warmup_steps(options.warmup_steps, self.plan.n_steps)
         self.done = Progressed()
-        self.fixed = {name: getattr(options, name, None) for name in FIXED}
-        self.fixed.update(data=data_id, n_samples=len(data), alpha=options.file_alpha, targets=list(options.targets),
+        self.ids = ids or {}
+        self.fixed = {name: self.ids[name] if name in self.ids else getattr(options, name, None) for name in FIXED}
+        self.fixed.update(n_samples=len(data), alpha=options.file_alpha, targets=list(options.targets),
                           ranks=dict(options.ranks) or None, lora_dropout=options.lora_dropout or None)  # fmt: skip
         self._saved = None
 
     def resume(self, path):
         """Go on from a checkpoint; LlamacyError names what differs where this run is not its continuation."""
-        values, arrays = load_checkpoint(path)
+        state = load_state(path, FIXED)
         for name, flags in FIXED.items():
-            was = values["fixed"].get(name)
-            if was != self.fixed[name]:
-                what = "other data" if name == "data" else f"{name} {was}, this run has {self.fixed[name]}"
+            was, now = state.fixed[name], self.fixed[name]
+            if was is not UNKNOWN and _as_json(was) != _as_json(now):
+                what = DIGESTS.get(name) or f"{name} {shown(was)}, this run has {shown(now)}"
                 raise LlamacyError(
                     f"{path}: the checkpoint was made with {what}; give the same {flags}, or start anew without "
                     "--resume"
                 )
-        losses = array("f", arrays.pop(LOSSES).tobytes())
-        self.trainer.load_state({**arrays, **values["trainer"]})
-        self.done = Progressed(losses=losses, **values["progressed"])
+        check_trainer(path, state.trainer, self.trainer.state(), state.progressed.step)
+        try:
+            self.trainer.load_state(state.trainer)
+        except LlamacyError as error:
+            raise LlamacyError(f"{path}: {error}") from error
+        self.done = state.progressed
+        self._trust_best(state.validation)
+
+    def _trust_best(self, measured_with):
+        """Forget the best loss, and say so, where it is of other samples or its adapter is gone."""
+        now = self.ids.get("validation")
+        reason = None
+        if self.validation is None:
+            reason = "this run measures no validation loss"
+        elif measured_with is not UNKNOWN and measured_with != now:
+            reason = "the validation data is not that of before"
+        elif not os.path.exists(self.outputs.adapter):
+            reason = f"its adapter {self.outputs.adapter} is not there"
+        if reason and self.done.best_step:
+            best = f"{self.done.best_loss:.4f} of step {self.done.best_step}"
+            self.progress.note(f"{reason}: the best loss so far, {best}, is forgotten, and the newest adapter is saved")
+        if reason:
+            self.done.forget_best()
 
     def go(self, stop=False):
         """Train; return what ended it: "end", "early" (the validation loss no longer falls) or "stopped"."""
@@ -206,13 +221,19 @@ class Run:
         state = self.trainer.state()
         arrays = {name: value for name, value in state.items() if isinstance(value, np.ndarray)}
         values = {
-            "n_steps": self.plan.n_steps,
+            "n_steps": max(self.plan.n_steps, self.done.step),
             "fixed": self.fixed,
             "trainer": {name: _plain(value) for name, value in state.items() if name not in arrays},
+            "validation": self.ids.get("validation"),
             "progressed": {name: value for name, value in vars(self.done).items() if name != "losses"},
         }
         arrays[LOSSES] = np.array(self.done.losses, np.float32)
         save_checkpoint(path, values, arrays)
+
+
+def _as_json(value):
+    """Return what tells two settings apart, kinds of numbers too, as they come back from a checkpoint."""
+    return json.dumps(value, sort_keys=True)
 
 
 def _plain(value):

@@ -2,20 +2,38 @@
 
 import numpy as np
 
-from llamacy.errors import LlamacyError
+from llamacy.errors import LlamacyError, shown
 from llamacy.formats.architectures import BY_NAME, MATRICES, SLOTS
 from llamacy.formats.lora import Adapter, LoraPair
+from llamacy.train.options import TARGETS
 
 
 def places(config, targets, num_layers=None):
-    """Return {base tensor name: (layer, slot)} of the targeted matrices in the last `num_layers` layers (None: all)."""
+    """Return {base tensor name: (layer, slot)} of the targeted matrices in the last `num_layers` layers (None: all).
+
+    targets: matrices of a layer, for all layers, and single base tensors by their names.
+    """
     first = 0 if num_layers is None else max(0, config.n_layer - num_layers)
     return {
         BY_NAME[key].tensor(layer): (layer, SLOTS[key])
         for layer in range(first, config.n_layer)
         for key in config.shapes
-        if key in targets
+        if key in targets or BY_NAME[key].tensor(layer) in targets
     }
+
+
+def targets_of(config, names):
+    """Return the targets that stand for exactly these base tensors: matrices that all layers have, then single ones."""
+    whole = [key for key in config.shapes if places(config, (key,)).keys() <= set(names)]
+    return (*whole, *(name for name in names if name not in places(config, whole)))
+
+
+def pair_ranks(config, options, init=None):
+    """Return {base tensor name: rank} of the pairs that a run trains: `init`'s where it has them."""
+    own = dict(options.ranks)
+    where = places(config, options.targets, options.num_layers)
+    ranks = {name: own.get(MATRICES[slot].name, options.rank) for name, (_, slot) in where.items()}
+    return ranks | {name: pair.rank for name, pair in (init.pairs if init else {}).items() if name in ranks}
 
 
 def new_pair(shape, rank, scale, rng):
@@ -40,9 +58,12 @@ def starting_pairs(model, targets, rank_and_scale, seed, num_layers=None, init=N
     init = init.bound(model.metadata)
     strange = [name for name in (*init.pairs, *init.norms) if name not in pairs]
     if strange:
+        known = places(model.config, TARGETS)
+        chosen = next((name for name in strange if name in known), None)
+        why = "this run does not train; leave --target-modules and --num-layers away, or name it there too"
         raise LlamacyError(
-            f"{init.path}: adapts {strange[0]}, which this run does not train; "
-            f"wanted pairs only on {', '.join(targets)}"
+            f"{init.path}: adapts {shown(chosen or strange[0])}, which "
+            + (why if chosen else f"cannot be trained; wanted pairs only on {', '.join(TARGETS)} of its layers")
         )
     for name, pair in init.pairs.items():
         wanted = shapes[where[name]]

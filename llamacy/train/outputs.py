@@ -5,7 +5,9 @@ import tempfile
 
 from llamacy.errors import LlamacyError, UsageError
 from llamacy.formats.adapter import FOLDERS, FORMATS, save_adapter
+from llamacy.formats.locks import claimed
 
+ADAPTER_FLAGS = "--outdir or --save-path"
 DEFAULT_OUTDIR, DEFAULT_NAME, CHECKPOINT = "adapter", "adapter.bin", "checkpoint.gguf"
 # llama.cpp's finetune fills this in with the step, and writes one more file with the word LATEST in its place.
 PATTERN, LATEST = "ITERATION", "LATEST"
@@ -32,9 +34,13 @@ class Outputs:
         """Create the folders; LlamacyError where a file could not be written later, UsageError for no such format."""
         if self.adapter_format not in FORMATS:
             raise UsageError(f"--lora-format: wanted one of {', '.join(FORMATS)}, got {self.adapter_format!r}")
-        check_writable(self.adapter, "--outdir or --save-path", folder_wanted=self.adapter_format in FOLDERS)
+        check_writable(self.adapter, ADAPTER_FLAGS, folder_wanted=self.adapter_format in FOLDERS)
         if self.checkpoint:
             check_writable(self.checkpoint, "--checkpoint-out")
+
+    def written(self):
+        """Return (path, flags that choose it) of the adapter and the checkpoint."""
+        return [(self.adapter, ADAPTER_FLAGS), (self.checkpoint, "--outdir or --checkpoint-out")]
 
     def numbered(self, step):
         """Return (adapter, checkpoint) paths with the step's number, "" for those that have no place for one."""
@@ -44,6 +50,24 @@ class Outputs:
     def save_adapter(self, path, adapter):
         """Write the adapter at `path`, whole or not at all; return the names of what its format cannot carry."""
         return save_adapter(path, adapter, self.adapter_format, self.base)
+
+
+def claim(stack, outputs, inputs):
+    """Have files for this process alone until the ExitStack `stack` is closed, or the process is gone.
+
+    outputs  (path, flag) of each file that a run writes, "" or None for none; devices and pipes are left out
+    inputs   paths of files that it reads, of which none may be written
+    LlamacyError where another process has one of them, UsageError where one name is given for two things.
+    """
+    taken = {os.path.realpath(path): "is read by this run" for path in inputs}
+    for path, flag in outputs:
+        if not path or (os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))):
+            continue
+        real = os.path.realpath(path)
+        if real in taken:
+            raise UsageError(f"{path}: {taken[real]}; choose another {flag}")
+        taken[real] = f"is written as {flag} says"
+        stack.enter_context(claimed(path, f"wait until it ends, or choose another {flag}"))
 
 
 def named(path, word):

@@ -158,6 +158,8 @@ class Trainer:
         for name, array in arrays.items():
             if name not in state or state[name].shape != array.shape:
                 raise LlamacyError(f"the checkpoint's {name} does not fit this model and rank; start without --resume")
+        if (state["adamw.v"] < 0).any():
+            raise LlamacyError("adamw.v: wanted squares, got a number below 0; start anew without it")
         for name, array in arrays.items():
             array[:] = state[name]
         self.n_steps = int(state["n_steps"])

@@ -80,7 +80,7 @@ class FakeTrainer:
         return Adapter("llama", {"blk.0.attn_q.weight": pair}, 1.0)
 
     def state(self):
-        return {"w": self.w, "m": self.m, "step": np.int64(self.n_steps)}
+        return {"w": self.w, "m": self.m, "n_steps": np.int64(self.n_steps)}
 
     def load_state(self, state):
-        self.w, self.m, self.n_steps = state["w"], state["m"], state["step"]
+        self.w, self.m, self.n_steps = state["w"], state["m"], state["n_steps"]

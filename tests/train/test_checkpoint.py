@@ -37,17 +37,17 @@ def test_the_gguf_package_reads_it(tmp_path):
 @pytest.mark.parametrize(
     ("metadata", "wanted"),
     [
-        ({"general.architecture": "llama"}, "its type is model, wanted a checkpoint"),
-        ({"general.type": "adapter"}, "its type is adapter, wanted a checkpoint"),
-        ({"general.type": "checkpoint", "llamacy.checkpoint.version": 2}, "checkpoint version 2, wanted 1"),
-        ({"general.type": "checkpoint", "llamacy.checkpoint.version": 1}, "the checkpoint is damaged"),
+        ({"general.architecture": "llama"}, "its type is 'model', wanted a checkpoint"),
+        ({"general.type": "adapter"}, "its type is 'adapter', wanted a checkpoint"),
+        ({"general.type": "checkpoint", "llamacy.checkpoint.version": 3}, "checkpoint version 3, wanted at most 2"),
+        ({"general.type": "checkpoint", "llamacy.checkpoint.version": 2}, "the checkpoint is damaged"),
         (
-            {"general.type": "checkpoint", "llamacy.checkpoint.version": 1, "llamacy.checkpoint.values": "{",
+            {"general.type": "checkpoint", "llamacy.checkpoint.version": 2, "llamacy.checkpoint.values": "{",
              "llamacy.checkpoint.dtypes": "{}"},
-            "the checkpoint is damaged",
+            "damaged JSON",
         ),
         (
-            {"general.type": "checkpoint", "llamacy.checkpoint.version": 1, "llamacy.checkpoint.values": "{}",
+            {"general.type": "checkpoint", "llamacy.checkpoint.version": 2, "llamacy.checkpoint.values": "{}",
              "llamacy.checkpoint.dtypes": '{"gone": "float32"}'},
             "the checkpoint is damaged",
         ),

@@ -203,6 +203,13 @@ def test_a_model_that_is_none_is_told(finetune, tmp_path):
     assert code == 1 and err.count("\n") == 1 and "finetune-data.txt" in err
 
 
+def test_more_layers_than_the_model_has_are_all_of_them(finetune):
+    code, _, err = finetune("--train-data", "finetune-data.txt", "--num-layers", 99)
+    assert code == 0 and "--num-layers 99 is more than the model has: all 2 are trained" in err
+    assert Recorded.last.options.num_layers == 2
+    assert "is more than" not in finetune("--train-data", "finetune-data.txt", "--num-layers", 2)[2]
+
+
 def test_a_context_beyond_the_models_is_cut_to_it(finetune):
     code, _, err = finetune("--train-data", "finetune-data.txt", "-c", 10**6)
     assert code == 0 and re.search(r"--ctx-size 1000000 is more than the model has: (\d+) is used", err)
@@ -290,17 +297,31 @@ def test_an_adapter_to_start_from_sets_rank_scale_and_matrices(finetune):
     code, _, err = finetune("--train-data", "finetune-data.txt", "--init-lora", "start.gguf")
     assert code == 0, err
     rank, alpha, targets, _, start = Recorded.last.setup
-    assert (rank, alpha, targets) == (1, 3.0, ("attn_q",)) and list(start.pairs) == ["blk.0.attn_q.weight"]
+    assert (rank, alpha, targets) == (1, 3.0, ("blk.0.attn_q.weight",))
+    assert list(start.pairs) == ["blk.0.attn_q.weight"] and "samples: rank 1, alpha 3," in err
+    assert finetune("--train-data", "finetune-data.txt", "--init-lora", "start.gguf", "--num-layers", 2)[0] == 0
+    assert Recorded.last.setup[2] == ("attn_q",)
     pair = adapter.pairs["blk.0.attn_q.weight"]
     wide = LoraPair(np.ones((3, pair.a.shape[1]), np.float32), np.ones((pair.b.shape[0], 3), np.float32), 1.0)
     adapter.pairs |= {"blk.0.attn_k.weight": pair, "blk.1.attn_k.weight": pair, "blk.0.attn_v.weight": wide}
     save_adapter("mixed.gguf", adapter)
-    assert finetune("--train-data", "finetune-data.txt", "--init-lora", "mixed.gguf")[0] == 0
+    code, _, err = finetune("--train-data", "finetune-data.txt", "--init-lora", "mixed.gguf")
+    assert code == 0 and "samples: ranks 1 to 3, alpha 3," in err
     assert (Recorded.last.options.rank, Recorded.last.options.ranks) == (1, (("attn_v", 3),))
+    assert Recorded.last.setup[2] == ("attn_k", "blk.0.attn_q.weight", "blk.0.attn_v.weight")
     adapter.pairs["blk.1.attn_v.weight"] = pair
     save_adapter("mixed.gguf", adapter)
-    code, _, err = finetune("--train-data", "finetune-data.txt", "--init-lora", "mixed.gguf")
-    assert code == 1 and "wanted one rank for every attn_v, got ranks [1, 3]" in err
+    assert finetune("--train-data", "finetune-data.txt", "--init-lora", "mixed.gguf")[0] == 0
+    assert (Recorded.last.options.ranks, Recorded.last.setup[1]) == ((), 3.0)
+    line = ["--train-data", "finetune-data.txt", "--init-lora", "mixed.gguf"]
+    for flags, wanted in [
+        (["--rank", 1], "--rank: mixed.gguf has ranks 1, 3; leave ranks away"),
+        (["--lora-alpha", 16], "--lora-alpha and --rslora: mixed.gguf has scales of its own; leave them away"),
+        (["--rslora"], "--lora-alpha and --rslora: mixed.gguf has scales of its own; leave them away"),
+    ]:
+        code, _, err = finetune(*line, *flags)
+        assert code == 2 and wanted in err
+    assert finetune("--train-data", "finetune-data.txt", "--init-lora", "start.gguf", "--lora-alpha", 3)[0] == 0
     code, _, err = finetune("--train-data", "finetune-data.txt", "--init-lora", "start.gguf", "--rank", 4)
     assert code == 2 and "start.gguf has rank 1" in err
 

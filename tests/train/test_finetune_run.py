@@ -105,4 +105,4 @@ def test_a_checkpoint_of_a_run_set_up_otherwise_is_refused(finetune, capsys):
     assert finetune("--max-steps", 1, "--outdir", "one") == 0
     other = ROOT / "tests" / "data" / "tiny.ggmlv3.q4_0.bin"
     assert finetune("-m", other, "--outdir", "two", "--checkpoint-in", "one/checkpoint.gguf") == 1
-    assert "give the same --ctx-size" in capsys.readouterr().err
+    assert "the checkpoint was made with another model; give the same --model" in capsys.readouterr().err

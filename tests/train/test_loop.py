@@ -14,7 +14,7 @@ from llamacy.errors import LlamacyError
 from llamacy.formats.adapter import load_adapter
 from llamacy.formats.mapped import FileChanged
 from llamacy.train.checkpoint import load_checkpoint
-from llamacy.train.loop import Run
+from llamacy.train.loop import DIGESTS, Run
 from llamacy.train.options import TrainOptions
 from llamacy.train.outputs import Outputs
 from llamacy.train.progress import Progress
@@ -36,7 +36,7 @@ def samples(n, seed=0):
 class Bench:
     """A run over random samples in a folder of its own, with what it showed."""
 
-    def __init__(self, folder, trainer=None, name="adapter.bin", n=10, validation=None, log=None, **options):
+    def __init__(self, folder, trainer=None, name="adapter.bin", n=10, validation=None, log=None, ids=None, **options):
         options = {"learning_rate": 0.5, "lr_schedule": "constant", **options}
         self.options = TrainOptions(**options)
         self.trainer = trainer or FakeTrainer()
@@ -45,8 +45,8 @@ class Bench:
         self.outputs.check()
         data = samples(n)
         self.run = Run(self.trainer, data, self.options, self.outputs,
-                       Progress(1, stream=self.shown, terminal=False), data_id=7, validation=validation, log=log,
-                       describe=lambda done: {"llamacy.step": done.step})  # fmt: skip
+                       Progress(1, stream=self.shown, terminal=False), ids={"data": 7} | (ids or {}), log=log,
+                       validation=validation, describe=lambda done: {"llamacy.step": done.step})  # fmt: skip
 
     @property
     def adapter(self):
@@ -341,9 +341,9 @@ def test_a_log_on_a_full_disk_does_not_end_the_run(tmp_path):
 
 
 def test_a_log_is_appended_to_when_a_run_goes_on(tmp_path):
-    for go_on in (False, False, True):
-        log = RunLog(tmp_path / "log", warn=pytest.fail, go_on=go_on)
-        log.write({"step": 1})
+    for step, done in ((1, None), (1, None), (2, 1)):
+        log = RunLog(tmp_path / "log", warn=pytest.fail, done=done)
+        log.write({"step": step})
         log.close()
     assert (tmp_path / "log").read_text().count("\n") == 2
     with pytest.raises(LlamacyError, match="choose another --log-json"):
@@ -352,4 +352,4 @@ def test_a_log_is_appended_to_when_a_run_goes_on(tmp_path):
 
 def test_every_fixed_option_exists():
     names = {row.name for row in dataclasses.fields(TrainOptions)}
-    assert set(Run(FakeTrainer(), samples(1), TrainOptions(), None, None).fixed) - {"data", "n_samples"} <= names
+    assert set(Run(FakeTrainer(), samples(1), TrainOptions(), None, None).fixed) - {*DIGESTS, "n_samples"} <= names
