@@ -97,7 +97,7 @@ def _read(path):
     try:
         name = _format_of(source)
         if name is None and source.bytes[:4].tobytes() == MAGIC:
-            if read_gguf(source).metadata.get("general.type") == "checkpoint":
+            if read_gguf(source).text("general.type") == "checkpoint":
                 raise source.error("is a checkpoint, wanted an adapter", "give the adapter beside it")
             raise source.error("is a model, wanted an adapter", "give a model with -m and an adapter with --lora")
         if name is None:

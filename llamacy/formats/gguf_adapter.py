@@ -19,15 +19,15 @@ _OWN_KEYS = ("general.architecture", "general.type", "adapter.type", "adapter.lo
 
 def is_gguf_adapter(source):
     """Tell whether an open MappedFile is GGUF and says that it is an adapter."""
-    return source.bytes[:4].tobytes() == MAGIC and read_gguf(source).metadata.get("general.type") == "adapter"
+    return source.bytes[:4].tobytes() == MAGIC and read_gguf(source).text("general.type") == "adapter"
 
 
 def read_gguf_adapter(source):
     """Return the Adapter in an open MappedFile that begins with "GGUF"."""
     with read_gguf(source) as file:
-        kind = file.metadata.get("general.type", "model")
-        if kind != "adapter" or file.metadata.get("adapter.type") != "lora":
-            what = file.metadata.get("adapter.type") if kind == "adapter" else kind
+        kind = file.text("general.type", "model")
+        if kind != "adapter" or file.text("adapter.type") != "lora":
+            what = file.text("adapter.type", "nameless adapter") if kind == "adapter" else kind
             raise file.error(
                 f"holds a {what}, wanted a LoRA adapter", "give a model with -m and an adapter with --lora"
             )

@@ -93,6 +93,11 @@ class ModelFile:
         info = self.tensors[name]
         self._sources[info.part].release(info.offset, info.nbytes, done)
 
+    def text(self, key, default=""):
+        """Return metadata `key` as a text: what is none is shown as one, which equals no name."""
+        value = self.metadata.get(key, default)
+        return value if isinstance(value, str) else shown(value)
+
     def digest(self):
         """Return 16 hexadecimal digits that change with the tensors' names, types, shapes and beginnings."""
         found = blake2b(digest_size=8)

@@ -48,9 +48,9 @@ def read_config(file, rms_eps=None, rope_theta=None):
     LlamacyError for a family without a row in ARCHITECTURES, missing keys, and sizes that do not fit together.
     """
     meta = file.metadata
-    if meta.get("general.type") == "adapter":
+    if file.text("general.type") == "adapter":
         raise LlamacyError(f"{file.path}: an adapter, wanted a model; give it with --lora and the model with -m")
-    if meta.get("general.type") == "checkpoint":
+    if file.text("general.type") == "checkpoint":
         raise LlamacyError(f"{file.path}: a checkpoint of finetune, wanted a model; --resume goes on from it")
     name = str(meta.get("general.architecture", ""))
     if name not in ARCHITECTURES:

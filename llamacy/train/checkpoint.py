@@ -4,6 +4,7 @@ Arrays are tensors under their own names; all other values are one JSON text, in
 """
 
 import json
+from hashlib import blake2b
 
 import numpy as np
 
@@ -29,13 +30,20 @@ def save_checkpoint(path, values, arrays):
     for name, array in arrays.items():
         stored = SIGNED.get(dtypes[name], dtypes[name])
         tensors.append((name, by_name(DTYPES[stored]), array.shape, np.ascontiguousarray(array).view(stored)))
-    metadata = {
-        "general.type": KIND,
-        f"{KEY}.version": VERSION,
-        f"{KEY}.values": json.dumps(values),
-        f"{KEY}.dtypes": json.dumps(dtypes),
-    }
+    texts = {"values": json.dumps(values), "dtypes": json.dumps(dtypes)}
+    metadata = {"general.type": KIND, f"{KEY}.version": VERSION} | {f"{KEY}.{part}": texts[part] for part in texts}
+    metadata[f"{KEY}.digest"] = _digest(texts.values(), (array for _, _, _, array in tensors))
     write_gguf(path, metadata, tensors)
+
+
+def _digest(texts, arrays):
+    """Return a text that changes with any bit of what is kept."""
+    found = blake2b(digest_size=16)
+    for text in texts:
+        found.update(text.encode("utf-8", "replace"))
+    for array in arrays:
+        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return found.hexdigest()
 
 
 def load_checkpoint(path):
@@ -51,6 +59,11 @@ def load_checkpoint(path):
                 raise damaged(path, f"{shown(name)} is {'a tensor' if name in file.tensors else 'a type'} alone")
         arrays = {name: _array(path, file, name, dtype) for name, dtype in dtypes.items()}
         version = file.metadata[f"{KEY}.version"]
+        texts = (file.metadata[f"{KEY}.{part}"] for part in ("values", "dtypes"))
+        if version > 1 and file.metadata.get(f"{KEY}.digest") != _digest(
+            texts, (arrays[name] for name in file.tensors)
+        ):
+            raise damaged(path, "its content is not what its digest says")
     return UPGRADES[version](path, values), arrays
 
 
@@ -87,7 +100,7 @@ UPGRADES = {1: _from_first, VERSION: lambda path, values: values}
 def _opened(path):
     """Return the ModelFile of a checkpoint of a version that is known."""
     file = open_model(path)
-    kind, version = file.metadata.get("general.type", "model"), file.metadata.get(f"{KEY}.version")
+    kind, version = file.text("general.type", "model"), file.metadata.get(f"{KEY}.version")
     if kind != KIND or version is None:
         raise LlamacyError(f"{path}: its type is {shown(kind)}, wanted a checkpoint that bin/finetune wrote")
     if type(version) is not int or version < 1:

@@ -63,7 +63,7 @@ class Run:
         self.plan = Plan(len(data), options)
         self.n_warmup = warmup_steps(options.warmup_steps, self.plan.n_steps)
         self.done = Progressed()
-        self.ids = ids or {}
+        self.ids = {"validation": None if validation is None else 0} | (ids or {})
         self.fixed = {name: self.ids[name] if name in self.ids else getattr(options, name, None) for name in FIXED}
         self.fixed.update(n_samples=len(data), alpha=options.file_alpha, targets=list(options.targets),
                           ranks=dict(options.ranks) or None, lora_dropout=options.lora_dropout or None)  # fmt: skip
@@ -90,7 +90,7 @@ class Run:
 
     def _trust_best(self, measured_with):
         """Forget the best loss, and say so, where it is of other samples or its adapter is gone."""
-        now = self.ids.get("validation")
+        now = self.ids["validation"]
         reason = None
         if self.validation is None:
             reason = "this run measures no validation loss"
@@ -224,7 +224,7 @@ class Run:
             "n_steps": max(self.plan.n_steps, self.done.step),
             "fixed": self.fixed,
             "trainer": {name: _plain(value) for name, value in state.items() if name not in arrays},
-            "validation": self.ids.get("validation"),
+            "validation": self.ids["validation"],
             "progressed": {name: value for name, value in vars(self.done).items() if name != "losses"},
         }
         arrays[LOSSES] = np.array(self.done.losses, np.float32)

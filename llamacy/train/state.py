@@ -68,6 +68,7 @@ def load_state(path, fixed):
     good = losses is not None and losses.dtype == np.float32 and losses.ndim == 1 and np.isfinite(losses).all()
     check.that(good, "the losses", losses, "a row of finite f32 numbers")
     progressed = check.progressed(values["progressed"], losses, values["n_steps"])
+    check.that(validation is not None or not progressed.validation, "validation", validation, "what was measured with")
     twice = arrays.keys() & values["trainer"].keys()
     check.that(not twice, "trainer", twice, "each name once")
     return State(values["n_steps"], values["fixed"], {**arrays, **values["trainer"]}, progressed, validation)
@@ -130,9 +131,12 @@ class _Check:
             self.whole("a step of validation", row[0], last + 1, step)
             self.finite("a loss of validation", row[1])
             last = row[0]
-        self.whole("n_worse", table["n_worse"], 0, len(measured))
         self.whole("best_step", table["best_step"], 0, step)
         best = [table["best_step"], table["best_loss"]]
         known = best in measured if best[0] else best[1] == math.inf
         self.that(known and type(best[1]) is float, "best_loss", best[1], f"the validation loss of step {best[0]}")
+        worse = 0
+        for row in measured:
+            worse = 0 if row[0] <= best[0] or row[1] < best[1] else worse + 1
+        self.whole("n_worse", table["n_worse"], worse, worse)
         return Progressed(losses=array("f", losses.tobytes()), **table)
