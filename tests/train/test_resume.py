@@ -123,7 +123,8 @@ def test_each_difference_is_named(tmp_path, change, words):
 def test_another_model_is_told_from_this_one(finetune, tmp_path):  # noqa: F811
     line = ["--train-data", "finetune-data.txt", "--max-steps", 1]
     assert finetune(*line)[0] == 0
-    for flags in (["--override-kv", "llama.rope.freq_base=float:500"], ["--rope-theta", 500], ["--rms-eps", "1e-4"]):
+    for flags in (["--override-kv", "llama.rope.freq_base=float:500"], ["--rope-theta", 500], ["--rms-eps", "1e-4"],
+                  ["--rope-scaling", "linear", "--rope-scale", 2]):  # fmt: skip
         code, _, err = finetune(*line, "--resume", *flags)
         assert code == 1 and "was made with another model; give the same --model" in err, flags
     raw = bytearray(MODEL.read_bytes())
