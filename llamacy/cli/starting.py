@@ -5,6 +5,7 @@ import os
 import zlib
 from collections import Counter
 
+from llamacy.cli.rope_flags import rope_overrides
 from llamacy.cli.run import say
 from llamacy.errors import LlamacyError, UsageError, shown
 from llamacy.formats.adapter import fitted, load_adapter
@@ -108,7 +109,8 @@ def ids_of(args, prepared, data, held):
         for key, value in prepared.metadata.items()
         if key.startswith(f"{family}.") and not key.endswith(".context_length")
     }
-    about = [prepared.file.digest(), sorted(settings.items()), args.rms_eps, args.rope_theta]
+    changes = [args.rms_eps, args.rope_theta, sorted(rope_overrides(args).items())]
+    about = [prepared.file.digest(), sorted(settings.items()), changes]
     pairs = sorted(prepared.start.pairs.items()) if prepared.start else []
     shapes = [(name, pair.rank, round(pair.scale, 6)) for name, pair in pairs]
     split = prepared.options.val_split

@@ -11,7 +11,6 @@ from pathlib import Path
 import llamacy
 from llamacy.cli.common import default_model, fit_threads, open_model_from
 from llamacy.cli.main import unescape
-from llamacy.cli.rope_flags import rope_overrides
 from llamacy.cli.run import say
 from llamacy.cli.starting import checkpoint_to_resume, ids_of, starting_adapter
 from llamacy.errors import LlamacyError
@@ -56,7 +55,7 @@ class Prepared:
         self.args = args
         # Kept open until the end: the tokenizer and the metadata may be views on the mapped file.
         self.file = open_model(args.model)
-        self.file.metadata.update(rope_overrides(args) | dict(args.override_kv))
+        self.file.metadata.update(args.override_kv)
         self.metadata = self.file.metadata
         self.tokenizer = Tokenizer.from_metadata(self.metadata)
         self.options = self._fitted(options)
