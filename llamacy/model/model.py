@@ -8,7 +8,6 @@ import numpy as np
 
 from llamacy import kernels
 from llamacy.errors import LlamacyError
-from llamacy.formats.adapter import fitted
 from llamacy.formats.architectures import ARCHITECTURES, SLOTS
 from llamacy.formats.model_file import open_model
 from llamacy.formats.names import some
@@ -97,6 +96,9 @@ class Model:
                 f"{adapter.path}: an adapter for {adapter.architecture!r}, the model is {self.config.architecture!r}; "
                 "use the model it was trained on"
             )
+        # Late: a model without adapters does without their formats, 4 MB.
+        from llamacy.formats.adapter import fitted
+
         adapter = fitted(adapter, self.file)
         if adapter.left_out:
             warnings.warn(f"{adapter.path}: left out {some(adapter.left_out)}: no LoRA pairs", stacklevel=2)
