@@ -16,6 +16,7 @@ from llamacy.cli.starting import checkpoint_to_resume, ids_of, starting_adapter
 from llamacy.errors import LlamacyError
 from llamacy.formats.model_file import open_model
 from llamacy.model.config import read_config
+from llamacy.model.weights import check_tensors
 from llamacy.text import chat
 from llamacy.text.tokenizer import Tokenizer
 from llamacy.train.batches import Plan, split
@@ -64,7 +65,8 @@ class Prepared:
     def _fitted(self, options):
         """Return the options with a context that the model has, and the shape of the adapter to start from."""
         architecture = self.metadata.get("general.architecture", "")
-        most = int(self.metadata.get(f"{architecture}.context_length", 0)) or options.n_ctx
+        told = self.metadata.get(f"{architecture}.context_length")
+        most = told if isinstance(told, int) and told > 0 else options.n_ctx
         wanted = most if self.args.ctx_size == 0 else options.n_ctx
         if wanted > most and self.args.ctx_size:
             say(f"--ctx-size {wanted} is more than the model has: {most} is used")
@@ -73,6 +75,12 @@ class Prepared:
             say(f"--num-layers {deep} is more than the model has: all {layers} are trained")
             deep = layers
         return dataclasses.replace(options, n_ctx=min(wanted, most), num_layers=deep)
+
+    def check(self):
+        """Raise LlamacyError where the model is one that cannot be trained, before time goes into the data."""
+        config = read_config(self.file, self.args.rms_eps, self.args.rope_theta)
+        config.check_context(self.options.n_ctx, self.file.path)
+        check_tensors(self.file, config)
 
     def open(self, paths):
         """Return the Data in `paths`."""
@@ -161,6 +169,7 @@ def finetune_alone(args, options, claims):
     if args.log_json:
         check_writable(args.log_json, "--log-json")
     prepared = Prepared(args, options)
+    prepared.check()
     outputs = Outputs(
         outdir=args.outdir,
         lora_out=args.lora_out,

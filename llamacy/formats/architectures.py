@@ -5,7 +5,9 @@ packing of weights derive theirs from it. A family is a row of ARCHITECTURES and
 far is a row here, a field of Block (pyx/layers/block.pxd) and a line in the twin (kernels/reference/model.py).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from llamacy.formats.metadata_keys import KEYS
 
 PAIRS, HALVES = 0, 1  # rope layouts, as pyx/layers/rope.pxd numbers them
 
@@ -86,6 +88,8 @@ class Architecture:
     permuted     a converter has put the rows of q and k from Hugging Face's halves into pairs
     matrices     names of MATRICES      norms  names of NORMS
     biases       matrices with a bias, without which a file is incomplete; others may have one
+    ignored      tensors of layers that say nothing new: any other that is not named here is refused
+    keys         what the metadata below the family's name may hold: see metadata_keys
     """
 
     hf: tuple = ()
@@ -98,6 +102,9 @@ class Architecture:
     output_norm: str = "output_norm.weight"
     output: str = "output.weight"
     rope_factors: str = "rope_freqs.weight"  # optional: frequencies are divided by it
+    # what rope.freq_base says already, from converters of 2023
+    ignored: tuple = ("attn_rot_embd", "attn_rot_embd.weight", "attn_rot_embd.inv_freq")
+    keys: dict = field(default_factory=lambda: KEYS)
 
     def shapes(self, sizes):
         """Return {matrix of a layer: (n_out, n_in)}, in the order of use; sizes: as `sizes` returns them."""

@@ -40,6 +40,8 @@ class Layout:
 
 _TENSOR_NAMES = {f"{part.meta}.weight": f"{part.name}.weight" for part in (*WHOLE_MODEL, *MATRICES, *NORMS)}
 _LAYER = re.compile(r"layers\.(0|[1-9]\d{0,4})\.(.+)")
+# Original LLaMA's tables of rotary frequencies, which follow from the head size: GGUF has no place for them.
+_DERIVED = re.compile(r"(layers\.\d+\.attention\.inner_attention\.)?rope\.freqs")
 
 # The magic as it stands in the file: u32 "ggjt" is stored as b"tjgg".
 _UNVERSIONED, _GGMF, _GGJT = b"lmgg", b"fmgg", b"tjgg"
@@ -167,7 +169,9 @@ def _tensors(cursor, layout):
         if not 1 <= n_dims <= 2:
             raise source.error(f"tensor {len(found)} has {n_dims} dimensions, wanted 1 or 2", "the file is damaged")
         extents = cursor.unpack("I" * n_dims, "a tensor's shape")
-        name = _gguf_name(source, cursor.name(length, 256, "tensor name"))
+        theirs = cursor.name(length, 256, "tensor name")
+        derived = _DERIVED.fullmatch(theirs) is not None
+        name = theirs if derived else _gguf_name(source, theirs)
         cursor.take(-cursor.position % layout.alignment, "padding")
         info = tensor_info(source, name, number, extents[::-1], cursor.position)
         nbytes = info.nbytes if layout.is_current else stored_bytes(info.type, info.nbytes, layout.wide_scales)
@@ -175,7 +179,8 @@ def _tensors(cursor, layout):
             what = f"tensor {shown(name)} is {info.type.name}, which {layout.format} version {layout.version} never had"
             raise source.error(what, "the file is damaged")
         cursor.take(nbytes, "tensor", name)
-        found.append(info)
+        if not derived:
+            found.append(info)
     check_distinct(source, found)
     return found
 

@@ -34,7 +34,7 @@ class Imatrix:
         found = self.columns.get(info.name)
         if found is None:
             return None
-        n_matrices = info.shape[0] if len(info.shape) > 2 else 1
+        n_matrices = info.dims[0] if len(info.dims) > 2 else 1
         if found.shape != (n_matrices, info.shape[-1]):
             raise LlamacyError(
                 f"{self.path}: {shown(info.name)} has {found.shape[0]} x {found.shape[1]} columns, the model's has "

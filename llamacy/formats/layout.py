@@ -24,6 +24,12 @@ class TensorInfo:
     part: int = 0
 
     @property
+    def dims(self):
+        """The shape without leading ones, which say nothing: (1, 1, 64, 32) is a matrix, (1, 64) a vector."""
+        ones = next((i for i, extent in enumerate(self.shape[:-1]) if extent != 1), len(self.shape) - 1)
+        return self.shape[max(0, ones) :]
+
+    @property
     def row_bytes(self):
         return self.type.row_bytes(self.shape[-1] if self.shape else 1)
 

@@ -99,7 +99,7 @@ class Adapter:
         wanted |= {name: delta.shape for name, delta in self.norms.items()}
         for name, shape in wanted.items():
             base = base_tensor(name, tensors)
-            found = tensors[base].shape if base in tensors else "no such tensor"
+            found = tensors[base].dims if base in tensors else "no such tensor"
             if found != shape:
                 return printable(f"{name}: the adapter is for {shape}, the model has {found}")
         return None
@@ -116,8 +116,14 @@ def base_tensor(name, tensors):
 
 def head_counts(architecture, metadata):
     """Return those entries of `metadata` that say how many heads q and k have."""
-    keys = [f"{architecture}.{key}" for key in _HEAD_COUNTS.values()]
-    return {key: metadata[key] for key in keys if isinstance(metadata.get(key), int)}
+    found = {f"{architecture}.{key}": metadata.get(f"{architecture}.{key}") for key in _HEAD_COUNTS.values()}
+    # an array has a number for each layer
+    found = {key: int(n[0]) if _is_one_number(n) else n for key, n in found.items()}
+    return {key: n for key, n in found.items() if isinstance(n, int)}
+
+
+def _is_one_number(values):
+    return isinstance(values, np.ndarray) and len(values) > 0 and (values == values[0]).all()
 
 
 def permuted_rows(architecture, tensor):

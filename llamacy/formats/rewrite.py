@@ -32,7 +32,7 @@ def matrix_type(info, wanted):
 
     Vectors and tensors that are no weights (whole numbers) keep their own.
     """
-    if len(info.shape) < 2 or info.type.number not in quants.types():
+    if len(info.dims) < 2 or info.type.number not in quants.types():
         return info.type
     return wanted if info.shape[-1] % wanted.block_size == 0 else by_name("F16")
 

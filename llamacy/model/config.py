@@ -1,19 +1,27 @@
 """A model's sizes and constants, read from GGUF metadata and checked against its tensors."""
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 
-from llamacy.errors import LlamacyError
+from llamacy.errors import LlamacyError, shown
 from llamacy.formats.architectures import ARCHITECTURES, sizes
+from llamacy.formats.metadata_keys import check_keys
 
 # Far above any model of the family: what a damaged header can ask for stays harmless.
 LIMITS = {"n_embd": 1 << 17, "n_head": 1 << 12, "n_head_kv": 1 << 12, "n_ff": 1 << 19, "n_layer": 1 << 12}
+# Assumed, with a warning, where a file does not say.
+RMS_EPS, N_CTX = 1e-5, 2048
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes in elements; rope_theta is the base of the rotary frequencies, rope_scale divides positions (1 = none)."""
+    """Sizes in elements; rope_theta is the base of the rotary frequencies, rope_scale divides positions (1 = none).
+
+    n_rows are those of the embedding and output matrices, n_vocab the ids that have a token: some files pad their
+    matrices. window: how far back attention was trained to look, None without a limit.
+    """
 
     architecture: str
     n_embd: int
@@ -23,11 +31,19 @@ class ModelConfig:
     n_ff: int
     n_layer: int
     n_vocab: int
+    n_rows: int
     n_ctx_train: int
     n_rot: int
     rms_eps: float
     rope_theta: float
     rope_scale: float = 1.0
+    window: int | None = None
+
+    @property
+    def kernel_sizes(self):
+        """What the compiled steps are told: they compute a logit for every row."""
+        names = ("n_embd", "n_head", "n_head_kv", "head_dim", "n_ff", "n_layer", "n_rot")
+        return {name: getattr(self, name) for name in names} | {"n_vocab": self.n_rows}
 
     @property
     def shapes(self):
@@ -41,67 +57,149 @@ class ModelConfig:
         frequencies = self.rope_theta**-exponents / self.rope_scale
         return frequencies if factors is None else frequencies / np.asarray(factors, np.float64)
 
+    def check_context(self, n_ctx, path):
+        """Raise LlamacyError where a context reaches beyond the window: attention is not cut to one here."""
+        if self.window is not None and n_ctx > self.window:
+            raise LlamacyError(
+                f"{path}: {self.architecture}.attention.sliding_window is {self.window}, which is not supported for "
+                f"contexts beyond it, got {n_ctx}; use --ctx-size {self.window} or less"
+            )
+
 
 def read_config(file, rms_eps=None, rope_theta=None):
     """Return the ModelConfig of an open ModelFile; the arguments override what the file says.
 
-    LlamacyError for a family without a row in ARCHITECTURES, missing keys, and sizes that do not fit together.
+    LlamacyError for a family without a row in ARCHITECTURES, missing keys, sizes that do not fit together, and keys
+    that ask for what the engine does not do. A warning for those that are assumed or not known.
     """
     meta = file.metadata
     if file.text("general.type") == "adapter":
         raise LlamacyError(f"{file.path}: an adapter, wanted a model; give it with --lora and the model with -m")
     if file.text("general.type") == "checkpoint":
         raise LlamacyError(f"{file.path}: a checkpoint of finetune, wanted a model; --resume goes on from it")
-    name = str(meta.get("general.architecture", ""))
-    if name not in ARCHITECTURES:
+    name = meta.get("general.architecture", "")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         raise LlamacyError(
-            f"{file.path}: architecture {name!r} is not supported, wanted one of {', '.join(ARCHITECTURES)}"
+            f"{file.path}: architecture {shown(name)} is not supported, wanted one of {', '.join(ARCHITECTURES)}"
         )
-
-    def read(key, default=None, kind=int):
-        value = meta.get(f"{name}.{key}", default)
-        try:
-            if value is None or isinstance(value, (str, bytes)):
-                raise TypeError
-            return kind(value)
-        except (TypeError, ValueError, OverflowError):
-            raise LlamacyError(f"{file.path}: metadata key {name}.{key}: wanted a number, got {value!r}") from None
-
-    embedding = file.tensors.get(ARCHITECTURES[name].embedding)
-    if embedding is None or len(embedding.shape) != 2:
-        raise LlamacyError(
-            f"{file.path}: no {ARCHITECTURES[name].embedding} matrix: a vocabulary or part of a model only"
-        )
-    n_embd, n_head = read("embedding_length"), read("attention.head_count")
+    keys = _Keys(file, name)
+    n_rows, n_vocab = _vocabulary(file, ARCHITECTURES[name].embedding)
+    keys.n_layer = keys.whole("block_count")
+    n_embd, n_head = keys.whole("embedding_length"), keys.per_layer("attention.head_count")
     if n_head < 1 or n_embd < 1:
         raise LlamacyError(f"{file.path}: {n_embd} embedding elements and {n_head} heads, wanted at least 1 of each")
-    head_dim = read("attention.key_length", n_embd // n_head)
+    head_dim = keys.whole("attention.key_length", n_embd // n_head)
     config = ModelConfig(
         architecture=name,
         n_embd=n_embd,
         n_head=n_head,
-        n_head_kv=read("attention.head_count_kv", n_head),
+        n_head_kv=keys.per_layer("attention.head_count_kv", n_head),
         head_dim=head_dim,
-        n_ff=read("feed_forward_length"),
-        n_layer=read("block_count"),
-        n_vocab=embedding.shape[0],
-        n_ctx_train=read("context_length", 2048),
-        n_rot=read("rope.dimension_count", head_dim),
-        rms_eps=rms_eps if rms_eps is not None else read("attention.layer_norm_rms_epsilon", 1e-5, float),
-        rope_theta=rope_theta if rope_theta is not None else read("rope.freq_base", 10000.0, float),
-        rope_scale=_rope_scale(file.path, meta, name, read),
+        n_ff=keys.per_layer("feed_forward_length"),
+        n_layer=keys.n_layer,
+        n_vocab=n_vocab,
+        n_rows=n_rows,
+        n_ctx_train=keys.assumed("context_length", N_CTX, keys.whole, "--override-kv"),
+        n_rot=keys.whole("rope.dimension_count", head_dim),
+        rms_eps=rms_eps if rms_eps is not None else _rms_eps(keys),
+        rope_theta=rope_theta if rope_theta is not None else keys.number("rope.freq_base", 10000.0),
+        rope_scale=_rope_scale(keys),
+        window=keys.whole("attention.sliding_window", 0) or None,
     )
     _check(file.path, config)
+    strange = check_keys(file, config, ARCHITECTURES[name].keys)
+    if strange:
+        warnings.warn(f"{file.path}: {_some(strange)}: not known here, and ignored", stacklevel=1)
     return config
 
 
-def _rope_scale(path, meta, name, read):
-    kind = str(meta.get(f"{name}.rope.scaling.type", "linear"))
+class _Keys:
+    """The family's metadata, as numbers."""
+
+    def __init__(self, file, name):
+        self.file, self.name, self.n_layer = file, name, 0
+
+    def get(self, key, default=None):
+        return self.file.metadata.get(f"{self.name}.{key}", default)
+
+    def error(self, key, wanted, value):
+        name = f"{self.name}.{key}"
+        return LlamacyError(f"{self.file.path}: metadata key {name}: wanted {wanted}, got {shown(value)}")
+
+    def number(self, key, default=None):
+        """Return a key's value as a float; LlamacyError unless it is one number."""
+        value = self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self.error(key, "a number", value)
+        return float(value)
+
+    def whole(self, key, default=None):
+        """Return a key's value as an int; LlamacyError unless it is one whole number."""
+        value = self.get(key, default)
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self.error(key, "a whole number", value)
+        return value
+
+    def per_layer(self, key, default=None):
+        """Return a key's value as an int, where it may also be an array of equal ones, one for each layer."""
+        value = self.get(key, default)
+        if not isinstance(value, np.ndarray):
+            return self.whole(key, default)
+        if len(value) != self.n_layer or value.dtype.kind not in "iu" or not len(value):
+            raise self.error(key, f"a whole number, or {self.n_layer} of them", value)
+        if (value != value[0]).any():
+            raise self.error(key, "one size for all layers", value)
+        return int(value[0])
+
+    def assumed(self, key, default, read, flag):
+        """Return read(key), or the default with a warning that names the flag to say otherwise."""
+        if self.get(key) is not None:
+            return read(key)
+        what = f"{self.name}.{key} is missing, {default} is assumed"
+        warnings.warn(f"{self.file.path}: {what}; {flag} sets it", stacklevel=1)
+        return default
+
+
+def _vocabulary(file, embedding):
+    """Return (rows of the embedding, ids that have a token)."""
+    info = file.tensors.get(embedding)
+    if info is None or len(info.dims) != 2:
+        raise LlamacyError(f"{file.path}: no {embedding} matrix: a vocabulary or part of a model only")
+    n_rows, tokens = info.dims[0], file.metadata.get("tokenizer.ggml.tokens", ())
+    n_tokens = len(tokens) if hasattr(tokens, "__len__") and not isinstance(tokens, str) else 0
+    if n_tokens > n_rows:
+        raise LlamacyError(
+            f"{file.path}: {embedding} has {n_rows} rows for a vocabulary of {n_tokens} tokens, wanted a row for each; "
+            "the file is damaged, or its tokenizer another model's"
+        )
+    return n_rows, n_tokens or n_rows
+
+
+def _rms_eps(keys):
+    key = "attention.layer_norm_rms_epsilon"
+    if keys.get(key) is None and keys.get("attention.layer_norm_epsilon") is not None:
+        raise LlamacyError(
+            f"{keys.file.path}: {keys.name}.attention.layer_norm_epsilon without {keys.name}.{key}: its norms are of "
+            "another kind, wanted RMS norms; use another program, or say --rms-eps to run it all the same"
+        )
+    return keys.assumed(key, RMS_EPS, keys.number, "--rms-eps")
+
+
+def _rope_scale(keys):
+    kind = keys.get("rope.scaling.type", "linear")
     if kind == "none":
         return 1.0
     if kind != "linear":
-        raise LlamacyError(f"{path}: rope scaling {kind!r} is not supported, wanted none or linear")
-    return read("rope.scaling.factor", meta.get(f"{name}.rope.scale_linear", 1.0), float) or 1.0
+        raise LlamacyError(f"{keys.file.path}: rope scaling {shown(kind)} is not supported, wanted none or linear")
+    key = "rope.scaling.factor" if keys.get("rope.scaling.factor") is not None else "rope.scale_linear"
+    return keys.number(key, 1.0) or 1.0
+
+
+def _some(names):
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(map(shown, names[:5])) + more
 
 
 def _check(path, c):
@@ -114,9 +212,9 @@ def _check(path, c):
         raise LlamacyError(
             f"{path}: head size {c.head_dim} with {c.n_rot} rotating elements, wanted an even part of it"
         )
-    positive = (c.rms_eps >= 0, c.rope_theta > 0, c.rope_scale > 0, c.n_ctx_train >= 1)
+    positive = (c.rms_eps >= 0, c.rope_theta > 0, c.rope_scale > 0, c.n_ctx_train >= 1, (c.window or 1) >= 1)
     if not all(positive) or not np.isfinite([c.rms_eps, c.rope_theta, c.rope_scale]).all():
         raise LlamacyError(
             f"{path}: rms_eps {c.rms_eps}, rope_theta {c.rope_theta}, rope scaling {c.rope_scale}, context length "
-            f"{c.n_ctx_train}: wanted positive numbers"
+            f"{c.n_ctx_train}, window {c.window}: wanted positive numbers"
         )

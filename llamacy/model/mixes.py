@@ -207,7 +207,7 @@ class _Shape:
         self.is_tied = all(info.name != OUTPUT for info in tensors)
         # Llama 2 70B and its kin: the value matrix is an eighth of the query's, so that more bits cost little
         self.has_small_values = family == "llama" and self.n_layer == 80 and self.n_gqa > 1
-        values = [info for info in tensors if _role(info.name) == "value" and len(info.shape) > 1]
+        values = [info for info in tensors if _role(info.name) == "value" and len(info.dims) > 1]
         self.n_values = len(values)
         order = sorted(values, key=lambda info: (_layer(info.name), info.name))
         self.value_index = {info.name: i for i, info in enumerate(order)}
@@ -257,7 +257,7 @@ def _wanted(info, mix, wishes, shape):
     if role == "output" or (role == "embedding" and shape.is_tied):
         return wishes.output_type or _output_type(info, mix)
     if mix.experts:
-        return mix.experts if len(info.shape) > 2 else mix.base
+        return mix.experts if len(info.dims) > 2 else mix.base
     layer = Layer(
         shape.value_index[info.name] if role == "value" else _layer(info.name),
         shape.n_values if role == "value" else shape.n_layer,

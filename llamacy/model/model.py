@@ -152,9 +152,9 @@ class Model:
         match = _MATRIX.fullmatch(name)
         if name == self.family.output:
             # without an output matrix of its own too: the embedding serves as one, and is looked up without this pair
-            place, shape = (-1, 0), (self.config.n_vocab, self.config.n_embd)
+            place, shape = (-1, 0), (self.config.n_rows, self.config.n_embd)
         elif name == self.family.embedding:
-            place, shape = kernels.weights.EMBEDDING, (self.config.n_vocab, self.config.n_embd)
+            place, shape = kernels.weights.EMBEDDING, (self.config.n_rows, self.config.n_embd)
         elif match and int(match[1]) < self.config.n_layer and match[2] in shapes:
             place, shape = (int(match[1]), SLOTS[match[2]]), shapes[match[2]]
         else:
@@ -175,6 +175,7 @@ class Session:
 
     def __init__(self, model, n_slots, n_ctx, max_batch):
         self.model = model
+        model.config.check_context(n_ctx, model.path)
         # More tokens than the cache has positions are never in one step: buffers for them are not made.
         self.n_slots, self.n_ctx, self.max_batch = n_slots, n_ctx, min(max_batch, n_slots * n_ctx)
         try:
@@ -190,6 +191,8 @@ class Session:
     def step(self, tokens, positions, slots, logits_at, lora_scales=None, hidden=False):
         """Run T <= max_batch tokens; return logits f32 (len(logits_at), n_vocab) for the tokens at those indices.
 
+        Rows that only pad the output matrix have no logits, as if they were not there: their ids have no token.
+
         hidden: what logits are made of instead, the final norm's output, f32 (len(logits_at), n_embd).
 
         Token i sits at positions[i] of slot slots[i]: it is written to that slot's cache and attends to all positions
@@ -201,7 +204,8 @@ class Session:
         if lora_scales is not None:
             lora_scales = np.ascontiguousarray(lora_scales, np.float32)
         arrays = (np.ascontiguousarray(values, np.int32) for values in (tokens, positions, slots, logits_at))
-        return self._session.step(*arrays, lora_scales, hidden)
+        rows = self._session.step(*arrays, lora_scales, hidden)
+        return rows if hidden else rows[:, : self.model.config.n_vocab]
 
     @property
     def cache_bytes(self):

@@ -1,10 +1,44 @@
 """From a file's tensors to the packed weights that the compiled steps read."""
 
+import re
+
 import numpy as np
 
 from llamacy import kernels
-from llamacy.errors import LlamacyError
+from llamacy.errors import LlamacyError, shown
 from llamacy.formats.architectures import ARCHITECTURES, BY_NAME
+
+_LAYER = re.compile(r"blk\.(\d+)\.")
+# A router, experts side by side in one tensor or, in files of 2023, in tensors of their own.
+_EXPERTS = re.compile(r"blk\.\d+\.(ffn_gate_inp|exp_probs|ffn_\w+\.\d+\.|ffn_\w+_(exps|shexp|chexps)).*")
+
+
+def check_tensors(file, config):
+    """Raise LlamacyError where an open ModelFile has a tensor that no step reads: the result would be another's."""
+    family = ARCHITECTURES[config.architecture]
+    known = {family.embedding, family.output_norm, family.output, family.rope_factors}
+    parts = [f"{name}.{side}" for name in family.matrices for side in ("weight", "bias")]
+    for part in (*parts, *(f"{name}.weight" for name in family.norms), *family.ignored):
+        known.update(f"blk.{i}.{part}" for i in range(config.n_layer))
+    strange = [name for name in file.tensors if name not in known]
+    if not strange:
+        return
+    name = next((name for name in strange if _EXPERTS.fullmatch(name)), None)
+    if name is not None:
+        raise LlamacyError(
+            f"{file.path}: a mixture of experts (tensor {shown(name)}), which is not supported; use a dense model"
+        )
+    name, layer = strange[0], _LAYER.match(strange[0])
+    more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
+    if layer and config.n_layer <= int(layer[1][:9]):
+        raise LlamacyError(
+            f"{file.path}: tensor {shown(name)}{more} belongs to no layer: {config.architecture}.block_count is "
+            f"{config.n_layer}; the file is damaged, or made for another program"
+        )
+    raise LlamacyError(
+        f"{file.path}: tensor {shown(name)}{more} is not part of a {config.architecture} model as it is computed here, "
+        "and leaving it out would change the result; use another program"
+    )
 
 
 def load_weights(file, config, n_threads):
@@ -14,6 +48,7 @@ def load_weights(file, config, n_threads):
     read from the file later on.
     """
     family = ARCHITECTURES[config.architecture]
+    check_tensors(file, config)
     loader = _Loader(file, n_threads)
     output = output_of(file, family)
     wanted = matrix_shapes(file, config)
@@ -27,13 +62,9 @@ def load_weights(file, config, n_threads):
             if key in family.biases or bias in file.tensors:
                 layer[key + ".bias"] = loader.vector(bias, n_out)
         layers.append(layer)
-    factors = loader.vector(family.rope_factors, config.n_rot // 2) if family.rope_factors in file.tensors else None
-    sizes = {
-        key: getattr(config, key) for key in ("n_embd", "n_head", "n_head_kv", "head_dim", "n_ff", "n_vocab", "n_rot")
-    }
+    more = {"rms_eps": config.rms_eps, "rope_layout": family.rope_layout}
     return kernels.weights.Weights(
-        sizes
-        | {"rms_eps": config.rms_eps, "rope_layout": family.rope_layout, "frequencies": config.frequencies(factors)},
+        config.kernel_sizes | more | {"frequencies": config.frequencies(_rope_factors(loader, family, config))},
         layers,
         loader.matrix(output),
         loader.vector(family.output_norm, config.n_embd),
@@ -49,7 +80,20 @@ def output_of(file, family):
 def matrix_shapes(file, config):
     """Return {tensor: (n_out, n_in)} of all matrices that are packed: those of the layers and the output matrix."""
     wanted = {BY_NAME[key].tensor(i): shape for i in range(config.n_layer) for key, shape in config.shapes.items()}
-    return wanted | {output_of(file, ARCHITECTURES[config.architecture]): (config.n_vocab, config.n_embd)}
+    return wanted | {output_of(file, ARCHITECTURES[config.architecture]): (config.n_rows, config.n_embd)}
+
+
+def _rope_factors(loader, family, config):
+    """Return what divides the rotary frequencies, None where the file has none."""
+    if family.rope_factors not in loader.file.tensors:
+        return None
+    factors = loader.vector(family.rope_factors, config.n_rot // 2)
+    if not (factors > 0).all():
+        raise LlamacyError(
+            f"{loader.file.path}: {family.rope_factors} holds {factors.min():g}, wanted positive numbers, which divide "
+            "frequencies; the file is damaged: download it again"
+        )
+    return factors
 
 
 class _Loader:
@@ -73,7 +117,7 @@ class _Loader:
         total = 0
         for name, shape in shapes.items():
             info = self.tensor(name)
-            if tuple(info.shape) != shape:
+            if not _fits(info, shape):
                 raise LlamacyError(
                     f"{self.file.path}: {name} has shape {tuple(info.shape)}, wanted {shape} by the metadata"
                 )
@@ -92,7 +136,7 @@ class _Loader:
         info = self.tensor(name)
         try:
             packed = kernels.matmul.PackedMatrix(
-                self.rows(name), info.type.number, info.shape[1], self.arena, self.n_threads
+                self.rows(name), info.type.number, info.shape[-1], self.arena, self.n_threads
             )
         except ArithmeticError:
             raise _not_finite(self.file, name) from None
@@ -112,10 +156,15 @@ class _Loader:
         return read_vector(self.file, name, n)
 
 
+def _fits(info, shape):
+    """Tell whether a tensor has a shape, but for leading ones: some writers give all tensors four dimensions."""
+    return info.dims == (shape if shape[0] != 1 else shape[-1:])
+
+
 def read_vector(file, name, n):
     """Return a tensor of shape (n,) as f32; LlamacyError where it has another shape or type, or is not finite."""
     info = file.tensors[name]
-    if tuple(info.shape) != (n,):
+    if not _fits(info, (n,)):
         raise LlamacyError(f"{file.path}: {name} has shape {tuple(info.shape)}, wanted ({n},)")
     if info.type.number not in kernels.quants.types():
         raise LlamacyError(f"{file.path}: {name} is {info.type.name}, wanted F32, F16 or BF16")

@@ -15,7 +15,7 @@ from llamacy.text.pretokenizers import pretokenizer, splitter
 from llamacy.text.stream import StreamDecoder
 
 # Token types in GGUF files (tokenizer.ggml.token_type) -> what they mean to the vocabulary; others are normal.
-KINDS = {2: bpe.CONTROL, 3: bpe.CONTROL, 4: bpe.USER_DEFINED}
+KINDS = {2: bpe.CONTROL, 3: bpe.CONTROL, 4: bpe.USER_DEFINED, 5: bpe.UNUSED}
 
 
 class Model(NamedTuple):
@@ -212,7 +212,10 @@ class Tokenizer:
         return bool(kinds[token] & bpe.CONTROL)
 
     def token_bytes(self, token):
-        """Return what a token stands for (special ones: their name); LlamacyError outside the vocabulary."""
+        """Return what a token stands for (special ones: their name; unused ones: nothing).
+
+        LlamacyError outside the vocabulary.
+        """
         if not 0 <= token < self.n_vocab:
             raise LlamacyError(f"token id {token} is outside the vocabulary of {self.n_vocab}")
         return self._laid_out[0].token_bytes(token)

@@ -13,7 +13,6 @@ from llamacy.model.weights import matrix_shapes, output_of
 from llamacy.train.batches import Plan
 from llamacy.train.trainer import PACK_TOKENS, n_inputs, packs
 
-SIZES = ("n_embd", "n_head", "n_head_kv", "head_dim", "n_ff", "n_layer", "n_vocab", "n_rot")
 # Measured steps end after this many seconds or steps; sample lengths are averaged over so many.
 SECONDS, STEPS, LENGTHS = 4.0, 4, 200
 # Up to this many samples each one's length is looked at.
@@ -73,11 +72,10 @@ def cases(options, usual, longest):
 
 def training_bytes(config, ranks, case, threads, activations):
     """Return {what for: bytes} of a trainer; ranks: {(layer, slot): rank}."""
-    sizes = {name: getattr(config, name) for name in SIZES}
     pairs = {place: (rank, 1.0) for place, rank in ranks.items()}
     kind = "f32" if activations == "f32" else "int16"
     step = kernels.trainstep.memory_needed(
-        sizes, pairs, case.tokens, case.sequences, threads, kind, case.checkpointing
+        config.kernel_sizes, pairs, case.tokens, case.sequences, threads, kind, case.checkpointing
     )  # fmt: skip
     padded = [(rank, *(-(-n // 16) * 16 for n in shape)) for shape, rank in _adapted(config, ranks)]
     params = 4 * sum(rank * (n_out + n_in) for rank, n_out, n_in in padded)

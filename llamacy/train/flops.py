@@ -21,7 +21,7 @@ class Flops:
         layer = sum(n_out * n_in for n_out, n_in in config.shapes.values())
         self.first_layer = first_layer
         self.per_token = 2 * layer * (2 * config.n_layer - first_layer)
-        self.per_trained = 4 * config.n_vocab * config.n_embd
+        self.per_trained = 4 * config.n_rows * config.n_embd
 
     def __call__(self, tokens, trained_tokens):
         return self.per_token * tokens + self.per_trained * trained_tokens

@@ -20,12 +20,14 @@ from .merging cimport (
 from .splitter cimport Splitter, Work, free_work
 from .splitting cimport Array, char_size, next_char, reserve
 
-# Token kinds: the low bits say how a token takes part, STRIP_AFTER that white space following it is dropped.
-NORMAL, CONTROL, USER_DEFINED, STRIP_AFTER = 0, 1, 2, 4
+# Token kinds: the low bits say how a token takes part, STRIP_AFTER that white space following it is dropped, UNUSED that
+# it is no text: it stands for none, and none becomes it.
+NORMAL, CONTROL, USER_DEFINED, STRIP_AFTER, UNUSED = 0, 1, 2, 4, 8
 cdef enum:
     K_CONTROL = 1
     K_USER = 2
     K_STRIP = 4
+    K_UNUSED = 8
 
 
 def check_strings(strings):
@@ -145,6 +147,7 @@ cdef class Vocabulary:
                 else:
                     used = self.raw_token(&buffer[0] + starts[i], lengths[i], self.kinds[i], scratch, &joinable)
                 which = add_string(&self.strings, scratch, used)
+                joinable = joinable and not self.kinds[i] & K_UNUSED
                 if which < 0 or (joinable and enter(&self.strings, &self.words, which) < 0):
                     raise MemoryError("vocabulary")
                 self.split_at_space = self.split_at_space and not (joinable and space_inside(scratch, used))
@@ -244,7 +247,7 @@ cdef class Vocabulary:
         return 0
 
     def find(self, bytes text):
-        """Return the id of the token with these bytes, special tokens first; None if there is none."""
+        """Return the id of the token with these bytes, special tokens first; None if there is none but unused ones."""
         found = lookup(&self.strings, &self.specials, text, len(text))
         if found < 0:
             found = lookup(&self.strings, &self.words, text, len(text))
@@ -254,6 +257,8 @@ cdef class Vocabulary:
         """Return what the token stands for, as bytes; IndexError outside the vocabulary."""
         if not 0 <= token < self.n_vocab:
             raise IndexError(f"token {token} of a vocabulary of {self.n_vocab}")
+        if self.kinds[token] & K_UNUSED:
+            return b""
         cdef Slice span = (<Slice*>self.strings.spans.data)[token]
         cdef const uint8_t* text = <uint8_t*>self.strings.raw.data + span.start
         return text[:span.size]

@@ -6,7 +6,7 @@ import pytest
 from llamacy.errors import LlamacyError
 from llamacy.formats.strings import StringArray
 from llamacy.text.tokenizer import Tokenizer, merge_order, string_array
-from tests.text.tiny import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, build, byte_level, pieces, spaced
+from tests.text.tiny import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, build, byte_level, pieces, spaced
 
 
 def test_merges_go_by_rank_then_from_the_left():
@@ -46,6 +46,27 @@ def test_bytes_without_a_token_are_left_out():
 def test_space_and_newline_are_written_as_byte_characters():
     tokenizer = byte_level(["\u0120a"], ["\u0120 a"])
     assert pieces(tokenizer, "a a\n") == [b"a", b" a", b"\n"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda more: byte_level(["ab"], ["a b", "ab c"], more),
+        lambda more: spaced({"\u2581": 0, "ab": -1, "c": -2}, more),
+    ],
+)
+def test_unused_tokens_are_no_text_and_no_text_becomes_them(make):
+    """A text that could be merged to one keeps the tokens that it is made of."""
+    tokenizer = make([("[PAD299]", UNUSED), ("abc", UNUSED), ("a", UNUSED)])
+    unused = [tokenizer.n_vocab - i for i in (3, 2, 1)]
+    for token in unused:
+        assert tokenizer.token_bytes(token) == b"" and not tokenizer.is_special(token)
+    assert (
+        tokenizer.decode([*unused[:2], *tokenizer.encode("abc [PAD299]", add_special=False)]).strip() == "abc [PAD299]"
+    )
+    assert not set(unused) & set(tokenizer.encode("abc [PAD299] a"))
+    stream = tokenizer.stream()
+    assert "".join(map(stream.feed, unused)) + stream.flush() == ""
 
 
 SPECIAL = [("<|x|>", CONTROL), ("<|x|>y", CONTROL), ("<u>", USER_DEFINED), ("  ", USER_DEFINED)]

@@ -106,7 +106,7 @@ def test_a_process_knows_its_memory():
 
 
 def test_flops_are_those_of_the_products():
-    config = SimpleNamespace(n_embd=8, n_head=2, n_head_kv=1, head_dim=4, n_ff=16, n_layer=3, n_vocab=100)
+    config = SimpleNamespace(n_embd=8, n_head=2, n_head_kv=1, head_dim=4, n_ff=16, n_layer=3, n_rows=100)
     layer = 2 * (8 * 8 + 2 * 4 * 8 + 8 * 8 + 3 * 8 * 16)
     # three layers forward, two of them backward; the head both ways
     assert Flops(config, 1)(10, 4) == 10 * 5 * layer + 4 * 2 * 2 * 100 * 8
