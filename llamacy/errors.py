@@ -55,10 +55,15 @@ def shown(value, limit=SHOWN):
         return "a number of thousands of digits"
 
 
-def some(names, most=3):
-    """Return the first of a file's names as shown() has them, and how many more there are."""
+def brief(value, limit=SHOWN):
+    """Return a text for a label, without quotes; what is no text as `shown` does."""
+    return _cut(printable(value[: limit + 1]), limit) if isinstance(value, str) else shown(value, limit)
+
+
+def some(names, most=3, show=shown):
+    """Return the first of several names from a file as one text, the others counted; `show`: shown or brief."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(shown, names[:most])) + more
+    return ", ".join(map(show, names[:most])) + more
 
 
 def one_line(text):

@@ -5,6 +5,7 @@ Only what is new is computed: the engine keeps the conversation's beginning in i
 
 import sys
 
+from llamacy.cli.run import say
 from llamacy.cli.template_flags import template_override, template_values, warn_of_unused
 from llamacy.errors import LlamacyError
 from llamacy.generate.chat_prompt import chat_ids
@@ -23,7 +24,7 @@ def template_of(args, model):
     """
     override = template_override(args)
     if args.instruct and not override:
-        shapes = {adapter.metadata.get("llamacy.prompt_template", "instruct") for adapter, _ in model.adapters}
+        shapes = {str(adapter.metadata.get("llamacy.prompt_template", "instruct")) for adapter, _ in model.adapters}
         if shapes != {"chat"}:
             return "instruct", [INSTRUCT_STOP]
     return template_for(model.metadata, override), []
@@ -139,4 +140,4 @@ def _say(conversation, message):
     except LlamacyError as error:
         if not (sys.stdin and sys.stdin.isatty()):
             raise
-        print(f"({error})", file=sys.stderr)
+        say(f"({error})")

@@ -2,11 +2,10 @@
 
 import contextlib
 import os
-import sys
 
 from llamacy.cli.common import add_threads_flag, default_model, fit_threads, optional, real, whole
-from llamacy.cli.run import make_parser
-from llamacy.errors import LlamacyError, UsageError
+from llamacy.cli.run import make_parser, say
+from llamacy.errors import LlamacyError, UsageError, brief, some
 
 # How many neighbouring files are looked at for the model that an adapter belongs to.
 MAX_NEIGHBOURS = 64
@@ -45,11 +44,11 @@ def main(argv):
     from llamacy.formats.hf_folder import is_model_folder
 
     if is_model_folder(args.input):
-        print(convert_folder(args), file=sys.stderr)
+        say(convert_folder(args))
         return 0
     kind = adapter_format(args.input)
     report = convert_model(args) if kind is None else convert_adapter(args, kind)
-    print(report, file=sys.stderr)
+    say(report)
     return 0
 
 
@@ -68,7 +67,7 @@ def convert_folder(args):
         metadata |= _overrides(args, metadata["general.architecture"])
         write_gguf(args.output, metadata, tensors)
     for note in notes:
-        print(f"warning: {note}", file=sys.stderr)
+        say(f"warning: {note}")
     pre = metadata.get("tokenizer.ggml.pre", "none")
     vocabulary = f"{len(metadata['tokenizer.ggml.tokens'])} tokens ({metadata['tokenizer.ggml.model']}, {pre})"
     return f"{args.output}: gguf model, {len(tensors)} tensors, {vocabulary}, from a Hugging Face folder"
@@ -107,7 +106,7 @@ def convert_adapter(args, kind):
     adapter, base = with_base(adapter, wish, args)
     left_out = adapter.left_out + save_adapter(args.output, adapter, wish, base)
     report = f"{args.output}: {wish} adapter, {len(adapter.pairs)} pairs, from {kind}"
-    return f"{report}; left out, for {wish} cannot carry it: {', '.join(left_out)}" if left_out else report
+    return f"{report}; left out, for {wish} cannot carry it: {some(left_out, show=brief)}" if left_out else report
 
 
 def format_for(path, kind):
@@ -144,7 +143,7 @@ def with_base(adapter, wish, args):
     if not found:
         return adapter, None
     path, metadata = next(iter(found.items()))
-    print(f"rows of q and k in the order of {path}, which the adapter fits", file=sys.stderr)
+    say(f"rows of q and k in the order of {path}, which the adapter fits")
     return adapter, metadata
 
 

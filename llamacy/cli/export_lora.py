@@ -3,8 +3,8 @@
 import sys
 
 from llamacy.cli.common import add_lora_flags, add_threads_flag, default_model, fit_threads, optional
-from llamacy.cli.run import make_parser
-from llamacy.errors import UsageError
+from llamacy.cli.run import make_parser, say
+from llamacy.errors import UsageError, brief, some
 
 
 def build_parser():
@@ -41,7 +41,7 @@ def main(argv):
         adapters = [(load_adapter(path, model.metadata), scale) for path, scale in args.lora]
         for adapter, _ in adapters:
             if adapter.left_out:
-                print(f"warning: {adapter.path}: left out {', '.join(adapter.left_out)}", file=sys.stderr)
+                say(f"warning: {adapter.path}: left out {some(adapter.left_out, show=brief)}")
         metadata, tensors = merged(model, adapters, outtype, fit_threads(args.threads))
         write_gguf(args.output, metadata, tensors, model.value_types)
     changed = {name for adapter, _ in adapters for name in [*adapter.pairs, *adapter.norms]}

@@ -6,7 +6,7 @@ import os
 import sys
 
 from llamacy.cli.run import make_parser
-from llamacy.formats.names import printable
+from llamacy.errors import brief, one_line, printable
 
 LONG_ARRAY = 16
 LONG_TEXT = 100
@@ -136,13 +136,13 @@ def report_lines(found, full=False):
     if found["metadata"]:
         yield ""
         yield f"Metadata ({len(found['metadata'])})"
-        yield from _table([(printable(key), _value(value, full)) for key, value in found["metadata"].items()])
+        yield from _table([(_name(key, full), _value(value, full)) for key, value in found["metadata"].items()])
     yield ""
-    yield from (_pairs if found["kind"] == "adapter" else _tensors)(found)
+    yield from (_pairs if found["kind"] == "adapter" else _tensors)(found, full)
 
 
 def _summary(found):
-    rows = [("architecture", printable(str(found["architecture"]))), ("parameters", f"{found['parameters']:,}")]
+    rows = [("architecture", brief(found["architecture"])), ("parameters", f"{found['parameters']:,}")]
     if found["kind"] == "adapter":
         ranks = sorted({pair["rank"] for pair in found["pairs"]})
         rows += [("rank", ", ".join(map(str, ranks)) or "-"), ("alpha", f"{found['alpha']:g}")]
@@ -157,19 +157,19 @@ def _summary(found):
     return rows if not hasattr(tokens, "__len__") else rows + [("vocabulary", f"{len(tokens):,}")]
 
 
-def _pairs(found):
+def _pairs(found, full):
     yield f"Pairs ({len(found['pairs'])})"
-    rows = [(printable(p["name"]), f"{p['n_out']} x {p['n_in']}", f"r {p['rank']}") for p in found["pairs"]]
+    rows = [(_name(p["name"], full), f"{p['n_out']} x {p['n_in']}", f"r {p['rank']}") for p in found["pairs"]]
     yield from _table(rows)
     rest = {"Norms": [norm["name"] for norm in found["norms"]], "Left out": found["left_out"]}
     for title, names in (rest | {"Tensors of the base model": found["base_tensors"]}).items():
         if names:
             yield ""
             yield f"{title} ({len(names)})"
-            yield from (f"  {printable(name)}" for name in names)
+            yield from (f"  {_name(name, full)}" for name in names)
 
 
-def _tensors(found):
+def _tensors(found, full):
     yield "Types"
     yield from _table(
         [
@@ -182,7 +182,7 @@ def _tensors(found):
     yield f"Tensors ({len(found['tensors'])})"
     yield from _table(
         [
-            (printable(t["name"]), t["type"], " x ".join(map(str, t["shape"])), _size(t["nbytes"]))
+            (_name(t["name"], full), t["type"], " x ".join(map(str, t["shape"])), _size(t["nbytes"]))
             for t in found["tensors"]
         ]
     )
@@ -193,6 +193,10 @@ def _table(rows):
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield ("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip()
+
+
+def _name(name, full):
+    return printable(name) if full else brief(name)
 
 
 def _value(value, full):
@@ -207,7 +211,7 @@ def _value(value, full):
     if isinstance(value, int):
         return str(value)
     shown = list(value) if full else list(value[:6])
-    items = ", ".join(printable(item) if isinstance(item, str) else str(item) for item in shown)
+    items = ", ".join(_name(item, full) if isinstance(item, str) else one_line(item) for item in shown)
     return f"[{items}]" if len(shown) == len(value) else f"[{items}, ...] ({len(value)} items)"
 
 

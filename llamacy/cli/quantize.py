@@ -7,7 +7,7 @@ import time
 
 from llamacy.cli.common import add_threads_flag, fit_threads, optional, whole
 from llamacy.cli.run import make_parser
-from llamacy.errors import UsageError
+from llamacy.errors import UsageError, brief
 
 # Without a terminal a line at most this often, in seconds.
 INTERVAL = 5.0
@@ -98,11 +98,12 @@ def total(steps):
 
 def table(steps):
     """Return a line for each tensor: name, shape, type before and after, bytes after; and one for all."""
-    width = max((len(step.info.name) for step in steps), default=0)
+    names = [brief(step.info.name) for step in steps]
+    width = max(map(len, names), default=0)
     lines = [
-        f"{step.info.name:{width}}  {' x '.join(map(str, step.info.shape)):>16}  "
+        f"{name:{width}}  {' x '.join(map(str, step.info.shape)):>16}  "
         f"{step.info.type.name:>7} -> {step.target.name:7}  {step.nbytes:>12}"
-        for step in steps
+        for name, step in zip(names, steps, strict=True)
     ]
     return "\n".join([*lines, f"{len(steps)} tensors, {total(steps)}"])
 
@@ -124,7 +125,7 @@ class Bar:
             return
         self.shown = now
         left = clock_time((now - self.began) * (total - done) / max(1, done))
-        text = f"{100 * done // max(1, total):3} %  {step.info.name} {step.target.name}  {left} left"
+        text = f"{100 * done // max(1, total):3} %  {brief(step.info.name)} {step.target.name}  {left} left"
         if not self.terminal:
             self.stream.write(text + "\n")
         else:

@@ -25,15 +25,12 @@ def build_parser():
 def main(argv):
     args = build_parser().parse_args(argv)
     from llamacy.formats.model_file import open_model
-    from llamacy.text.tokenizer import Tokenizer
+    from llamacy.text.tokenizer import open_tokenizer
 
     text = _text(args)
     path = args.model or default_model()
     with open_model(path) as model:
-        try:
-            tokenizer = Tokenizer.from_metadata(model.metadata)
-        except LlamacyError as error:
-            raise LlamacyError(f"{path}: {error}") from error
+        tokenizer = open_tokenizer(model)
         ids = tokenizer.encode(text, add_special=not args.no_bos, parse_special=not args.no_parse_special)
     lines = [str(ids)] if args.ids else [f"{token} -> '{_shown(tokenizer.token_bytes(token))}'" for token in ids]
     sys.stdout.buffer.write("".join(line + "\n" for line in lines).encode())

@@ -18,7 +18,7 @@ from llamacy.formats.model_file import open_model
 from llamacy.model.config import read_config
 from llamacy.model.weights import check_tensors
 from llamacy.text import chat
-from llamacy.text.tokenizer import Tokenizer
+from llamacy.text.tokenizer import open_tokenizer
 from llamacy.train.batches import Plan, split
 from llamacy.train.data import Subset, open_data
 from llamacy.train.estimate import (
@@ -58,7 +58,7 @@ class Prepared:
         self.file = open_model(args.model)
         self.file.metadata.update(args.override_kv)
         self.metadata = self.file.metadata
-        self.tokenizer = Tokenizer.from_metadata(self.metadata)
+        self.tokenizer = open_tokenizer(self.file)
         self.options = self._fitted(options)
         self.encoder = Encoder(self.tokenizer, self.options.n_ctx, self.options.mask_prompt)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from llamacy.formats.names import shown
+from llamacy.errors import brief
 
 
 def _from_bf16(raw):
@@ -39,7 +39,7 @@ def float_rows(model_file, name, rows):
     info = model_file.tensors[name]
     decode = _DECODERS.get(info.type.name)
     if decode is None:
-        what = f"tensor {shown(name)} is {info.type.name}, wanted one of {', '.join(_DECODERS)}"
+        what = f"tensor {brief(name)} is {info.type.name}, wanted one of {', '.join(_DECODERS)}"
         raise model_file.error(what, "convert it")
     # A copy first: file offsets need not be aligned for the wider types.
     raw = np.array(model_file.data(name)[rows])

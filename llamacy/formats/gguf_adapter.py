@@ -7,6 +7,7 @@ Scale is alpha / r with the tensor's own r; alpha 0 means 1.
 
 import numpy as np
 
+from llamacy.errors import brief, shown
 from llamacy.formats.arrays import float_tensor
 from llamacy.formats.gguf import MAGIC, read_gguf
 from llamacy.formats.gguf_writer import write_gguf
@@ -29,7 +30,7 @@ def read_gguf_adapter(source):
         if kind != "adapter" or file.text("adapter.type") != "lora":
             what = file.text("adapter.type", "nameless adapter") if kind == "adapter" else kind
             raise file.error(
-                f"holds a {what}, wanted a LoRA adapter", "give a model with -m and an adapter with --lora"
+                f"holds {shown(what)}, wanted a LoRA adapter", "give a model with -m and an adapter with --lora"
             )
         alpha = _alpha(file)
         pairs, left_out = {}, []
@@ -39,7 +40,7 @@ def read_gguf_adapter(source):
             elif found.keys() == {"other"}:
                 left_out.append(found["other"])
             else:
-                raise file.error(f"{base} has lora_{min(found)} without its counterpart", "the file is damaged")
+                raise file.error(f"{brief(base)} has lora_{min(found)} without its counterpart", "the file is damaged")
         metadata = {key: value for key, value in file.metadata.items() if key not in _OWN_KEYS}
         architecture = str(file.metadata.get("general.architecture", ""))
         return Adapter(architecture, pairs, alpha, metadata, file.path, left_out)
@@ -49,7 +50,7 @@ def _alpha(file):
     alpha = file.metadata.get("adapter.lora.alpha", 0.0)
     if isinstance(alpha, (int, float)) and np.isfinite(alpha):
         return float(alpha)
-    raise file.error(f"adapter.lora.alpha is {alpha!r}, wanted a finite number", "the file is damaged")
+    raise file.error(f"adapter.lora.alpha is {shown(alpha)}, wanted a finite number", "the file is damaged")
 
 
 def _grouped(file):
@@ -68,7 +69,7 @@ def _pair(file, base, found, alpha):
         a, b = np.ascontiguousarray(b.T), a
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or a.shape[0] == 0:
         raise file.error(
-            f"{base}: lora_a is {file.tensors[found['a']].shape} and lora_b {file.tensors[found['b']].shape}, "
+            f"{brief(base)}: lora_a is {file.tensors[found['a']].shape} and lora_b {file.tensors[found['b']].shape}, "
             "wanted (r, n_in) and (n_out, r)",
             "adapters of mixture-of-experts tensors and other kinds are not supported",
         )

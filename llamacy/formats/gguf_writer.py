@@ -4,7 +4,7 @@ import struct
 
 import numpy as np
 
-from llamacy.errors import LlamacyError
+from llamacy.errors import LlamacyError, shown
 from llamacy.formats.atomic import atomic_write
 from llamacy.formats.gguf import ARRAY, DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, SCALARS, STRING
 from llamacy.formats.strings import StringArray
@@ -32,7 +32,7 @@ def write_gguf(path, metadata, tensors, value_types=None):
     tensors = list(tensors)
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if not 0 < alignment < 1 << 32 or alignment & (alignment - 1):
-        raise LlamacyError(f"{path}: general.alignment is {alignment}, wanted a power of two")
+        raise LlamacyError(f"{path}: general.alignment is {shown(alignment)}, wanted a power of two")
     header = _header(path, metadata, tensors, value_types or {}, alignment)
     with atomic_write(path) as file:
         file.write(header)
@@ -47,7 +47,7 @@ def _write_tensor(file, path, name, wanted, data):
     """Write one tensor's data; a function of its own, so that no name holds one tensor while the next is made."""
     content = _contiguous(data() if callable(data) else data)
     if content.nbytes != wanted:
-        raise LlamacyError(f"{path}: tensor {name} has {content.nbytes} bytes of data, its shape wants {wanted}")
+        raise LlamacyError(f"{path}: tensor {shown(name)} has {content.nbytes} bytes of data, its shape wants {wanted}")
     file.write(content)
 
 
@@ -62,7 +62,8 @@ def _nbytes(path, name, quant_type, shape):
     row = shape[-1] if shape else 1
     if row % quant_type.block_size:
         raise LlamacyError(
-            f"{path}: tensor {name} has rows of {row}, {quant_type.name} wants whole blocks of {quant_type.block_size}"
+            f"{path}: tensor {shown(name)} has rows of {row}, {quant_type.name} wants whole blocks of "
+            f"{quant_type.block_size}"
         )
     total = quant_type.row_bytes(int(row))
     for extent in shape[:-1]:
@@ -78,8 +79,8 @@ def _header(path, metadata, tensors, value_types, alignment):
     for name, quant_type, shape, _ in tensors:
         if not name or "\0" in name or len(name.encode()) > MAX_NAME or name in seen or len(shape) > MAX_DIMS:
             raise LlamacyError(
-                f"{path}: tensor {name!r} of shape {tuple(shape)}: wanted a new name of 1 to {MAX_NAME} bytes without "
-                f"NUL and at most {MAX_DIMS} dimensions"
+                f"{path}: tensor {shown(name)} of shape {tuple(shape)}: wanted a new name of 1 to {MAX_NAME} bytes "
+                f"without NUL and at most {MAX_DIMS} dimensions"
             )
         seen.add(name)
         extents = [int(extent) for extent in reversed(shape)]
@@ -116,16 +117,16 @@ def _value(path, key, value, wish=None):
         try:
             return number, struct.pack("<" + SCALARS[number][2], value)
         except (struct.error, OverflowError):
-            raise LlamacyError(f"{path}: {key} = {value} does not fit {SCALARS[number][0]}") from None
+            raise LlamacyError(f"{path}: {shown(key)} = {shown(value)} does not fit {SCALARS[number][0]}") from None
     if isinstance(value, (list, tuple)):
         return _list(path, key, value)
-    raise LlamacyError(f"{path}: {key} is a {type(value).__name__}, which GGUF cannot hold")
+    raise LlamacyError(f"{path}: {shown(key)} is a {type(value).__name__}, which GGUF cannot hold")
 
 
 def _by_dtype(path, key, dtype):
     number = _BY_DTYPE.get(dtype.newbyteorder("<"))
     if number is None:
-        raise LlamacyError(f"{path}: {key} is of dtype {dtype}, which GGUF cannot hold")
+        raise LlamacyError(f"{path}: {shown(key)} is of dtype {dtype}, which GGUF cannot hold")
     return number
 
 
@@ -137,7 +138,7 @@ def _scalar_type(path, key, value):
     for name, low, end in _INT_RANGES:
         if low <= value < end:
             return name
-    raise LlamacyError(f"{path}: {key} = {value} is beyond 64 bits")
+    raise LlamacyError(f"{path}: {shown(key)} = {shown(value)} is beyond 64 bits")
 
 
 def _list(path, key, values):
@@ -153,5 +154,5 @@ def _list(path, key, values):
         return _value(path, key, array if len(values) else array.astype(np.int32))
     parts = [_value(path, key, value) for value in values]
     if any(number != ARRAY for number, _ in parts):
-        raise LlamacyError(f"{path}: {key} mixes kinds of values, which GGUF cannot hold")
+        raise LlamacyError(f"{path}: {shown(key)} mixes kinds of values, which GGUF cannot hold")
     return ARRAY, struct.pack("<IQ", ARRAY, len(parts)) + b"".join(content for _, content in parts)

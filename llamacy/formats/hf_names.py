@@ -2,8 +2,8 @@
 
 import re
 
+from llamacy.errors import shown, some
 from llamacy.formats.architectures import FUSED, LM_HEAD, MATRICES, NORMS, OUTPUT_NORM, TOKEN_EMBD
-from llamacy.formats.names import shown, some
 
 _IN_LAYER = (*MATRICES, *FUSED)
 _LAYER = {part.hf: part.name for part in _IN_LAYER if part.hf}

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from llamacy.errors import LlamacyError
+from llamacy.errors import LlamacyError, brief
 from llamacy.formats.architectures import MATRICES, PERMUTED
 from llamacy.formats.hf_names import EMBEDDING, OUTPUT
-from llamacy.formats.names import printable
 
 _HEAD_COUNTS = {matrix.name: matrix.heads for matrix in MATRICES if matrix.heads}
 _OF_HEADS = re.compile(rf"blk\.(\d+)\.({'|'.join(_HEAD_COUNTS)})\.(?:weight|bias)")
@@ -101,7 +100,7 @@ class Adapter:
             base = base_tensor(name, tensors)
             found = tensors[base].dims if base in tensors else "no such tensor"
             if found != shape:
-                return printable(f"{name}: the adapter is for {shape}, the model has {found}")
+                return f"{brief(name)}: the adapter is for {shape}, the model has {found}"
         return None
 
 
@@ -154,8 +153,8 @@ def heads_of(name, n_rows, architecture, metadata, path):
         return 0
     heads = _heads(path, architecture, metadata, *place)
     if heads <= 0 or n_rows % (2 * heads):
-        what = f"{name} has {n_rows} rows, which are no {heads} heads"
-        raise LlamacyError(printable(f"{path}: {what}; it was trained on another model"))
+        what = f"{brief(name)} has {n_rows} rows, which are no {heads} heads"
+        raise LlamacyError(f"{path}: {what}; it was trained on another model")
     return heads
 
 

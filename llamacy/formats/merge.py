@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from llamacy.errors import LlamacyError
+from llamacy.errors import LlamacyError, brief, shown
 from llamacy.formats.adapter import fitted
 from llamacy.formats.hf_names import EMBEDDING, OUTPUT
 from llamacy.formats.rewrite import can_write, matrix_type, rewritten, written_types
@@ -37,7 +37,7 @@ def _entry(file, name, change, outtype, n_threads):
     if target is info.type and not change.parts:
         return name, target, info.shape, lambda: file.data(name)
     if not can_write(target):
-        what = f"tensor {name} is {target.name}, which can be read and not written"
+        what = f"tensor {brief(name)} is {target.name}, which can be read and not written"
         raise file.error(what, f"choose an --outtype: {', '.join(written_types())}")
     return name, target, info.shape, lambda: rewritten(file, info, target, n_threads, add=change.add_to)
 
@@ -45,7 +45,7 @@ def _entry(file, name, change, outtype, n_threads):
 def _check(file, adapter):
     architecture = file.metadata.get("general.architecture")
     if adapter.architecture and adapter.architecture != architecture:
-        problem = f"it is for {adapter.architecture!r}, the model is {architecture!r}"
+        problem = f"it is for {shown(adapter.architecture)}, the model is {shown(architecture)}"
     else:
         problem = adapter.misfit(file.tensors)
     if problem:

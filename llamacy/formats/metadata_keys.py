@@ -92,9 +92,10 @@ _ARITHMETIC = re.compile(
     r"|embedding|eps|epsilon|experts?|factor|freq|function|gate|gating|heads?|hidden|interval|kernel|layers?|length"
     r"|limit|logits?|lora|mask|mixer|mla|moe|mtp|multiplier|norm|parallel|pattern|period|positions?|rank|residual|rope"
     r"|rotary|router|routing|scale|scaling|sections|shared|softcap|softcapping|sparsity|ssm|swa|temperature|theta"
-    r"|threshold|tied?|window|yarn)(?:[._].*)?"
+    r"|threshold|tied?|window|yarn)(?:[._].*)?",
+    re.DOTALL,
 )
-_EXPERTS = re.compile(r"(expert|experts|moe|router)_.*|.*_moe_.*")
+_EXPERTS = re.compile(r"(expert|experts|moe|router)_.*|.*_moe_.*", re.DOTALL)
 
 
 def check_keys(file, config, keys):

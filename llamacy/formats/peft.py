@@ -117,7 +117,7 @@ def _pattern(file, text):
     try:
         return re.compile(rf"(.*\.)?({text})")
     except (re.error, OverflowError) as error:
-        raise file.error(f"{CONFIG}: alpha_pattern {shown(text)}: {error}", "correct it") from None
+        raise file.error(f"{CONFIG}: alpha_pattern {shown(text)}: {shown(str(error))}", "correct it") from None
 
 
 def write_peft(path, adapter, base=None):

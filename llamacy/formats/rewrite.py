@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from llamacy.errors import UsageError
+from llamacy.errors import UsageError, brief, shown
 from llamacy.formats.types import FILE_TYPES, by_name
 from llamacy.kernels import quants
 
@@ -18,7 +18,7 @@ def written_types():
 def writable(name):
     """Return the QuantType called `name` (any case); UsageError unless rows can be quantised to it."""
     if name.upper() not in FILE_TYPES or not can_write(by_name(name)):
-        raise UsageError(f"type {name} cannot be written, wanted one of {', '.join(written_types())}")
+        raise UsageError(f"type {shown(name)} cannot be written, wanted one of {', '.join(written_types())}")
     return by_name(name)
 
 
@@ -56,7 +56,7 @@ def rewritten(file, info, target, n_threads=1, *, order=None, add=None):
         if add is not None:
             add(values, start)
         if not np.isfinite(values).all():
-            what = f"tensor {info.name} would hold numbers that are not finite"
+            what = f"tensor {brief(info.name)} would hold numbers that are not finite"
             raise file.error(what, "damaged, or too large a scale")
         out[part] = quants.quantize(values, target.number, n_threads)
     file.release(info.name)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llamacy.errors import LlamacyError, shown
+from llamacy.errors import LlamacyError, shown, some
 from llamacy.formats.architectures import ARCHITECTURES, sizes
 from llamacy.formats.metadata_keys import check_keys
 
@@ -109,7 +109,7 @@ def read_config(file, rms_eps=None, rope_theta=None):
     _check(file.path, config)
     strange = check_keys(file, config, ARCHITECTURES[name].keys)
     if strange:
-        warnings.warn(f"{file.path}: {_some(strange)}: not known here, and ignored", stacklevel=1)
+        warnings.warn(f"{file.path}: {some(strange)}: not known here, and ignored", stacklevel=1)
     return config
 
 
@@ -195,11 +195,6 @@ def _rope_scale(keys):
         raise LlamacyError(f"{keys.file.path}: rope scaling {shown(kind)} is not supported, wanted none or linear")
     key = "rope.scaling.factor" if keys.get("rope.scaling.factor") is not None else "rope.scale_linear"
     return keys.number(key, 1.0) or 1.0
-
-
-def _some(names):
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(map(shown, names[:5])) + more
 
 
 def _check(path, c):

@@ -6,10 +6,10 @@ import re
 
 import numpy as np
 
+from llamacy.errors import shown, some
 from llamacy.formats.architectures import ARCHITECTURES, BY_NAME, sizes
 from llamacy.formats.hf_names import EMBEDDING, gguf_tensor
 from llamacy.formats.lora import paired_from_halves, permuted_rows
-from llamacy.formats.names import shown
 from llamacy.formats.rewrite import can_write, matrix_type, rewritten
 from llamacy.formats.types import FILE_TYPES, by_name
 from llamacy.kernels import quants
@@ -147,8 +147,9 @@ def _metadata(reader, architecture, n_vocab):
     general = {"general.architecture": architecture, "general.type": "model", "general.name": os.path.basename(name)}
     notes = []
     window = reader.values.get("sliding_window") if reader.values.get("use_sliding_window", True) else None
-    if isinstance(window, int) and window < found["context_length"]:
-        notes.append(f"attention is not cut to a window of {window} tokens: beyond it answers differ")
+    if window is not None and reader.whole("sliding_window") < found["context_length"]:
+        found["attention.sliding_window"] = window
+        notes.append(f"attention has a window of {window} tokens: it runs here in contexts up to that")
     return general | {f"{architecture}.{key}": value for key, value in found.items()}, notes
 
 
@@ -216,8 +217,7 @@ def _tensors(reader, architecture, outtype, n_threads):
             kinds[target.name] = kinds.get(target.name, 0) + info.n_elements
         entries.append((ours, target, info.shape, _reader(file, info, target, order, n_threads)))
     if strange:
-        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
-        what = f"{', '.join(map(shown, strange[:3]))}{more}: no tensors that a {architecture} model has"
+        what = f"{some(strange, 3)}: no tensors that a {architecture} model has"
         raise reader.error(what, "mixture-of-experts and multi-modal models need their GGUF file")
     _check_shapes(reader, architecture, seen)
     return entries, kinds

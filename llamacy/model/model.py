@@ -7,13 +7,12 @@ import warnings
 import numpy as np
 
 from llamacy import kernels
-from llamacy.errors import LlamacyError
+from llamacy.errors import LlamacyError, brief, shown, some
 from llamacy.formats.architectures import ARCHITECTURES, SLOTS
 from llamacy.formats.model_file import open_model
-from llamacy.formats.names import some
 from llamacy.model.config import read_config
 from llamacy.model.weights import load_weights, read_vector
-from llamacy.text.tokenizer import Tokenizer
+from llamacy.text.tokenizer import open_tokenizer
 
 _MATRIX = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 
@@ -44,10 +43,20 @@ def load_model(
         if kind not in (None, *kernels.attention.KV_TYPES):
             raise LlamacyError(f"cache type {kind!r}: wanted one of {', '.join(kernels.attention.KV_TYPES)}")
     file = open_model(path, mmap)
-    arch = str(file.metadata.get("general.architecture"))
-    file.metadata.update({key.replace("{arch}", arch): value for key, value in (overrides or {}).items()})
+    _override(file, overrides or {})
     config = read_config(file, rms_eps, rope_theta)
     return Model(file, config, activations, threads or os.cpu_count() or 1, n_ctx or config.n_ctx_train, cache_types)
+
+
+def _override(file, overrides):
+    """Set metadata of an open file; a warning for keys that nothing could read."""
+    arch = str(file.metadata.get("general.architecture"))
+    overrides = {key.replace("{arch}", arch): value for key, value in overrides.items()}
+    rooms = ("general.", "tokenizer.", f"{arch}.")
+    idle = [key for key in overrides if key not in file.metadata and not key.startswith(rooms)]
+    if idle:
+        warnings.warn(f"{file.path}: has no {some(idle)}, and nothing reads such keys: not overridden", stacklevel=1)
+    file.metadata.update(overrides)
 
 
 class Model:
@@ -58,12 +67,12 @@ class Model:
         self.config = config
         self.metadata = file.metadata
         self.path = file.path
-        self.name = str(file.metadata.get("general.name") or os.path.basename(file.path))
+        self.name = brief(file.metadata.get("general.name") or os.path.basename(file.path))
         self.activations = activations
         self.threads = threads
         self.n_ctx_train = n_ctx_train
         self.cache_types = cache_types
-        self.tokenizer = Tokenizer.from_metadata(file.metadata)
+        self.tokenizer = open_tokenizer(file)
         self.weights = load_weights(file, config, threads)
         self.family = ARCHITECTURES[config.architecture]
         self.adapters = []  # (Adapter, user scale)
@@ -93,8 +102,8 @@ class Model:
         """
         if adapter.architecture and adapter.architecture != self.config.architecture:
             raise LlamacyError(
-                f"{adapter.path}: an adapter for {adapter.architecture!r}, the model is {self.config.architecture!r}; "
-                "use the model it was trained on"
+                f"{adapter.path}: an adapter for {shown(adapter.architecture)}, the model is "
+                f"{self.config.architecture!r}; use the model it was trained on"
             )
         # Late: a model without adapters does without their formats, 4 MB.
         from llamacy.formats.adapter import fitted
@@ -132,11 +141,12 @@ class Model:
             place = (int(match[1]), match[2])
         else:
             raise LlamacyError(
-                f"{adapter.path}: adapts {name}, which {self.path} does not have; use the model it was trained on"
+                f"{adapter.path}: adapts {brief(name)}, which {self.path} does not have; use the model it was trained "
+                "on"
             )
         if delta.shape != (self.config.n_embd,):
             raise LlamacyError(
-                f"{adapter.path}: {name} has {delta.size} elements here, {self.config.n_embd} in {self.path}; "
+                f"{adapter.path}: {brief(name)} has {delta.size} elements here, {self.config.n_embd} in {self.path}; "
                 "use the model it was trained on"
             )
         return place
@@ -159,12 +169,13 @@ class Model:
             place, shape = (int(match[1]), SLOTS[match[2]]), shapes[match[2]]
         else:
             raise LlamacyError(
-                f"{adapter.path}: adapts {name}, which {self.path} does not have; use the model it was trained on"
+                f"{adapter.path}: adapts {brief(name)}, which {self.path} does not have; use the model it was trained "
+                "on"
             )
         got = (pair.b.shape[0], pair.a.shape[1])
         if got != shape:
             raise LlamacyError(
-                f"{adapter.path}: {name} is {got[0]} x {got[1]} here, {shape[0]} x {shape[1]} in {self.path}; "
+                f"{adapter.path}: {brief(name)} is {got[0]} x {got[1]} here, {shape[0]} x {shape[1]} in {self.path}; "
                 "use the model it was trained on"
             )
         return place

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llamacy import kernels
-from llamacy.errors import LlamacyError
+from llamacy.errors import LlamacyError, brief
 from llamacy.formats.gguf_writer import write_gguf
 from llamacy.formats.rewrite import CHUNK
 from llamacy.formats.types import QuantType
@@ -43,10 +43,10 @@ def plan(model, mix, wishes, allow_requantize=False):
         if step.is_copy:
             continue
         if kind.number not in kernels.quants.types():
-            raise model.error(f"tensor {step.info.name} is {kind.name}, which cannot be read", "leave it out")
+            raise model.error(f"tensor {brief(step.info.name)} is {kind.name}, which cannot be read", "leave it out")
         if is_quantised(kind) and not allow_requantize:
             raise model.error(
-                f"tensor {step.info.name} is {kind.name} already, and rounding it again loses accuracy",
+                f"tensor {brief(step.info.name)} is {kind.name} already, and rounding it again loses accuracy",
                 "start from an F32, F16 or BF16 model, or say --allow-requantize",
             )
     return steps
@@ -126,7 +126,7 @@ class _Work:
             np.isfinite(values).all() and np.isfinite(kernels.quants.dequantize(rows, number, self.n_threads)).all()
         ):
             raise LlamacyError(
-                f"{self.model.path}: tensor {step.info.name} holds numbers that {step.target.name} cannot hold "
+                f"{self.model.path}: tensor {brief(step.info.name)} holds numbers that {step.target.name} cannot hold "
                 f"(the largest is {np.abs(values).max():g}); the file is damaged, or choose another type"
             )
         return rows

@@ -10,7 +10,7 @@ from llamacy.formats.architectures import ARCHITECTURES, BY_NAME
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
 # A router, experts side by side in one tensor or, in files of 2023, in tensors of their own.
-_EXPERTS = re.compile(r"blk\.\d+\.(ffn_gate_inp|exp_probs|ffn_\w+\.\d+\.|ffn_\w+_(exps|shexp|chexps)).*")
+_EXPERTS = re.compile(r"blk\.\d+\.(ffn_gate_inp|exp_probs|ffn_\w+\.\d+\.|ffn_\w+_(exps|shexp|chexps))")
 
 
 def check_tensors(file, config):
@@ -23,7 +23,7 @@ def check_tensors(file, config):
     strange = [name for name in file.tensors if name not in known]
     if not strange:
         return
-    name = next((name for name in strange if _EXPERTS.fullmatch(name)), None)
+    name = next((name for name in strange if _EXPERTS.match(name)), None)
     if name is not None:
         raise LlamacyError(
             f"{file.path}: a mixture of experts (tensor {shown(name)}), which is not supported; use a dense model"

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from llamacy.errors import shown
 from llamacy.kernels.text.splitter import CLASS_BITS, SPACE_BIT, char_class
 
 OP_MATCH, OP_RUN, OP_SPLIT, OP_JUMP, OP_LOOK, OP_END = range(6)
@@ -78,7 +79,7 @@ class _Parser:
         self.text, self.at = text, 0
 
     def fail(self, what):
-        raise ValueError(f"{what} at {self.at} of the expression {self.text!r}")
+        raise ValueError(f"{what} at {self.at} of the expression {shown(self.text)}")
 
     def take(self, text):
         found = self.text.startswith(text, self.at)
@@ -120,7 +121,7 @@ class _Parser:
             return END
         char = self.next()
         if char in "(*+?{":
-            self.fail(f"{char!r} not understood")
+            self.fail(f"{shown(char)} not understood")
         mask, code, negated = self.escape() if char == "\\" else (0, ord(char), False)
         return CharSet(mask, () if code is None else ((code, code),), negated)
 
@@ -276,7 +277,7 @@ def compile_pattern(text):
     """Return one stage for a Splitter: the arrays of the struct Stage from `code` on, in its order."""
     options = parse(text).options
     if len(options) > 32:
-        raise ValueError(f"{len(options)} alternatives in {text!r}, at most 32")
+        raise ValueError(f"{len(options)} alternatives in {shown(text)}, at most 32")
     program, starts, first = _Program(), [], [0] * 129
     for number, option in enumerate(options):
         starts.append(len(program.code))

@@ -9,6 +9,7 @@ import warnings
 from functools import lru_cache
 from typing import NamedTuple
 
+from llamacy.errors import shown
 from llamacy.kernels.text.splitter import Splitter
 from llamacy.text.pattern import compile_pattern
 
@@ -124,7 +125,7 @@ def pretokenizer(name):
     """Return the PreTokenizer of that name; the default one, with a warning, where there is none."""
     row = BY_NAME.get(name)
     if row is None:
-        what = f"pre-tokenizer {name!r} is not known" if name else "the file does not name its pre-tokenizer"
+        what = f"pre-tokenizer {shown(name)} is not known" if name else "the file does not name its pre-tokenizer"
         warnings.warn(f"{what}: text is cut as 'default' does, and the model may answer worse", stacklevel=2)
         row = BY_NAME["default"]
     return row

@@ -4,12 +4,13 @@ Three kinds of vocabulary, one row each in MODELS: `gpt2` (byte-level BPE), `lla
 fallback) and `gemma4` (BPE on text with U+2581 for spaces). The compiled work is in pyx/splitter.pyx and bpe.pyx.
 """
 
+import warnings
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
-from llamacy.errors import LlamacyError
+from llamacy.errors import LlamacyError, shown
 from llamacy.kernels.text import bpe
 from llamacy.text.pretokenizers import pretokenizer, splitter
 from llamacy.text.stream import StreamDecoder
@@ -44,6 +45,7 @@ END_TEXTS = (
     *("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]", "<|fim_repo|>", "<|repo_name|>", "<fim-repo>"),
     *("<REPO>", "<reponame>", "<|file_sep|>"),
 )
+NO_TOKEN = (-1, 0xFFFFFFFF)  # what some files say where there is none
 END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id", "fim_pad_token_id", "fim_rep_token_id", "fim_sep_token_id")
 # gpt-oss and solar-open write <|end|> inside an answer; Gemma 4 has </s> as ordinary text.
 NOT_ENDS = (
@@ -96,6 +98,14 @@ def merge_order(scores):
     return np.where(negative, bits, ~(bits | np.uint32(1 << 31)))
 
 
+def open_tokenizer(file):
+    """Return the Tokenizer of an open ModelFile; LlamacyError, with the file's name, where it describes none."""
+    try:
+        return Tokenizer.from_metadata(file.metadata)
+    except LlamacyError as error:
+        raise LlamacyError(f"{file.path}: {error}") from error
+
+
 class Tokenizer:
     """A model's vocabulary. Safe to use from several threads.
 
@@ -108,8 +118,8 @@ class Tokenizer:
         self.model = self._get("model")
         row = MODELS.get(self.model)
         tokens = self._get("tokens")
-        if row is None or tokens is None:
-            what = "no vocabulary" if self.model is None or tokens is None else f"a tokenizer of kind {self.model!r}"
+        if row is None or not tokens:
+            what = "no vocabulary" if self.model is None or not tokens else f"a tokenizer of kind {shown(self.model)}"
             raise LlamacyError(f"the file has {what}; wanted one of {', '.join(MODELS)}")
         self._row, self._tokens = row, string_array(tokens)
         self.n_vocab = len(self._tokens[1])
@@ -138,9 +148,14 @@ class Tokenizer:
         return value
 
     def _token_id(self, key, default=None):
-        """Return a special token's id from the metadata; None where it is outside the vocabulary."""
+        """Return a special token's id from the metadata; None where it is outside the vocabulary, with a warning."""
         token = self._get(key, default)
-        return int(token) if token is not None and 0 <= int(token) < self.n_vocab else None
+        if token is None or 0 <= int(token) < self.n_vocab:
+            return None if token is None else int(token)
+        if self._get(key) is not None and int(token) not in NO_TOKEN:
+            what = f"tokenizer.ggml.{key} is {int(token)}, outside the vocabulary of {self.n_vocab}"
+            warnings.warn(f"{what}: there is no such token", stacklevel=1)
+        return None
 
     def _kinds(self):
         types = np.asarray(self._get("token_type", np.ones(self.n_vocab)))

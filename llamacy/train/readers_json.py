@@ -6,7 +6,7 @@ An array is walked through a sliding buffer, so that its size does not matter; o
 import json
 import re
 
-from llamacy.errors import LlamacyError
+from llamacy.errors import LlamacyError, brief, shown
 from llamacy.train.readers import BLOCK, MAX_RECORD, Span, decode, instruct_prompt, too_long
 from llamacy.train.samples import Record, check_text
 
@@ -49,14 +49,14 @@ def parse_text(text, path, line):
         raise LlamacyError(f"{path}:{line}: JSON nested too deeply; wanted an object with text in it") from error
     if not isinstance(value, dict):
         wanted = '{"prompt": ..., "completion": ...}'
-        raise LlamacyError(f"{path}:{line}: wanted a JSON object such as {wanted}, got {text[:40]!r}")
+        raise LlamacyError(f"{path}:{line}: wanted a JSON object such as {wanted}, got {shown(text, 40)}")
     return value
 
 
 def _broken(path, line, error, text):
-    shown = text.split("\n")[error.lineno - 1]
-    near = shown[max(0, error.colno - 21) : error.colno + 19]
-    return LlamacyError(f"{path}:{line}: broken JSON: {error.msg} at column {error.colno}, near {near!r}")
+    whole = text.split("\n")[error.lineno - 1]
+    near = whole[max(0, error.colno - 21) : error.colno + 19]
+    return LlamacyError(f"{path}:{line}: broken JSON: {error.msg} at column {error.colno}, near {shown(near)}")
 
 
 class JsonLines:
@@ -189,8 +189,8 @@ class Shapes:
             if all(key in value for key in keys):
                 return make(self, value, where), template
         wanted = ", ".join(" and ".join(f'"{key}"' for key in keys) for keys, *_ in self.ROWS)
-        got = ", ".join(f'"{key}"' for key in list(value)[:8]) or "no keys"
-        raise LlamacyError(f"{where}: missing keys: wanted {wanted}; got {got[:200]}")
+        got = ", ".join(f'"{brief(key, 24)}"' for key in list(value)[:8]) or "no keys"
+        raise LlamacyError(f"{where}: missing keys: wanted {wanted}; got {got}")
 
     def _messages(self, value, where):
         turns = _turns(value["messages"], where)

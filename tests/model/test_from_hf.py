@@ -123,13 +123,14 @@ def test_metadata(tmp_path, capsys):
                     rope_scaling=rope, bos_token_id=3, eos_token_id=[5, 6], _name_or_path="someone/Tiny-1")  # fmt: skip
     out = converted(tmp_path / "m", "-c", "99", "--rms-eps", "0.5")
     said = capsys.readouterr().err
-    assert "warning: attention is not cut to a window of 128 tokens" in said and "97 tokens (gpt2, gpt-2)" in said
+    assert "warning: attention has a window of 128 tokens" in said and "97 tokens (gpt2, gpt-2)" in said
     wanted = {
         "general.architecture": "llama", "general.type": "model", "general.name": "Tiny-1", "general.file_type": 0,
         "general.quantization_version": 2, "llama.block_count": 2, "llama.context_length": 99,
         "llama.embedding_length": 64, "llama.feed_forward_length": 96, "llama.attention.head_count": 4,
         "llama.attention.head_count_kv": 2, "llama.attention.key_length": 16, "llama.attention.value_length": 16,
         "llama.rope.dimension_count": 16, "llama.rope.freq_base": 10000.0, "llama.vocab_size": 97,
+        "llama.attention.sliding_window": 128,
         "llama.attention.layer_norm_rms_epsilon": 0.5, "llama.rope.scaling.type": "yarn",
         "llama.rope.scaling.factor": 4.0, "llama.rope.scaling.original_context_length": 64,
         "llama.rope.scaling.yarn_beta_fast": 16.0, "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2",

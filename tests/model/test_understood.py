@@ -7,8 +7,9 @@ import warnings
 import numpy as np
 import pytest
 
-from llamacy.cli import convert, export_lora, info, quantize, tokenize
-from llamacy.cli.common import override
+from llamacy.cli import convert, export_lora, finetune, info, quantize, tokenize
+from llamacy.cli.common import overrides
+from llamacy.cli.run import run
 from llamacy.errors import LlamacyError
 from llamacy.formats.adapter import Adapter, LoraPair, save_adapter
 from llamacy.formats.architectures import ARCHITECTURES
@@ -167,7 +168,7 @@ def test_the_override_that_an_error_names_works(tmp_path):
     for key in KEYS.keys() & PARTS.keys():
         words = refused(tmp_path / "m.gguf", change={f"llama.{key}": PARTS[key][0]})
         flag = re.search(r"or --override-kv (.*) to do without", words)
-        opened(tmp_path / "m.gguf", change={f"llama.{key}": PARTS[key][0]}, overrides=dict([override(flag[1])]))
+        opened(tmp_path / "m.gguf", change={f"llama.{key}": PARTS[key][0]}, overrides=dict(overrides(flag[1])))
         told += 1
     assert told == len(PARTS) - 3
 
@@ -252,6 +253,24 @@ def test_a_context_beyond_the_window_is_refused(tmp_path, plain):
         model.new_session(1, 17)
     for none in (0, 256, 1 << 31):
         opened(tmp_path / "m.gguf", change={"llama.attention.sliding_window": none}).new_session(1, 256)
+
+
+def test_training_beyond_the_window_is_refused_before_the_data_is_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_llama(tmp_path / "m.gguf", CONFIG, WEIGHTS, change={"llama.attention.sliding_window": 16})
+    (tmp_path / "d.jsonl").write_text('{"prompt": "<5>", "completion": "<6>"}')
+    words = ["-m", "m.gguf", "--train-data", "d.jsonl", "--epochs", "1"]
+    assert run(finetune.main, words) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "llama.attention.sliding_window is 16" in err and "--ctx-size 16" in err
+    assert run(finetune.main, [*words, "--ctx-size", "16"]) == 0
+
+
+def test_training_is_refused_by_tensors_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_llama(tmp_path / "m.gguf", CONFIG, WEIGHTS | {"blk.0.attn_q_norm.weight": np.ones(HEAD)})
+    assert run(finetune.main, ["-m", "m.gguf", "--train-data", "no such file"]) == 1
+    assert "tensor 'blk.0.attn_q_norm.weight' is not part of" in capsys.readouterr().err
 
 
 # ---- shapes and sizes ----
@@ -345,6 +364,16 @@ def test_what_is_missing_is_assumed_with_a_warning(tmp_path, key, words):
     write_llama(tmp_path / "m.gguf", CONFIG, WEIGHTS, change={f"llama.{key}": None})
     with pytest.warns(UserWarning, match=f"m.gguf: llama.{key} is missing, {words}"):
         load_model(tmp_path / "m.gguf", threads=1)
+
+
+def test_what_nothing_reads_is_said(tmp_path):
+    write_llama(tmp_path / "m.gguf", CONFIG, WEIGHTS, change={"tokenizer.ggml.bos_token_id": 97})
+    with pytest.warns(UserWarning, match="tokenizer.ggml.bos_token_id is 97, outside the vocabulary of 97"):
+        load_model(tmp_path / "m.gguf", threads=1)
+    write_llama(tmp_path / "m.gguf", CONFIG, WEIGHTS, change={"tokenizer.ggml.eos_token_id": 0xFFFFFFFF, "own.key": 1})
+    with pytest.warns(UserWarning, match="m.gguf: has no 'lama.block_count', and nothing reads such keys") as caught:
+        load_model(tmp_path / "m.gguf", threads=1, overrides={"lama.block_count": 1, "own.key": 2, "general.x": 3})
+    assert len(caught) == 1
 
 
 def test_no_warning_where_the_flag_says_it(tmp_path):
