@@ -106,7 +106,7 @@ def convert_adapter(args, kind):
     adapter, base = with_base(adapter, wish, args)
     left_out = adapter.left_out + save_adapter(args.output, adapter, wish, base)
     report = f"{args.output}: {wish} adapter, {len(adapter.pairs)} pairs, from {kind}"
-    return f"{report}; left out, for {wish} cannot carry it: {some(left_out, show=brief)}" if left_out else report
+    return f"{report}; left out, for {wish} cannot carry it: {some(left_out, 5, brief)}" if left_out else report
 
 
 def format_for(path, kind):
