@@ -15,7 +15,7 @@ from llamacy.errors import LlamacyError
 from llamacy.formats.lora import Adapter, LoraPair
 from llamacy.generate.engine import Engine, PromptError
 from llamacy.generate.request import Request
-from llamacy.generate.sampler import SamplingParams
+from llamacy.generate.samplers.params import SamplingParams
 from llamacy.kernels.reference import model as twin
 from llamacy.model import load_model
 from llamacy.model.model import Session
