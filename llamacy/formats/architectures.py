@@ -5,6 +5,7 @@ packing of weights derive theirs from it. A family is a row of ARCHITECTURES and
 far is a row here, a field of Block (pyx/layers/block.pxd) and a line in the twin (kernels/reference/model.py).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from llamacy.formats.metadata_keys import KEYS
@@ -88,6 +89,7 @@ class Architecture:
     permuted     a converter has put the rows of q and k from Hugging Face's halves into pairs
     matrices     names of MATRICES      norms  names of NORMS
     biases       matrices with a bias, without which a file is incomplete; others may have one
+    has_rope     layer -> whether positions turn its heads
     ignored      tensors of layers that say nothing new: any other that is not named here is refused
     keys         what the metadata below the family's name may hold: see metadata_keys
     """
@@ -98,6 +100,7 @@ class Architecture:
     matrices: tuple = tuple(SLOTS)
     norms: tuple = tuple(norm.name for norm in NORMS)
     biases: tuple = ()
+    has_rope: Callable = lambda layer: True
     embedding: str = "token_embd.weight"
     output_norm: str = "output_norm.weight"
     output: str = "output.weight"
@@ -115,9 +118,10 @@ class Architecture:
 ARCHITECTURES = {
     "llama": Architecture(("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM"), permuted=True),
     "qwen2": Architecture(("Qwen2ForCausalLM",), HALVES, biases=("attn_q", "attn_k", "attn_v")),
+    "smollm3": Architecture(("SmolLM3ForCausalLM",), permuted=True, has_rope=lambda layer: layer % 4 != 3),
 }
 # Families whose adapters keep q's and k's rows in pairs, those included that cannot run here.
-PERMUTED = {name for name, row in ARCHITECTURES.items() if row.permuted} | {"deepseek", "granite", "minicpm", "smollm3"}
+PERMUTED = {name for name, row in ARCHITECTURES.items() if row.permuted} | {"deepseek", "granite", "minicpm"}
 
 
 def sizes(n_embd, n_head, n_head_kv, head_dim, n_ff):

@@ -119,6 +119,9 @@ def _family(reader):
         method = reader.values["quantization_config"]
         method = method.get("quant_method") if isinstance(method, dict) else method
         raise reader.error(f"its weights are quantised by {shown(method)}", "convert the original model")
+    turned = reader.values.get("no_rope_layers")  # 1 where a layer has rope
+    if turned is not None and turned != [int(ARCHITECTURES[architecture].has_rope(i)) for i in range(len(turned))]:
+        raise reader.error(f"no_rope_layers is {shown(turned)}, not the family's pattern", "it cannot run here")
     if reader.values.get("hidden_act", "silu") not in ("silu", "swish"):
         raise reader.error(f"hidden_act is {shown(reader.values['hidden_act'])}, wanted silu", "it cannot run here")
     return architecture

@@ -56,6 +56,7 @@ def load_weights(file, config, n_threads):
     layers = []
     for i in range(config.n_layer):
         layer = {name: loader.vector(f"blk.{i}.{name}.weight", config.n_embd) for name in family.norms}
+        layer["rope"] = family.has_rope(i)
         for key, (n_out, _) in config.shapes.items():
             layer[key] = loader.matrix(BY_NAME[key].tensor(i))
             bias = BY_NAME[key].tensor(i, "bias")

@@ -2,7 +2,7 @@
 #
 #     n = prepare_input(x, attn_norm)
 #     q, k, v = W n + bias + B (A n)                  linear.pyx; training's own pairs: lowrank.pxd
-#     prepare_heads(q), prepare_heads(k)
+#     prepare_heads(q), prepare_heads(k)              rope
 #     a = attend(q, k, v), scores times score_scale   attention.pyx
 #     x = add_residual(x, W a)
 #     n = prepare_input(x, ffn_norm)
@@ -39,7 +39,7 @@ cdef struct Block:              # one layer
     const float* attn_norm      # (n_embd padded to 16)
     const float* ffn_norm
     Linear linear[7]            # by slot; a bias is NULL where the family has none
-    const Rope* rope
+    const Rope* rope            # NULL: positions do not turn this layer's heads
     float score_scale
 
 cdef struct Config:             # sizes; *_p are padded to 16, buffers' row strides
@@ -71,12 +71,14 @@ cdef inline void prepare_input_backward(const Config* c, const float* norm, cons
 
 cdef inline void prepare_heads(const Config* c, const Block* b, float* x, int n_head, const float* cosine, const float* sine) noexcept nogil:
     """Queries or keys (n_head, head_dim) as attention compares them, in place; cosine, sine: the position's angles"""
-    rope(x, n_head, c.head_dim, b.rope.n_rot, cosine, sine, b.rope.layout)
+    if b.rope != NULL:
+        rope(x, n_head, c.head_dim, b.rope.n_rot, cosine, sine, b.rope.layout)
 
 
 cdef inline void prepare_heads_backward(const Config* c, const Block* b, float* dx, int n_head, const float* cosine, const float* sine) noexcept nogil:
     """The gradient of what they were made of, in place"""
-    rope_backward(dx, n_head, c.head_dim, b.rope.n_rot, cosine, sine, b.rope.layout)
+    if b.rope != NULL:
+        rope_backward(dx, n_head, c.head_dim, b.rope.n_rot, cosine, sine, b.rope.layout)
 
 
 cdef inline void activate(const float* gate, const float* up, int n, float* h) noexcept nogil:

@@ -5,7 +5,9 @@ sequence. No matrix is ever expanded: y = W x and dx = W^T dy come from the pack
 LoRA pairs have weight gradients (lowrank.pxd). One parallel region; rows (tokens) or tiles (columns) of each phase are
 dealt to threads so that no sum is ever split: results do not depend on their number.
 
-What is kept of a layer for its backward pass: trainbuffers.pxd. Norms, softmax and silu * up are always computed again;
+What happens in a layer: layers/block.pxd; `attention` and `mlp` are its schedule here, `mlp_backward` and
+`attention_backward` the same in reverse, and behind each barrier stands what is whole from there on. What is kept of a
+layer for its backward pass: trainbuffers.pxd. Norms, softmax and silu * up are always computed again;
 with `checkpointing` everything but the layer's input is. In the last layer, what follows attention is done for scored
 tokens only: nothing reads the others' results.
 """
@@ -231,7 +233,7 @@ cdef class TrainStep:
                 self.weights.embed(self.tokens[t], NULL, self.kept[0].x + t * c.embd_p)
         if self.entered:
             memcpy(self.kept[first].x + lo * c.embd_p, self.entry + lo * c.embd_p, 4 * <size_t>c.embd_p * (hi - lo))
-        barrier(&self.team)
+        barrier(&self.team)      # x of the first layer, angles, the pairs' transposes
         for layer in range(first if self.entered else 0, c.n_layer):
             if layer == first and self.entry != NULL and not self.entered:
                 memcpy(self.entry + lo * c.embd_p, self.kept[first].x + lo * c.embd_p, 4 * <size_t>c.embd_p * (hi - lo))
@@ -264,7 +266,7 @@ cdef class TrainStep:
         a.f32, a.ld = x, ld
         acts_place(a, rows, n_cols, self.precision & ~EXACT, self.b.rounded)
 
-    cdef void prepare_input(self, int layer, int slot, int n_linear, Acts* a, int lo, int hi, float* work) noexcept nogil:
+    cdef void linear_inputs(self, int layer, int slot, int n_linear, Acts* a, int lo, int hi, float* work) noexcept nogil:
         """Tokens lo..hi of an input: its rounded form and the low-rank inputs of the matrices it feeds."""
         cdef LoraPair* p
         cdef float* u
@@ -302,7 +304,7 @@ cdef class TrainStep:
                 n_tiles = self.weights.blocks[layer].linear[slot + j].w.n_tiles
                 while next_dynamic(&self.team, &walk, n_tiles, UNIT_TILES, &lo, &hi):
                     self.linear(layer, slot + j, &part, first, y[j] + first * ldy[j], ldy[j], lo, hi)
-        barrier(&self.team)
+        barrier(&self.team)      # y: all tiles of all tokens
 
     cdef void add_linear(self, int layer, int slot, const Acts* a, const float* x, const int* row, float* y, int i, int n) noexcept nogil:
         """y = x + the product; row: where the rows of x stand, NULL for one after the other. Each thread its share of rows."""
@@ -325,8 +327,8 @@ cdef class TrainStep:
         cdef size_t ldy[3]
         self.place_input(&a, b.normed, c.embd_p, c.n_embd, self.T)
         input_rows(c, l.attn_norm, k.x, b.normed, lo, hi)
-        self.prepare_input(layer, ATTN_Q, 3, &a, lo, hi, self.scratch(i))
-        barrier(&self.team)
+        self.linear_inputs(layer, ATTN_Q, 3, &a, lo, hi, self.scratch(i))
+        barrier(&self.team)      # a (normed, rounded) and u of all tokens
         y[0], y[1], y[2] = b.q, b.k, b.v
         ldy[0], ldy[1], ldy[2] = c.q_p, c.kv_p, c.kv_p
         self.linears(layer, ATTN_Q, 3, &a, y, ldy)
@@ -337,7 +339,7 @@ cdef class TrainStep:
             save_rows(b.k, k.k, c.kv_p, lo, hi, self.extent.item)
             save_rows(b.v, k.v, c.kv_p, lo, hi, self.extent.item)
         store_rows(c, b, self.starts, self.n_segments, lo, hi)
-        barrier(&self.team)
+        barrier(&self.team)      # the cache
         self.attend_units(layer, i)
         lo, hi = share(rows, i, n), share(rows, i + 1, n)
         if last:
@@ -346,8 +348,8 @@ cdef class TrainStep:
         if keeping:
             save_rows(att, k.att, c.q_p, lo, hi, self.extent.item)
         self.place_input(&a, att, c.q_p, c.n_head * c.head_dim, rows)
-        self.prepare_input(layer, ATTN_OUTPUT, 1, &a, lo, hi, self.scratch(i))
-        barrier(&self.team)
+        self.linear_inputs(layer, ATTN_OUTPUT, 1, &a, lo, hi, self.scratch(i))
+        barrier(&self.team)      # a (att, rounded) and u
         self.add_linear(layer, ATTN_OUTPUT, &a, k.x, self.scored if last else NULL, k.mid, i, n)
 
     cdef void attend_units(self, int layer, int i) noexcept nogil:
@@ -366,7 +368,7 @@ cdef class TrainStep:
                 at = (self.starts[s] + first) * <size_t>c.q_p + h * group * c.head_dim
                 attend(b.q + at, c.q_p, min(per, length - first), group, c.head_dim, self.weights.blocks[layer].score_scale, first, &kv_head,
                        b.att + at, c.q_p, self.scratch(i))
-        barrier(&self.team)
+        barrier(&self.team)      # att
 
     cdef void mlp(self, int layer, bint onward, int i, int n) noexcept nogil:
         """The layer's second half; without `onward` only what its backward pass reads."""
@@ -380,8 +382,8 @@ cdef class TrainStep:
         cdef size_t ldy[2]
         self.place_input(&a, b.normed, c.embd_p, c.n_embd, rows)
         input_rows(c, l.ffn_norm, k.mid, b.normed, lo, hi)
-        self.prepare_input(layer, FFN_GATE, 2, &a, lo, hi, self.scratch(i))
-        barrier(&self.team)
+        self.linear_inputs(layer, FFN_GATE, 2, &a, lo, hi, self.scratch(i))
+        barrier(&self.team)      # a (normed, rounded) and u
         y[0], y[1] = b.gate, b.up
         ldy[0], ldy[1] = c.ff_p, c.ff_p
         self.linears(layer, FFN_GATE, 2, &a, y, ldy)
@@ -390,8 +392,8 @@ cdef class TrainStep:
             save_rows(b.up, k.up, c.ff_p, lo, hi, self.extent.item)
         self.place_input(&a, b.h, c.ff_p, c.n_ff, rows)
         activate_rows(c, b, lo, hi)
-        self.prepare_input(layer, FFN_DOWN, 1, &a, lo, hi, self.scratch(i))
-        barrier(&self.team)
+        self.linear_inputs(layer, FFN_DOWN, 1, &a, lo, hi, self.scratch(i))
+        barrier(&self.team)      # a (h, rounded) and u
         if onward:
             self.add_linear(layer, FFN_DOWN, &a, k.mid, NULL, self.kept[layer + 1].x, i, n)
 
@@ -412,17 +414,17 @@ cdef class TrainStep:
             first = part * HEAD_ROWS
             rows = min(HEAD_ROWS, self.n_targets - first)
             at, mine, end = first * <size_t>c.embd_p, share(rows, i, n), share(rows, i + 1, n)
-            barrier(&self.team)
+            barrier(&self.team)      # the part before is done with rows, drows, logits
             self.place_input(&a, b.rows, c.embd_p, c.n_embd, rows)
             input_rows(c, self.weights.output_norm, x + at, b.rows, mine, end)
             clear_rows(b.drows, c.embd_p, mine, end)
             if a.q16 != NULL:
                 acts_quantize(&a, mine, end, 0, a.n_blocks)
-            barrier(&self.team)
+            barrier(&self.team)      # a (rows, rounded), drows = 0
             walk = Walk(0, 0)
             while next_dynamic(&self.team, &walk, l.w.n_tiles, HEAD_TILES, &lo, &hi):
                 matmul_tiles(&l.w, &a, self.precision, b.logits, c.vocab_p, lo, hi)
-            barrier(&self.team)
+            barrier(&self.team)      # logits
             g = self.gradient(b.logits, c.vocab_p, 0)
             for m in range(mine, end):
                 self.losses[first + m] = cross_entropy(b.logits + m * <size_t>c.vocab_p, c.n_vocab, self.targets[self.scored[first + m]], self.weight)
@@ -430,13 +432,13 @@ cdef class TrainStep:
                     quantize_gradient(b.logits, c.vocab_p, c.n_vocab, rows, m, m + 1, g.q, g.scale)
             if not backward:
                 continue
-            barrier(&self.team)
+            barrier(&self.team)      # logits are their gradient
             walk = Walk(0, 0)
             while next_dynamic(&self.team, &walk, l.w.n_blocks, UNIT_BLOCKS, &lo, &hi):
                 matmul_backward_tiles(&l.w, b.logits, c.vocab_p, g.q, g.scale, rows, b.drows, c.embd_p, lo, hi)
-            barrier(&self.team)
+            barrier(&self.team)      # drows
             input_rows_backward(c, self.weights.output_norm, x + at, b.drows, b.tail + at, mine, end)
-        barrier(&self.team)
+        barrier(&self.team)      # tail
 
     # ---- backward ----
 
@@ -448,7 +450,7 @@ cdef class TrainStep:
         g.scale = self.b.dy_scale + at // BACK_ROWS
         return g
 
-    cdef void prepare_gradient(self, int layer, int slot, const Gradient* g, int rows, int lo, int hi) noexcept nogil:
+    cdef void linear_gradients(self, int layer, int slot, const Gradient* g, int rows, int lo, int hi) noexcept nogil:
         """Tokens lo..hi of `rows` of a matrix's dy: rounded, and the gradient of its low-rank input, with both transposes."""
         cdef LoraPair* p = self.pair(layer, slot)
         cdef Buffers* b = &self.b
@@ -475,7 +477,7 @@ cdef class TrainStep:
             p = self.pair(layer, slot + j)
             while next_dynamic(&self.team, &walk, max(p.in_p, p.out_p) // 16, UNIT_COLUMNS, &lo, &hi):
                 self.pair_gradients(layer, slot + j, x, ldx, dy + j, rows, lo, hi, i)
-        barrier(&self.team)
+        barrier(&self.team)      # dx of the input, dA, dB; normed and dy are free
 
     cdef void input_backward(self, int layer, int slot, int n_linear, const Gradient* dy, int rows, float* dx, size_t lddx,
                              int lo, int hi, int i) noexcept nogil:
@@ -519,14 +521,14 @@ cdef class TrainStep:
         restore_rows(k.gate, b.gate, c.ff_p, lo, hi, self.extent.item)
         restore_rows(k.up, b.up, c.ff_p, lo, hi, self.extent.item)
         activate_rows(c, b, lo, hi)
-        self.prepare_gradient(layer, FFN_DOWN, &down, rows, lo, hi)
-        barrier(&self.team)
+        self.linear_gradients(layer, FFN_DOWN, &down, rows, lo, hi)
+        barrier(&self.team)      # h; dy of all tokens: rounded, du, transposes
         self.linears_backward(layer, FFN_DOWN, 1, b.h, c.ff_p, &down, rows, b.dh, c.ff_p, i)
         activate_rows_backward(c, b, lo, hi)
         input_rows(c, l.ffn_norm, k.mid, b.normed, lo, hi)
-        self.prepare_gradient(layer, FFN_GATE, g, rows, lo, hi)
-        self.prepare_gradient(layer, FFN_UP, g + 1, rows, lo, hi)
-        barrier(&self.team)
+        self.linear_gradients(layer, FFN_GATE, g, rows, lo, hi)
+        self.linear_gradients(layer, FFN_UP, g + 1, rows, lo, hi)
+        barrier(&self.team)      # the same of gate and up; normed
         self.linears_backward(layer, FFN_GATE, 2, b.normed, c.embd_p, g, rows, b.part, c.embd_p, i)
         input_rows_backward(c, l.ffn_norm, k.mid, b.part, dx, lo, hi)
 
@@ -541,8 +543,8 @@ cdef class TrainStep:
         cdef float* dx = self.gradient_of(layer)
         cdef Gradient g = self.gradient(dx, c.embd_p, 0)
         restore_rows(k.att, b.att, c.q_p, lo, hi, self.extent.item)
-        self.prepare_gradient(layer, ATTN_OUTPUT, &g, rows, lo, hi)
-        barrier(&self.team)
+        self.linear_gradients(layer, ATTN_OUTPUT, &g, rows, lo, hi)
+        barrier(&self.team)      # the same behind attention; att
         self.linears_backward(layer, ATTN_OUTPUT, 1, b.att, c.q_p, &g, rows, datt, c.q_p, i)
         if not last:
             return
@@ -554,7 +556,7 @@ cdef class TrainStep:
             else:
                 memcpy(b.datt + t * c.q_p, datt + from_row * c.q_p, 4 * <size_t>c.q_p)
                 memcpy(b.dx + t * c.embd_p, dx + from_row * c.embd_p, 4 * <size_t>c.embd_p)
-        barrier(&self.team)
+        barrier(&self.team)      # datt, dx of all T
 
     cdef void attention_backward(self, int layer, int i, int n) noexcept nogil:
         cdef Config* c = &self.weights.config
@@ -579,7 +581,7 @@ cdef class TrainStep:
                 attend_backward(b.q + at, c.q_p, b.k + kv_at, b.v + kv_at, c.kv_p, b.datt + at, c.q_p,
                                 self.starts[s + 1] - self.starts[s], c.head_dim, self.weights.blocks[layer].score_scale,
                                 b.q + at, c.q_p, b.dk + at, b.dv + at, c.q_p, self.scratch(i))
-        barrier(&self.team)
+        barrier(&self.team)      # dq, dk, dv
         for t in range(lo, hi):
             sum_groups(b.dk + t * c.q_p, c.n_head_kv, group, c.head_dim)
             sum_groups(b.dv + t * c.q_p, c.n_head_kv, group, c.head_dim)
@@ -587,8 +589,8 @@ cdef class TrainStep:
         head_rows_backward(c, l, b, b.dk, c.q_p, c.n_head_kv, lo, hi)
         input_rows(c, l.attn_norm, k.x, b.normed, lo, hi)
         for j in range(3):
-            self.prepare_gradient(layer, ATTN_Q + j, g + j, self.T, lo, hi)
-        barrier(&self.team)
+            self.linear_gradients(layer, ATTN_Q + j, g + j, self.T, lo, hi)
+        barrier(&self.team)      # the same of q, k, v; normed
         self.linears_backward(layer, ATTN_Q, 3, b.normed, c.embd_p, g, self.T, dn, c.embd_p, i)
         if dn != NULL:
             input_rows_backward(c, l.attn_norm, k.x, dn, b.dx, lo, hi)

@@ -48,8 +48,8 @@ cdef class Weights:
 
     def __cinit__(self, config, list layers, output, output_norm, const uint8_t[:, ::1] embedding=None, int embedding_type=0):
         """config: sizes by Config's names, rms_eps, rope_layout, and frequencies f64 (n_rot / 2,); layers: dicts of NAMES'
-        PackedMatrix, optional "<name>.bias" f32, and attn_norm, ffn_norm f32; output: PackedMatrix (n_vocab, n_embd);
-        embedding: rows of blocks of type embedding_type, None where the output matrix is the embedding too."""
+        PackedMatrix, optional "<name>.bias" f32, attn_norm, ffn_norm f32, and "rope": False where positions turn nothing;
+        output: PackedMatrix (n_vocab, n_embd); embedding: rows of blocks of type embedding_type, None where the output matrix is the embedding too."""
         cdef int i
         cdef double[::1] frequencies = np.array(config["frequencies"], np.float64)
         self.keep, self.adapters, self.embedding_loras, self.norms = [frequencies], [], [], {}
@@ -85,7 +85,7 @@ cdef class Weights:
         cdef int slot
         b.attn_norm = self.norm(i, "attn_norm", parts["attn_norm"])
         b.ffn_norm = self.norm(i, "ffn_norm", parts["ffn_norm"])
-        b.rope = &self.rope
+        b.rope = &self.rope if parts.get("rope", True) else NULL
         b.score_scale = <float>(1 / (<double>self.config.head_dim) ** 0.5)
         for slot in range(N_SLOTS):
             self.set_linear(&b.linear[slot], parts[NAMES[slot]], parts.get(NAMES[slot] + ".bias"))

@@ -18,7 +18,11 @@ from llamacy.kernels.reference.quants import round_activations
 
 @dataclass(frozen=True)
 class Config:
-    """The numbers of a llama; activation_bits 8 or 16 rounds what enters the matrices (their adapters see it exact)."""
+    """The numbers of a llama, and what its kin change.
+
+    no_rope: layers whose heads positions do not turn; activation_bits 8 or 16 rounds what enters the matrices (their
+    adapters see it exact).
+    """
 
     n_vocab: int
     n_embd: int
@@ -30,6 +34,7 @@ class Config:
     rope_scale: float = 1.0
     rope_factors: tuple | None = None
     rope_layout: str = "pairs"
+    no_rope: tuple = ()
     rms_eps: float = 1e-5
     activation_bits: int | None = None
 
@@ -37,6 +42,10 @@ class Config:
     def head_dim(self):
         """Elements of a head."""
         return self.n_embd // self.n_head
+
+    def has_rope(self, layer):
+        """Whether positions turn a layer's heads."""
+        return layer not in self.no_rope
 
 
 def linear_shapes(config):
@@ -121,23 +130,47 @@ class _Linears:
         return dx
 
 
-# --- one layer -------------------------------------------------------------------------------------------------------
+# --- one layer: the parts, names and order of pyx/layers/block.pxd ---------------------------------------------------
+
+
+def prepare_input(config, norm, x):
+    """What the matrices behind a norm see of x (T, C)."""
+    return layers.rms_norm(x, norm, config.rms_eps)
+
+
+def prepare_input_backward(config, norm, x, dn):
+    """The gradient of x."""
+    return layers.rms_norm_backward(dn, x, norm, config.rms_eps)[0]
+
+
+def prepare_heads(config, n, x, positions):
+    """Queries or keys of layer n as attention compares them: (T, heads * head_dim) -> (T, heads, head_dim)."""
+    x = x.reshape(len(x), -1, config.head_dim)
+    return layers.rope(x, positions, *_rope(config)) if config.has_rope(n) else x
+
+
+def prepare_heads_backward(config, n, dx, positions):
+    """The gradient of what they were made of."""
+    dx = layers.rope_backward(dx, positions, *_rope(config)) if config.has_rope(n) else dx
+    return dx.reshape(len(dx), -1)
+
+
+def _rope(config):
+    return config.rope_theta, config.rope_layout, None, config.rope_scale, config.rope_factors
 
 
 def _layer_forward(config, linears, n, x, positions, mask):
     """x (T, C) -> y (T, C) and the activations that the backward pass needs, by name."""
-    rope = (positions, config.rope_theta, config.rope_layout, None, config.rope_scale, config.rope_factors)
-    heads = (len(x), -1, config.head_dim)
     weights, p = linears.weights, f"blk.{n}."
 
-    normed = layers.rms_norm(x, weights[p + "attn_norm.weight"], config.rms_eps)
-    q = layers.rope(linears.forward(p + "attn_q.weight", normed).reshape(heads), *rope)
-    k = layers.rope(linears.forward(p + "attn_k.weight", normed).reshape(heads), *rope)
-    v = linears.forward(p + "attn_v.weight", normed).reshape(heads)
+    normed = prepare_input(config, weights[p + "attn_norm.weight"], x)
+    q = prepare_heads(config, n, linears.forward(p + "attn_q.weight", normed), positions)
+    k = prepare_heads(config, n, linears.forward(p + "attn_k.weight", normed), positions)
+    v = linears.forward(p + "attn_v.weight", normed).reshape(k.shape)
     attended = layers.attention(q, k, v, mask)[0].reshape(len(x), -1)
     middle = x + linears.forward(p + "attn_output.weight", attended)
 
-    ffn_normed = layers.rms_norm(middle, weights[p + "ffn_norm.weight"], config.rms_eps)
+    ffn_normed = prepare_input(config, weights[p + "ffn_norm.weight"], middle)
     gate = linears.forward(p + "ffn_gate.weight", ffn_normed)
     up = linears.forward(p + "ffn_up.weight", ffn_normed)
     hidden = layers.swiglu(gate, up)
@@ -150,25 +183,21 @@ def _layer_forward(config, linears, n, x, positions, mask):
 
 def _layer_backward(config, linears, n, dy, saved, positions, mask):
     """dy (T, C) -> dx (T, C); the adapters' gradients go to linears.gradients."""
-    rope = (positions, config.rope_theta, config.rope_layout, None, config.rope_scale, config.rope_factors)
-    weights, p, flat = linears.weights, f"blk.{n}.", (len(dy), -1)
+    weights, p = linears.weights, f"blk.{n}."
 
     dhidden = linears.backward(p + "ffn_down.weight", dy, saved.hidden)
     dgate, dup = layers.swiglu_backward(dhidden, saved.gate, saved.up)
     dffn_normed = linears.backward(p + "ffn_gate.weight", dgate, saved.ffn_normed)
     dffn_normed += linears.backward(p + "ffn_up.weight", dup, saved.ffn_normed)
-    ffn_norm = weights[p + "ffn_norm.weight"]
-    dmiddle = dy + layers.rms_norm_backward(dffn_normed, saved.middle, ffn_norm, config.rms_eps)[0]
+    dmiddle = dy + prepare_input_backward(config, weights[p + "ffn_norm.weight"], saved.middle, dffn_normed)
 
-    dattended = linears.backward(p + "attn_output.weight", dmiddle, saved.attended)
-    dattended = dattended.reshape(saved.q.shape)
+    dattended = linears.backward(p + "attn_output.weight", dmiddle, saved.attended).reshape(saved.q.shape)
     dq, dk, dv = layers.attention_backward(dattended, saved.q, saved.k, saved.v, mask)
-    dq, dk = layers.rope_backward(dq, *rope), layers.rope_backward(dk, *rope)
-    dnormed = linears.backward(p + "attn_q.weight", dq.reshape(flat), saved.normed)
-    dnormed += linears.backward(p + "attn_k.weight", dk.reshape(flat), saved.normed)
-    dnormed += linears.backward(p + "attn_v.weight", dv.reshape(flat), saved.normed)
-    attn_norm = weights[p + "attn_norm.weight"]
-    return dmiddle + layers.rms_norm_backward(dnormed, saved.x, attn_norm, config.rms_eps)[0]
+    dq, dk = (prepare_heads_backward(config, n, d, positions) for d in (dq, dk))
+    dnormed = linears.backward(p + "attn_q.weight", dq, saved.normed)
+    dnormed += linears.backward(p + "attn_k.weight", dk, saved.normed)
+    dnormed += linears.backward(p + "attn_v.weight", dv.reshape(len(dy), -1), saved.normed)
+    return dmiddle + prepare_input_backward(config, weights[p + "attn_norm.weight"], saved.x, dnormed)
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
