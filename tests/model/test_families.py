@@ -15,7 +15,7 @@ from llamacy.formats.hf_folder import HfFolder
 from llamacy.formats.model_file import open_model
 from llamacy.generate.engine import Engine
 from llamacy.generate.request import Request
-from llamacy.generate.sampler import SamplingParams
+from llamacy.generate.samplers.params import SamplingParams
 from llamacy.kernels.reference import model as twin
 from llamacy.model import load_model
 from llamacy.model.from_hf import model_from_hf
