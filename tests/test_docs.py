@@ -60,3 +60,18 @@ def test_both_readmes_show_the_same_commands():
     )
     assert list(filter(None, english)) == list(filter(None, chinese))
     assert len(list(calls(ROOT / "README.md"))) >= 5
+
+
+def picture_entry(folder):
+    """Return what docs/architecture.md's picture says of a folder of llamacy/."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    picture = text[text.index("```") : text.index("```", text.index("```") + 3)]
+    package = picture[picture.index("\nllamacy/") : picture.index("\ntests/")]
+    return re.search(rf"^  {folder}/?\s(?:.*\n)(?:   .*\n?)*", package, re.M)[0]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "llamacy").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_module_is_in_the_picture(path):
+    folder = path.relative_to(ROOT / "llamacy").parts[0].removesuffix(".py")
+    if path.stem != "__init__":
+        assert re.search(rf"\b{path.stem}\b", picture_entry(folder)), "add it to the picture in docs/architecture.md"
