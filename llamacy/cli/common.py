@@ -233,54 +233,6 @@ def add_lora_flags(parser):
              metavar=("FILE", "SCALE"), help="the same, its scale a word of its own, or FILE:SCALE")  # fmt: skip
 
 
-def logit_bias(text):
-    """Parse `ID+V` or `ID-V` (llama.cpp's form) into (id, bias); `ID-inf` forbids the token."""
-    for sign in "+-":
-        token, found, value = text.partition(sign)
-        if not found or not token.strip().isdigit():
-            continue
-        try:
-            bias = float(sign + value)
-        except ValueError:
-            break
-        if bias < math.inf:
-            return int(token), bias
-    raise argparse.ArgumentTypeError(f"wanted ID+BIAS or ID-BIAS such as 15043+1.5, got {text!r}")
-
-
-# flags, SamplingParams' field, type, default, metavar, help
-SAMPLING_FLAGS = [
-    (("-s", "--seed"), "seed", whole(-1, 2**64 - 1), -1, "N", "random seed, -1 = a new one each time"),
-    (("--temp", "--temperature"), "temperature", real(), 0.8, "F", "temperature, 0 = always the likeliest token"),
-    (("--top-k",), "top_k", whole(), 40, "N", "keep the N likeliest tokens, 0 = all"),
-    (("--top-p",), "top_p", real(0, 1), 0.95, "F", "keep the likeliest tokens that make up F together, 1 = all"),
-    (("--min-p",), "min_p", real(0, 1), 0.05, "F", "drop tokens less likely than F times the likeliest, 0 = none"),
-    (("--typical", "--typical-p"), "typical_p", real(0, 1), 1.0, "F", "locally typical sampling, 1 = off"),
-    (("--repeat-penalty",), "repeat_penalty", real(1e-6), 1.0, "F", "penalise repeated tokens, 1 = off"),
-    (("--repeat-last-n",), "repeat_last_n", whole(-1), 64, "N", "tokens looked at for it, 0 = off, -1 = all"),
-    (("--presence-penalty",), "presence_penalty", real(), 0.0, "F", "subtracted once from tokens seen, 0 = off"),
-    (("--frequency-penalty",), "frequency_penalty", real(), 0.0, "F", "subtracted once per time seen, 0 = off"),
-]
-
-
-def add_sampling_flags(parser):
-    """Add how the next token is chosen; `sampling_from(args)` makes SamplingParams of them."""
-    group = parser.add_argument_group("sampling")
-    for flags, field, kind, default, metavar, text in SAMPLING_FLAGS:
-        group.add_argument(*flags, dest=field, type=kind, default=default, metavar=metavar, help=text)
-    optional(group, "--logit-bias", "-l", dest="logit_bias", default=[], action=Append, type=logit_bias,
-             metavar="ID+V", help="add V to this token's logit, ID-V subtracts (repeatable)")  # fmt: skip
-    group.add_argument("--ignore-eos", action="store_true", help="never choose an end-of-text token, go on instead")
-
-
-def sampling_from(args):
-    """Return the SamplingParams of parsed flags."""
-    from llamacy.generate.samplers.params import SamplingParams
-
-    fields = {field: getattr(args, field) for _, field, *_ in SAMPLING_FLAGS}
-    return SamplingParams(**fields, logit_bias=tuple(args.logit_bias), ignore_eos=args.ignore_eos)
-
-
 def open_model_from(args):
     """Load the model that the flags name, with the adapters that they name; LlamacyError in one line otherwise."""
     path = args.model if args.model is not None else default_model()

@@ -3,10 +3,11 @@
 import sys
 import time
 
-from llamacy.cli.common import DEFAULT_CTX, context_of, engine_options, open_model_from, sampling_from
+from llamacy.cli.common import DEFAULT_CTX, context_of, engine_options, open_model_from
 from llamacy.cli.main_flags import build_parser
 from llamacy.cli.prompt import read_prompt, read_text, unescape
 from llamacy.cli.run import say
+from llamacy.cli.sampling_flags import format_from, sampling_from
 from llamacy.errors import UsageError, one_line
 
 UNTIL_FULL = -2  # of -n: to the end of the text, or of the context, whatever its size
@@ -74,6 +75,12 @@ class Writer:
         self.engine, self._tokenizer, self._args = engine, tokenizer, args
         self.stops = [unescape(stop) if args.escape else stop for stop in args.stop] + list(stops)
         self.result, self.tokens, self.stopping_word = None, [], None
+        self._automaton = self._table = None
+        if args.format:
+            from llamacy.generate.grammar import TokenTable
+
+            self._automaton = args.format.automaton(tokenizer)
+            self._table = TokenTable(tokenizer, engine.n_vocab)
 
     def write(self, ids, newline=True):
         """Show the text that follows the prompt `ids`, ended by a newline; return it without one.
@@ -115,12 +122,19 @@ class Writer:
         return text
 
     def _request(self, ids, on_token):
+        from llamacy.generate.grammar import Constraint
         from llamacy.generate.request import Request
         from llamacy.generate.text_stream import with_bos
 
         args, params = self._args, sampling_from(self._args)
-        n_keep = with_bos(args.n_keep, self._tokenizer)
-        return Request(ids, params, n_predict=max(args.n_predict, -1), n_keep=n_keep, on_token=on_token)
+        return Request(
+            ids,
+            params,
+            n_predict=max(args.n_predict, -1),
+            n_keep=with_bos(args.n_keep, self._tokenizer),
+            constraint=self._automaton and Constraint(self._automaton, self._table),
+            on_token=on_token,
+        )
 
 
 def converse(args, model, prompt):
@@ -228,7 +242,7 @@ def system_message(args):
 
 def main(argv):
     args = build_parser().parse_args(argv)
-    args.system = system_message(args)
+    args.system, args.format = system_message(args), format_from(args)
     mode = mode_of(args)
     if mode is complete and not args.instruct:
         warn_of_chat_flags(args)

@@ -5,11 +5,11 @@ from llamacy.cli.common import (
     add_engine_flags,
     add_lora_flags,
     add_model_flags,
-    add_sampling_flags,
     optional,
     whole,
 )
 from llamacy.cli.run import make_parser
+from llamacy.cli.sampling_flags import add_sampling_flags
 from llamacy.cli.template_flags import add_template_flags
 
 
