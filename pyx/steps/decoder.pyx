@@ -23,6 +23,7 @@ from ..products.inputs cimport (
 from ..products.panels cimport PART_TOKENS
 from .pace cimport Pace, note_step
 from .parts cimport parts_of, some_rows
+from .stepbuffers cimport SPLIT_TOKENS, Run, Step, place_step
 from .team cimport (
     Team, Walk, barrier, ceil_div, join_team, next_dynamic, next_guided, next_static, omp_get_num_threads, omp_get_wtime, share,
 )
@@ -33,53 +34,11 @@ from ..layers.attention import KV_TYPES
 import numpy as np
 
 cdef enum:
-    SPLIT_TOKENS = 32       # tokens of a step up to which the past is dealt among the threads chunk by chunk
     PACED = 16              # tokens of a step up to which a thread is left out where that is quicker
     PIECE = 16              # row tiles of a product that a thread takes at a time when there are more tokens than SPLIT_TOKENS
     ALONE = 64              # blocks of one row that each thread rounds for itself sooner than all do it and meet
 
 PRECISIONS = {"f32": EXACT, "int8": INT8, "int16": INT16}
-
-cdef struct Run:            # consecutive positions of one slot: for each KV head one unit of attention, or one a chunk
-    int slot
-    int first               # index of its first token
-    int n
-    int position
-    bint wanted             # the last layer needs its queries
-    int chunks              # units per KV head
-
-cdef struct Step:           # one call: sizes, inputs and the buffers all threads share
-    int T
-    int M
-    const int* tokens
-    const int* positions
-    const int* slots
-    const int* logits_at
-    bint fewer              # than T: once the last layer's keys and values are stored, T becomes M, and x their rows
-    int first_query         # of those that the last layer needs
-    const float* lora_scales        # (T, n_adapters)
-    const float* wanted_scales      # (M, n_adapters): those of logits_at
-    bint split              # units are single chunks, joined afterwards
-    bint apart              # no two runs share a slot: a unit of attention sees no key of another's
-    int n_runs
-    Run* runs
-    float* parts            # (T, n_head, n_chunks, part_floats)
-    float* x                # (T, E)
-    float* normed           # (T, E)
-    float* q                # (T, ldq)
-    size_t ldq
-    float* k                # (T, kv_p)
-    float* v
-    float* att              # (T, q_p)
-    float* gate             # (T, ff_p)
-    float* epilogue         # (SPLIT_TOKENS, E or ff_p): a product that is taken up at once
-    float* u                # (T, ldu)
-    size_t ldu
-    float* cosine           # (T, n_rot / 2)
-    float* sine
-    bint hidden             # instead of logits, what they are made of
-    float* logits           # (M, vocab_p), or (M, embd_p)
-    uint8_t* rounded        # of the widest input
 
 
 cdef int check_range(name, const int[::1] values, int end) except -1:
@@ -97,7 +56,7 @@ cdef class Session:
     cdef int n_slots, n_ctx, max_batch, n_threads, precision, k_type, v_type, n_chunks
     cdef uint8_t[::1] cache
     cdef float[::1] parts
-    cdef size_t chunk_bytes, rounded_bytes, work_bytes, own_bytes
+    cdef size_t chunk_bytes, work_bytes, own_bytes
     cdef uint8_t[::1] scratch, work, own
     cdef int[::1] seen                  # per slot: the last call of find_runs that met it
     cdef int n_calls
@@ -123,15 +82,15 @@ cdef class Session:
         self.chunk_bytes *= padded(min(n_ctx, CHUNK), 16) // 16
         self.cache = np.zeros(self.chunk_bytes * c.n_head_kv * c.n_layer * self.n_chunks * n_slots, np.uint8)
         self.parts = np.empty(min(max_batch, SPLIT_TOKENS) * c.n_head * self.n_chunks * part_floats(c.head_dim), np.float32)
-        self.rounded_bytes = acts_bytes(max_batch, max(c.q_p, c.embd_p, c.ff_p), INT8 | INT16)
+        rounded_bytes = acts_bytes(max_batch, max(c.q_p, c.embd_p, c.ff_p), INT8 | INT16)
         rows = self.unit_tokens() * (c.n_head // c.n_head_kv)
         self.work_bytes = padded(max(attend_bytes(rows, c.head_dim) + 4 * rows * c.head_dim, 64 * PIECE * PART_TOKENS), 4096)
         self.work = np.empty(self.work_bytes * n_threads, np.uint8)
         self.own_bytes = padded(4 * c.embd_p + acts_bytes(1, max(c.q_p, c.embd_p, c.ff_p), INT8 | INT16), 4096)
         self.own = np.empty(self.own_bytes * n_threads, np.uint8)
         self.seen = np.zeros(n_slots, np.int32)
-        self.scratch = np.empty(self.place(NULL) + 64, np.uint8)
-        self.place(&self.scratch[0])
+        self.scratch = np.empty(place_step(&self.step_, c, max_batch, NULL) + rounded_bytes + 64, np.uint8)
+        place_step(&self.step_, c, max_batch, &self.scratch[0])
         self.runs = <Run*>calloc(max_batch, sizeof(Run))
         if self.runs == NULL:
             raise MemoryError()
@@ -140,35 +99,9 @@ cdef class Session:
         free(self.runs)
 
     cdef int unit_tokens(self) noexcept nogil:
-        """Tokens of one attention unit: about ROWS query rows, in fours as the products take them."""
+        """Tokens of one attention unit: about UNIT_ROWS query rows, in fours as the products take them."""
         cdef int n = UNIT_ROWS // (self.weights.config.n_head // self.weights.config.n_head_kv)
         return <int>padded(n, 4) if n > 1 else 1
-
-    cdef size_t place(self, uint8_t* base):
-        """Lay the step's buffers out from base; returns the bytes they take."""
-        cdef Config* c = &self.weights.config
-        cdef Step* s = &self.step_
-        cdef size_t at = 0, T = self.max_batch
-        cdef float** where[10]
-        cdef size_t sizes[10]
-        cdef int i
-        # Rows whole pages apart would share a few sets of the caches.
-        s.ldq = c.q_p + 16 * (c.q_p % 512 == 0)
-        where[0], sizes[0] = &s.x, T * c.embd_p
-        where[1], sizes[1] = &s.normed, T * c.embd_p
-        where[2], sizes[2] = &s.q, T * s.ldq
-        where[3], sizes[3] = &s.k, T * c.kv_p
-        where[4], sizes[4] = &s.v, T * c.kv_p
-        where[5], sizes[5] = &s.att, T * c.q_p
-        where[6], sizes[6] = &s.gate, T * c.ff_p
-        where[7], sizes[7] = &s.epilogue, min(T, SPLIT_TOKENS) * <size_t>max(c.ff_p, c.embd_p)
-        where[8], sizes[8] = &s.cosine, T * c.n_rot // 2
-        where[9], sizes[9] = &s.sine, T * c.n_rot // 2
-        for i in range(10):
-            where[i][0] = <float*>(base + at)
-            at += padded(4 * sizes[i], 64)
-        s.rounded = base + at
-        return at + self.rounded_bytes
 
     @property
     def shape(self):

@@ -10,6 +10,7 @@ from ..layers.attention cimport CHUNK, KV_F32, UNIT_ROWS, KvHead, attend_backwar
 from ..layers.block cimport Config
 from ..layers.dropout cimport dropout_floats
 from ..products.inputs cimport BACK_ROWS, INT16, acts_bytes, padded
+from .stepbuffers cimport take
 
 cdef enum:
     HEAD_ROWS = 128         # tokens whose logits exist at a time
@@ -90,13 +91,6 @@ cdef inline size_t work_bytes(const Config* c, int T) noexcept nogil:
     cdef size_t dropped = 4 * dropout_floats(T, max(c.q_p, c.embd_p, c.ff_p))
     return padded(max(attend_bytes(UNIT_ROWS + c.n_head // c.n_head_kv, c.head_dim), attend_backward_bytes(T, c.head_dim),
                       dropped), 4096)
-
-
-cdef inline float* take(uint8_t* base, size_t* at, size_t n) noexcept nogil:
-    """Room for n floats at base + at, which moves behind them"""
-    cdef float* p = <float*>(base + at[0])
-    at[0] += padded(4 * n, 64)
-    return p
 
 
 cdef inline size_t place_buffers(Buffers* b, const Config* c, const Extent* e, uint8_t* base) noexcept nogil:
