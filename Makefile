@@ -18,7 +18,7 @@ MODEL = models/SmolLM2-135M-Instruct.Q4_1.gguf
 BENCH_PYTHON = bench/.venv/bin/python
 BENCH_PIP = $(BENCH_PYTHON) -m pip --disable-pip-version-check
 LLAMA_CPP_SOURCE = bench/work/llama_cpp_python.tar.gz
-SOURCES = setup.py llamacy/kernels/isas.py llamacy/kernels/layout.py $(wildcard pyx/*/*.pyx pyx/*/*.pxd)
+SOURCES = setup.py $(addprefix llamacy/kernels/,isas.py layout.py weight_types.py) $(wildcard pyx/*/*.pyx pyx/*/*.pxd pyx/*/*.tp)
 
 all: $(VENV)/.installed $(MODEL)
 

@@ -1,20 +1,23 @@
 """Build the compiled kernels: the rooms of pyx/ once per instruction set, each set in its own package of rooms.
 
 `LLAMACY_BUILD_ISA` chooses the sets (`native`: what this machine can run, the default; `all` of its architecture; or
-names with commas), `LLAMACY_ONLY` builds a few modules by name while developing.
+names with commas), `LLAMACY_ONLY` builds a few modules by name while developing, `LLAMACY_CFLAGS` has the last word on
+the compiler's flags.
 """
 
 import os
 import sys
 from pathlib import Path
 
+from Cython import Tempita
 from Cython.Build import cythonize
 from setuptools import Extension, find_packages, setup
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from llamacy.kernels import weight_types
 from llamacy.kernels.isas import ISAS, lacking, of_this_machine
-from llamacy.kernels.layout import COMMON, ROOMS, digests
+from llamacy.kernels.layout import COMMON, FUNCTIONS, ROOMS, digests
 
 ROOT = Path(__file__).resolve().parent
 PYX = ROOT / "pyx"
@@ -39,6 +42,7 @@ FLAGS = [
     "-Wno-discarded-qualifiers",
     "-Wno-sign-compare",
 ]
+LAST_FLAGS = os.environ.get("LLAMACY_CFLAGS", "").split()
 
 
 def chosen_isas():
@@ -54,26 +58,44 @@ def chosen_isas():
     return wish.split(",")
 
 
-def stage(source, target, more=""):
-    """Copy `source` to `target`, `more` behind it, when it changed: unchanged modules are not compiled again."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    data = source.read_bytes() + more.encode()
-    if not target.exists() or target.read_bytes() != data:
-        target.write_bytes(data)
+def filled(path, module):
+    """Return the text of a source; a template (.tp) is filled from the table of weight types."""
+    text = path.read_text("utf-8")
+    if path.suffix != ".tp":
+        return text
+    names = {"table": weight_types, "types": weight_types.WEIGHT_TYPES, "module": module}
+    return Tempita.Template(text, name=path.name).substitute(names)
+
+
+def sources_of(room, isa):
+    """Return {name to stage under: source} of one room: templates without their .tp, one simd/*.pxd as verbs."""
+    found = {}
+    for path in sorted((PYX / room).iterdir()):
+        name = path.name.removesuffix(".tp")
+        if name.endswith((".pxd", ".pyx")) and path.name != FUNCTIONS and not (isa and path.stem in ISAS):
+            found[name] = path
+    if room == "simd":
+        found["verbs.pxd"] = PYX / room / f"{isa}.pxd"
+    if room == "types":
+        for home in weight_types.HOMES:
+            found.setdefault(f"{home}.pxd", PYX / room / FUNCTIONS)
+    return found
 
 
 def staged(room, folder, isa):
     """Stage one room's sources in `folder`, for one set; what is no longer in the room goes. Return its modules."""
-    sources = {path: path.name for path in sorted((PYX / room).iterdir()) if path.suffix in (".pxd", ".pyx")}
-    if isa:
-        sources = {path: name for path, name in sources.items() if path.stem not in ISAS}
-    if room == "simd":
-        sources[PYX / room / f"{isa}.pxd"] = "verbs.pxd"
-    modules = [path.stem for path in sources if path.suffix == ".pyx"]
-    for path, name in sources.items():
-        more = f"\n\nbuilt_with = {digests(f'{room}.{path.stem}', isa, PYX)!r}\n" if path.suffix == ".pyx" else ""
-        stage(path, folder / name, more)
-    kept = {"__init__.py", *sources.values(), *(f"{module}.c" for module in modules)}
+    sources = sources_of(room, isa)
+    modules = [name.removesuffix(".pyx") for name in sources if name.endswith(".pyx")]
+    for name, path in sources.items():
+        module = name.rpartition(".")[0]
+        text = filled(path, module)
+        if name.endswith(".pyx"):
+            text += f"\n\nbuilt_with = {digests(f'{room}.{module}', isa, PYX)!r}\n"
+        # unchanged modules are not compiled again
+        target = folder / name
+        if not target.exists() or target.read_text("utf-8") != text:
+            target.write_text(text, "utf-8")
+    kept = {"__init__.py", *sources, *(f"{module}.c" for module in modules)}
     for path in folder.iterdir():
         if path.name not in kept:
             path.unlink()
@@ -98,7 +120,7 @@ def extensions():
                 Extension(
                     f"llamacy.kernels.{package}.{module}",
                     [str((folder / f"{module}.pyx").relative_to(ROOT))],
-                    extra_compile_args=FLAGS + (ISAS[isa].flags if isa else []),
+                    extra_compile_args=FLAGS + (ISAS[isa].flags if isa else []) + LAST_FLAGS,
                     extra_link_args=["-fopenmp"],
                 )
             )

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from llamacy import kernels
-from llamacy.kernels.layout import COMMON, ROOMS, SOURCES, cimports
+from llamacy.kernels.layout import COMMON, ROOMS, SOURCES, cimports, source_path
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = sorted(path for path in SOURCES.rglob("*") if path.suffix in (".pxd", ".pyx"))
+FILES = sorted(path for path in SOURCES.rglob("*") if path.suffix in (".pxd", ".pyx", ".tp"))
 # What declares a compiler's instructions is taken whole, by the one file that is written in them.
 WHOLE = {"avx2": "immintrin", "neon": "arm_neon"}
 
@@ -53,7 +53,7 @@ def test_an_import_from_above_would_be_seen(tmp_path):
 
 def test_what_python_uses_is_where_it_says():
     for module, room in kernels.ROOM_OF.items():
-        assert (SOURCES / room / f"{module}.pyx").exists()
+        assert source_path(f"{room}.{module}").exists()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -63,4 +63,5 @@ def test_every_source_is_in_the_picture(path):
     line = next(line for line in picture.splitlines() if re.match(rf"  {path.parent.name}/", line))
     after = picture[picture.index(line) :].splitlines()
     entry = [line, *(more for more in after[1 : next(i for i, more in enumerate(after[1:], 1) if more[:3].strip())])]
-    assert path.stem == "__init__" or re.search(rf"\b{path.stem}\b", "\n".join(entry)), f"{path.name} is not there"
+    name = path.name.partition(".")[0]
+    assert name == "__init__" or re.search(rf"\b{name}\b", "\n".join(entry)), f"{path.name} is not there"

@@ -1,9 +1,11 @@
-"""The tensor types of ggml: one row per type, with the number that files store.
+"""The tensor types of ggml with the numbers that files store: the weight types and the few that hold something else.
 
 Source: the `gguf` package's constants and ggml.h; a test compares this table with the package.
 """
 
 from dataclasses import dataclass
+
+from llamacy.kernels.weight_types import WEIGHT_TYPES
 
 
 @dataclass(frozen=True)
@@ -20,65 +22,23 @@ class QuantType:
         return n_elements // self.block_size * self.type_size
 
 
-# name, number, elements and bytes of a block
-_ROWS = [
-    ("F32", 0, 1, 4),
-    ("F16", 1, 1, 2),
-    ("Q4_0", 2, 32, 18),
-    ("Q4_1", 3, 32, 20),
-    ("Q5_0", 6, 32, 22),
-    ("Q5_1", 7, 32, 24),
-    ("Q8_0", 8, 32, 34),
+# Types that files may hold and no product knows: name, number, elements and bytes of a block
+_OTHERS = [
     ("Q8_1", 9, 32, 36),
-    ("Q2_K", 10, 256, 84),
-    ("Q3_K", 11, 256, 110),
-    ("Q4_K", 12, 256, 144),
-    ("Q5_K", 13, 256, 176),
-    ("Q6_K", 14, 256, 210),
-    ("Q8_K", 15, 256, 292),
-    ("IQ2_XXS", 16, 256, 66),
-    ("IQ2_XS", 17, 256, 74),
-    ("IQ3_XXS", 18, 256, 98),
-    ("IQ1_S", 19, 256, 50),
-    ("IQ4_NL", 20, 32, 18),
-    ("IQ3_S", 21, 256, 110),
-    ("IQ2_S", 22, 256, 82),
-    ("IQ4_XS", 23, 256, 136),
     ("I8", 24, 1, 1),
     ("I16", 25, 1, 2),
     ("I32", 26, 1, 4),
     ("I64", 27, 1, 8),
     ("F64", 28, 1, 8),
-    ("IQ1_M", 29, 256, 56),
-    ("BF16", 30, 1, 2),
-    ("TQ1_0", 34, 256, 54),
-    ("TQ2_0", 35, 256, 66),
-    ("MXFP4", 39, 32, 17),
     ("NVFP4", 40, 64, 36),
     ("Q1_0", 41, 128, 18),
 ]
+_ROWS = [(kind.name, kind.number, kind.block, kind.block_bytes) for kind in WEIGHT_TYPES] + _OTHERS
 
-TYPES = {row[1]: QuantType(*row) for row in _ROWS}
+TYPES = {row[1]: QuantType(*row) for row in sorted(_ROWS, key=lambda row: row[1])}
 
 # Type -> general.file_type of a model whose matrices are of it (llama.h's llama_ftype; its mixes have others).
-FILE_TYPES = {
-    "F32": 0,
-    "F16": 1,
-    "BF16": 32,
-    "Q4_0": 2,
-    "Q4_1": 3,
-    "Q5_0": 8,
-    "Q5_1": 9,
-    "Q8_0": 7,
-    "Q2_K": 10,
-    "Q3_K": 12,
-    "Q4_K": 15,
-    "Q5_K": 17,
-    "Q6_K": 18,
-    "IQ4_NL": 25,
-    "IQ4_XS": 30,
-    "MXFP4": 38,
-}
+FILE_TYPES = {kind.name: kind.file_type for kind in WEIGHT_TYPES if kind.file_type is not None}
 
 # Numbers that once stood in files and whose layouts ggml gave up; named so that an error can say so.
 REMOVED = {

@@ -11,19 +11,32 @@ import zlib
 from pathlib import Path
 
 from llamacy.errors import LlamacyError
+from llamacy.kernels import weight_types
 
 SOURCES = Path(__file__).resolve().parents[2] / "pyx"
 # In this order: a room's modules use those of rooms before it. Compiled once per instruction set.
 ROOMS = ("simd", "types", "products", "layers", "steps")
 # Compiled once; uses no other room.
 COMMON = "text"
-_CIMPORT = re.compile(r"^\s*from\s+(\.+)([\w.]+)\s+cimport\b", re.M)
+_CIMPORT = re.compile(r"^\s*from\s+(\.+)([\w.{}]+)\s+cimport\b", re.M)
+# Headers of the modules that weight types name are made of one template.
+FUNCTIONS = "functions.pxd.tp"
 
 
 def cimports(path):
-    """Return what a source of pyx/ cimports from the rooms, as "room.module"."""
-    found = _CIMPORT.findall(path.read_text("utf-8"))
-    return [f"{path.parent.name}.{name}" if dots == "." else name for dots, name in found]
+    """Return what a source of pyx/ cimports from the rooms, as "room.module"; of a template, all that it may."""
+    found = []
+    for dots, name in _CIMPORT.findall(path.read_text("utf-8")):
+        homes = weight_types.HOMES if "{{" in name else [name]
+        names = [name.partition("{{")[0] + home if "{{" in name else name for home in homes]
+        found += [f"{path.parent.name}.{name}" if dots == "." else name for name in names]
+    return found
+
+
+def source_path(module, sources=SOURCES):
+    """Return where a module lies, "room.module": a .pyx, or the template of one."""
+    path = sources.joinpath(*module.split(".")).with_suffix(".pyx")
+    return path if path.exists() else path.with_suffix(".pyx.tp")
 
 
 def digests(module, isa, sources=SOURCES):
@@ -31,13 +44,12 @@ def digests(module, isa, sources=SOURCES):
 
     Modules and headers are named "room.module".
     """
-    room, name = module.split(".")
-    found, waiting = {}, [module, *cimports(sources / room / f"{name}.pyx")]
+    found, waiting = {}, [module, *cimports(source_path(module, sources))]
     while waiting:
         header = waiting.pop()
         path = header_path(header, isa, sources)
         if header not in found and path.exists():
-            found[header] = f"{zlib.crc32(path.read_bytes()):08x}"
+            found[header] = _digest(path)
             waiting += cimports(path)
     return found
 
@@ -45,7 +57,19 @@ def digests(module, isa, sources=SOURCES):
 def header_path(header, isa, sources=SOURCES):
     """Return where a header lies: each instruction set has its own simd.verbs."""
     room, name = header.split(".")
-    return sources / room / f"{isa if header == 'simd.verbs' else name}.pxd"
+    path = sources / room / f"{isa if header == 'simd.verbs' else name}.pxd"
+    if path.exists():
+        return path
+    template = path.with_suffix(".pxd.tp")
+    is_home = room == "types" and name in weight_types.HOMES
+    return sources / room / FUNCTIONS if is_home and not template.exists() else template
+
+
+def _digest(path):
+    data = path.read_bytes()
+    if path.suffix == ".tp":
+        data += Path(weight_types.__file__).read_bytes()
+    return f"{zlib.crc32(data):08x}"
 
 
 def misfit(modules, isa, sources=SOURCES):
@@ -64,7 +88,7 @@ def misfit(modules, isa, sources=SOURCES):
     if sources.is_dir():
         for header, (digest, module) in seen.items():
             path = header_path(header, isa, sources)
-            now = f"{zlib.crc32(path.read_bytes()):08x}" if path.exists() else None
+            now = _digest(path) if path.exists() else None
             if now != digest:
                 return f"{header} has changed since {module} was compiled"
     return None

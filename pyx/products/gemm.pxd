@@ -4,12 +4,12 @@
 from libc.stdint cimport int16_t, uint8_t
 
 from .inputs cimport Acts
-from .weight_types cimport Kernel
+from .weight_types cimport WeightType
 
 cdef struct Packed:
-    const Kernel* kernel
+    const WeightType* type
     uint8_t* tiles
-    float* units                # (n_tiles, 16) of the rows' scales, see superblocks.pyx; NULL where the type has no such product
+    float* units                # (n_tiles, 16) of the rows' scales, see superblocks.pxd; NULL where the type has no such product
     int n_rows
     int n_cols
     int n_tiles                 # ceil(n_rows / 16)

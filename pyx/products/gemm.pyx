@@ -17,8 +17,8 @@ from ..simd.verbs cimport (
     vf_store, vf_to_i, vh, vh_dot, vh_sum, vh_zero, vi, vi_add, vi_dot, vi_times128, vi_to_f, vi_zero, vw, vw_join,
     vw_load, vw_store,
 )
-from .superblocks cimport SpanKernel
-from .tiles cimport TILE, TILE_ROWS, close_block, close_block4
+from .sizes cimport TILE, TILE_ROWS
+from .tiles cimport close_block, close_block4
 
 cdef enum:
     S16_BLOCKS = 20
@@ -31,9 +31,9 @@ cdef int back_turns = BACK_ROWS // 32
 
 cdef int precision_of(const Packed* w, int wish) noexcept nogil:
     """The form of inputs that W uses when `wish` is asked for: INT8 needs an 8-bit product, both INTs an integer type."""
-    if w.kernel.unpack_s16 == NULL:
+    if w.type.unpack_s16 == NULL:
         return EXACT
-    return INT16 if wish == INT8 and w.kernel.depth == 0 else wish
+    return INT16 if wish == INT8 and w.type.depth == 0 else wish
 
 
 # ======== matrix x matrix: tiles of 16 rows x 4 tokens ========
@@ -136,7 +136,7 @@ cdef void matvec_split(const Packed* w, const Acts* x, size_t t, int tile, float
     cdef uint8_t* q = aligned(memory)
     cdef float* d = <float*>(q + TILE * 4)
     cdef float* m = d + 64
-    cdef const Kernel* k = w.kernel
+    cdef const WeightType* k = w.type
     cdef const uint8_t* source = w.tiles + <size_t>tile * w.n_blocks * k.tile_bytes
     cdef const int8_t* high = x.high16 + 32 * t * w.n_blocks
     cdef const int8_t* low = x.low16 + 32 * t * w.n_blocks
@@ -187,7 +187,7 @@ cdef void gemm_s16(const Packed* w, const Acts* x, float* y, size_t ldy, int lo,
     cdef int16_t* q = <int16_t*>aligned(memory)
     cdef float* d = <float*>(q + TILE * S16_BLOCKS)
     cdef float* m = d + 16 * S16_BLOCKS
-    cdef const Kernel* k = w.kernel
+    cdef const WeightType* k = w.type
     cdef int t0, t1, b, n, tile
     for t0 in range(0, x.n_rows, 128):
         t1 = min(t0 + PART_TOKENS, x.n_rows)
@@ -196,7 +196,7 @@ cdef void gemm_s16(const Packed* w, const Acts* x, float* y, size_t ldy, int lo,
             n = min(even_chunk(w.n_blocks, S16_BLOCKS), w.n_blocks - b)
             for tile in range(lo, hi):
                 k.unpack_s16(w.tiles + (tile * <size_t>w.n_blocks + b) * k.tile_bytes, n, q, d, m)
-                if k.has_min:
+                if k.unpacks_min:
                     tokens_s16(q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, True)
                 else:
                     tokens_s16(q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, False)
@@ -206,7 +206,7 @@ cdef void gemm_s16(const Packed* w, const Acts* x, float* y, size_t ldy, int lo,
 cdef void gemm_f32(const Packed* w, const Acts* x, float* y, size_t ldy, int lo, int hi) noexcept nogil:
     cdef uint8_t memory[4 * TILE * F32_BLOCKS + 64]
     cdef float* panel = <float*>aligned(memory)
-    cdef const Kernel* k = w.kernel
+    cdef const WeightType* k = w.type
     cdef int t0, b, n, tile, n_cols
     cdef size_t nb = w.n_blocks
     for t0 in range(0, x.n_rows, 128):
@@ -225,7 +225,7 @@ cdef void gemm_f32(const Packed* w, const Acts* x, float* y, size_t ldy, int lo,
 
 cdef inline void few_blocks(const Packed* w, const Acts* x, int tile, float* y, size_t ldy) noexcept nogil:
     """One row group's products: inputs in fours, the rest one by one"""
-    cdef const Kernel* k = w.kernel
+    cdef const WeightType* k = w.type
     cdef const uint8_t* tiles = w.tiles + <size_t>tile * w.n_blocks * k.tile_bytes
     cdef int t = 0
     while t + 4 <= x.n_rows:
@@ -236,31 +236,31 @@ cdef inline void few_blocks(const Packed* w, const Acts* x, int tile, float* y, 
         t += 1
 
 
-cdef inline void few_spans(const Packed* w, const Acts* x, int tile, float* y, size_t ldy) noexcept nogil:
-    """The same for inputs of which SPAN blocks share a step"""
-    cdef const SpanKernel* k = w.kernel.span
-    cdef const uint8_t* tiles = w.tiles + <size_t>tile * w.n_blocks * w.kernel.tile_bytes
+cdef inline void few_superblocks(const Packed* w, const Acts* x, int tile, float* y, size_t ldy) noexcept nogil:
+    """The same for inputs of which SUPERBLOCK blocks share a step"""
+    cdef const WeightType* k = w.type
+    cdef const uint8_t* tiles = w.tiles + <size_t>tile * w.n_blocks * k.tile_bytes
     cdef const float* units = w.units + 16 * tile
     cdef int t = 0
     while t + 4 <= x.n_rows:
-        k.matvec4(tiles, units, w.n_blocks, x, t, y + t * ldy, ldy)
+        k.superblock_matvec4(tiles, units, w.n_blocks, x, t, y + t * ldy, ldy)
         t += 4
     while t < x.n_rows:
-        k.matvec(tiles, units, w.n_blocks, x, t, y + t * ldy)
+        k.superblock_matvec(tiles, units, w.n_blocks, x, t, y + t * ldy)
         t += 1
 
 
 cdef int two_tiles(const Packed* w, const Acts* x, float* y, int lo, int hi) noexcept nogil:
     """One token reads the first and the second half of the row groups side by side where the type can; returns where to go on"""
-    cdef const Kernel* k = w.kernel
+    cdef const WeightType* k = w.type
     cdef const uint8_t* tiles = w.tiles
     cdef size_t row_bytes = <size_t>w.n_blocks * k.tile_bytes
     cdef int i, half = (hi - lo) // 2
-    if x.span > 1:
-        if k.span.matvec2 == NULL:
+    if x.superblock > 1:
+        if k.superblock_matvec2 == NULL:
             return lo
         for i in range(lo, lo + half):
-            k.span.matvec2(tiles + i * row_bytes, tiles + (i + half) * row_bytes, w.units + 16 * i, w.units + 16 * (i + half),
+            k.superblock_matvec2(tiles + i * row_bytes, tiles + (i + half) * row_bytes, w.units + 16 * i, w.units + 16 * (i + half),
                            w.n_blocks, x, y + 16 * i, y + 16 * (i + half))
         return lo + 2 * half
     if k.matvec2 == NULL:
@@ -275,7 +275,7 @@ cdef void matmul_tiles(const Packed* w, const Acts* x, int precision, float* y, 
 
     precision: the form of x to use, as far as the type has it (precision_of).
     """
-    cdef const Kernel* k = w.kernel
+    cdef const WeightType* k = w.type
     cdef int t, tile
     precision = precision_of(w, precision)
     if precision == INT8 and x.n_rows == 1:
@@ -283,8 +283,8 @@ cdef void matmul_tiles(const Packed* w, const Acts* x, int precision, float* y, 
     # matvec knows one form of inputs, the fastest that its type has
     if x.n_rows < (STREAM_TOKENS + 1 if k.matvec4 != NULL else 4) and precision == precision_of(w, INT8):
         for tile in range(lo, hi):
-            if precision == INT8 and x.span > 1:
-                few_spans(w, x, tile, y + 16 * tile, ldy)
+            if precision == INT8 and x.superblock > 1:
+                few_superblocks(w, x, tile, y + 16 * tile, ldy)
             else:
                 few_blocks(w, x, tile, y + 16 * tile, ldy)
         return
@@ -308,7 +308,7 @@ cdef void matmul_tiles(const Packed* w, const Acts* x, int precision, float* y, 
 cdef inline int unpack_back(const Packed* w, int group, int b, float* panel) noexcept nogil:
     """Rows 128 group .. +128, columns 32 b .. +32 as f32 [128 rows][32 columns]; returns the rows there are (multiple of 16)."""
     cdef float tile[TILE]
-    cdef const Kernel* k = w.kernel
+    cdef const WeightType* k = w.type
     cdef int i, r, c, first = group * (BACK_ROWS // TILE_ROWS), n = min(BACK_ROWS // TILE_ROWS, w.n_tiles - first)
     for i in range(n):
         k.unpack_f32(w.tiles + (<size_t>(first + i) * w.n_blocks + b) * k.tile_bytes, 1, tile)

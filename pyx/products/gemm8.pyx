@@ -1,21 +1,22 @@
 """Prompts and batches with 8-bit inputs: y = W x from panels of weights, unpacked once for up to 128 tokens.
 
-Two ways to end a block: in f32 where each has a step of its own, in int32 where SPAN blocks share one (superblocks.pyx).
+Two ways to end a block: in f32 where each has a step of its own, in int32 where SUPERBLOCK blocks share one (superblocks.pxd).
 """
 
 from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t
 
-from .inputs cimport PANEL_SPANS, SPAN, U8_BLOCKS, aligned, even_chunk, span_chunk
+from .inputs cimport PANEL_SUPERBLOCKS, SUPERBLOCK, U8_BLOCKS, aligned, even_chunk, superblock_chunk
 from .gemm cimport Packed, panel_add
-from .weight_types cimport Kernel
+from .weight_types cimport WeightType
 from .outliers cimport Columns, add_columns, find_columns
 from .panels cimport PART_TOKENS, FourTokens, four_tokens, tile_load, tile_store
 from ..simd.verbs cimport (
     vb, vb_load, vf, vf_load, vf_set1, vf_store, vh, vh_mix, vh_sum, vh_zero, vi, vi_add, vi_load, vi_store,
     vi_zero, vw, vw_load,
 )
-from .superblocks cimport SpanPanel
-from .tiles cimport TILE, add_units, close_block4, close_span, step_u8, weigh4
+from .superblocks cimport SuperblockPanel
+from .sizes cimport TILE
+from .tiles cimport add_units, close_block4, close_superblock, step_u8, weigh4
 
 # ======== a step for every block ========
 
@@ -86,7 +87,7 @@ cdef void gemm_blocks(const Packed* w, const Acts* x, float* y, size_t ldy, int 
     cdef float* d = <float*>(q + TILE * U8_BLOCKS)
     cdef float* m = d + 16 * U8_BLOCKS
     cdef float* columns = m + 16 * U8_BLOCKS
-    cdef const Kernel* k = w.kernel
+    cdef const WeightType* k = w.type
     cdef Columns c
     cdef int t0, t1, b, n, tile
     for t0 in range(0, x.n_rows, 128):
@@ -97,15 +98,15 @@ cdef void gemm_blocks(const Packed* w, const Acts* x, float* y, size_t ldy, int 
             find_columns(x, b, n, t0, t1, &c)
             for tile in range(lo, hi):
                 k.unpack_u8(w.tiles + (tile * <size_t>w.n_blocks + b) * k.tile_bytes, n, q, d, m)
-                if k.depth == 8:
-                    tokens_u8(q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, False)
-                else:
+                if k.fifth:
                     tokens_u8(q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, True)
+                else:
+                    tokens_u8(q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, False)
                 add_columns(q, d, &c, t1 - t0, columns, y + t0 * ldy + 16 * tile, ldy)
             b += n
 
 
-# ======== a step for a span of blocks ========
+# ======== a step for a superblock of blocks ========
 
 cdef inline void mix4(vb w, const uint8_t* a0, const uint8_t* a1, const uint8_t* a2, const uint8_t* a3,
                       vh* h0, vh* h1, vh* h2, vh* h3) noexcept nogil:
@@ -139,7 +140,7 @@ cdef inline void mixed_block(const uint8_t* q, vw s, const uint8_t* a0, const ui
     weigh4(acc, h0, h1, h2, h3, s)
 
 
-cdef inline void panel_span(const SpanPanel* p, int nb, const uint8_t* a0, size_t lda, const float* scale, size_t lds,
+cdef inline void panel_superblocks(const SuperblockPanel* p, int nb, const uint8_t* a0, size_t lda, const float* scale, size_t lds,
                             bint fifth, float* sums) noexcept nogil:
     """sums [4 tokens][16] = the panel's nb blocks, in units"""
     cdef const uint8_t* a1 = a0 + lda
@@ -155,15 +156,15 @@ cdef inline void panel_span(const SpanPanel* p, int nb, const uint8_t* a0, size_
     while nb > 0:
         for i in range(4):
             vi_store(acc + 16 * i, vi_load(base))
-        for _b in range(min(nb, SPAN)):
+        for _b in range(min(nb, SUPERBLOCK)):
             mixed_block(q, vw_load(s), a0, a1, a2, a3, fifth, acc)
             q, s, a0, a1, a2, a3 = q + TILE, s + 32, a0 + 32, a1 + 32, a2 + 32, a3 + 32
         for i in range(4):
-            close_span(sums + 16 * i, scale[i * lds], vi_load(acc + 16 * i))
-        base, scale, nb = base + 16, scale + SPAN, nb - SPAN
+            close_superblock(sums + 16 * i, scale[i * lds], vi_load(acc + 16 * i))
+        base, scale, nb = base + 16, scale + SUPERBLOCK, nb - SUPERBLOCK
 
 
-cdef inline void tokens_span(const SpanPanel* p, const float* units, int b, int n, const Acts* x, int t0, int t1,
+cdef inline void tokens_superblocks(const SuperblockPanel* p, const float* units, int b, int n, const Acts* x, int t0, int t1,
                              float* y, size_t ldy, bint fifth, bint fresh) noexcept nogil:
     """Tokens t0..t1 with an unpacked panel of n blocks from block b on"""
     cdef float sums[64]
@@ -173,13 +174,13 @@ cdef inline void tokens_span(const SpanPanel* p, const float* units, int b, int 
     while t < t1:
         new = four_tokens(&r, t, t1)
         at = r.first * nb + b
-        panel_span(p, n, <const uint8_t*>x.q8 + 32 * at, 32 * nb * r.stride, x.scale8 + at, nb * r.stride, fifth, sums)
+        panel_superblocks(p, n, <const uint8_t*>x.q8 + 32 * at, 32 * nb * r.stride, x.scale8 + at, nb * r.stride, fifth, sums)
         for i in range(new):
             add_units(y + (t + i) * ldy, vf_load(units), vf_load(sums + 16 * (r.skip + i)), fresh)
         t += new
 
 
-cdef void add_minima(const SpanPanel* p, int b, int n, const Acts* x, int t0, int t1, float* y, size_t ldy) noexcept nogil:
+cdef void add_minima(const SuperblockPanel* p, int b, int n, const Acts* x, int t0, int t1, float* y, size_t ldy) noexcept nogil:
     """y of tokens t0..t1 += minima times sums of inputs, of n blocks from block b on"""
     cdef int t
     if b == 0:
@@ -188,12 +189,12 @@ cdef void add_minima(const SpanPanel* p, int b, int n, const Acts* x, int t0, in
     panel_add(p.m, 16, n, x.sum8 + t0 * <size_t>x.n_blocks + b, x.n_blocks, t1 - t0, y + t0 * ldy, ldy)
 
 
-cdef void gemm_spans(const Packed* w, const Acts* x, float* y, size_t ldy, int lo, int hi) noexcept nogil:
+cdef void gemm_superblocks(const Packed* w, const Acts* x, float* y, size_t ldy, int lo, int hi) noexcept nogil:
     """Inputs are raised (inputs.pxd)"""
-    cdef uint8_t memory[(512 + 64 + 128) * U8_BLOCKS + 64 * PANEL_SPANS + 64 * 32 * U8_BLOCKS + 64]     # a SpanPanel, columns
-    cdef SpanPanel* p = <SpanPanel*>aligned(memory)
+    cdef uint8_t memory[(512 + 64 + 128) * U8_BLOCKS + 64 * PANEL_SUPERBLOCKS + 64 * 32 * U8_BLOCKS + 64]     # a SuperblockPanel, columns
+    cdef SuperblockPanel* p = <SuperblockPanel*>aligned(memory)
     cdef float* columns = <float*>(p + 1)
-    cdef const Kernel* k = w.kernel
+    cdef const WeightType* k = w.type
     cdef const float* units
     cdef float* out
     cdef Columns c
@@ -203,25 +204,25 @@ cdef void gemm_spans(const Packed* w, const Acts* x, float* y, size_t ldy, int l
         t1 = min(t0 + PART_TOKENS, x.n_rows)
         b = 0
         while b < w.n_blocks:
-            n = min(span_chunk(w.n_blocks), w.n_blocks - b)
+            n = min(superblock_chunk(w.n_blocks), w.n_blocks - b)
             find_columns(x, b, n, t0, t1, &c)
             for tile in range(lo, hi):
                 units, out, fresh = w.units + 16 * tile, y + 16 * tile, b == 0
-                k.span.unpack(w.tiles + (tile * <size_t>w.n_blocks + b) * k.tile_bytes, n, units, p)
-                if k.span.has_min:
+                k.unpack_superblock(w.tiles + (tile * <size_t>w.n_blocks + b) * k.tile_bytes, n, units, p)
+                if k.has_min:
                     add_minima(p, b, n, x, t0, t1, out, ldy)
                     fresh = False
-                if k.span.fifth:
-                    tokens_span(p, units, b, n, x, t0, t1, out, ldy, True, fresh)
+                if k.fifth:
+                    tokens_superblocks(p, units, b, n, x, t0, t1, out, ldy, True, fresh)
                 else:
-                    tokens_span(p, units, b, n, x, t0, t1, out, ldy, False, fresh)
+                    tokens_superblocks(p, units, b, n, x, t0, t1, out, ldy, False, fresh)
                 add_columns(p.q, p.d, &c, t1 - t0, columns, out + t0 * ldy, ldy)
             b += n
 
 
 cdef void gemm_u8(const Packed* w, const Acts* x, float* y, size_t ldy, int lo, int hi) noexcept nogil:
     """y[t][16 lo .. 16 hi) = W x for more than STREAM_TOKENS inputs"""
-    if x.span > 1:
-        gemm_spans(w, x, y, ldy, lo, hi)
+    if x.superblock > 1:
+        gemm_superblocks(w, x, y, ldy, lo, hi)
     else:
         gemm_blocks(w, x, y, ldy, lo, hi)

@@ -15,9 +15,9 @@ cdef enum:
     S16_LIMIT = 16319           # 127 * 128 + 63
     U8_BLOCKS = 40              # blocks of 32 columns unpacked at a time, at most: 20 KB of codes, L1
     OUTLIERS = 3                # values that a block may set aside
-    PANEL_SPANS = 5             # U8_BLOCKS // SPAN
-    SPAN = 8                    # blocks of wide models that share a step: their products are summed as integers, see superblocks
-    STREAM_TOKENS = 16                    # inputs up to which tiles are multiplied as they stream by: unpacking would not pay
+    PANEL_SUPERBLOCKS = 5             # U8_BLOCKS // SUPERBLOCK
+    SUPERBLOCK = 8                    # blocks of wide models that share a step: their products are summed as integers, see superblocks.pxd
+    STREAM_TOKENS = 16          # inputs up to which tiles are multiplied as they stream by: unpacking would not pay
 
 cdef struct Outliers:           # values of a block that its codes do not hold: its codes are 0 there
     uint8_t k[4]                # their places, 0 .. 31
@@ -32,7 +32,7 @@ cdef struct Acts:               # T rows of inputs; only the wanted forms are th
     int8_t* q8                  # (T, 32 n_blocks), scale (T, n_blocks), sum = scale * sum of the codes
     float* scale8
     float* sum8                 # and of the outliers
-    int span                    # blocks that share a step: 1 or SPAN
+    int superblock                    # blocks that share a step: 1 or SUPERBLOCK
     bint raised                 # q8 holds codes + U8_OFFSET
     int16_t* less8              # (T, n_blocks, 2): twice -4 times the sum of the codes
     Outliers* outliers          # (T, n_blocks); outlier_bits (T, n_blocks): bit i is set where the i-th is there
@@ -72,9 +72,9 @@ cdef inline int even_chunk(int n_blocks, int most) noexcept nogil:
     return (n_blocks + chunks - 1) // chunks
 
 
-cdef inline int span_chunk(int n_blocks) noexcept nogil:
-    """Blocks of whole spans that are unpacked at a time"""
-    return SPAN * even_chunk((n_blocks + SPAN - 1) // SPAN, PANEL_SPANS)
+cdef inline int superblock_chunk(int n_blocks) noexcept nogil:
+    """Blocks of whole superblocks that are unpacked at a time"""
+    return SUPERBLOCK * even_chunk((n_blocks + SUPERBLOCK - 1) // SUPERBLOCK, PANEL_SUPERBLOCKS)
 
 
 cdef void acts_for_width(Acts* x, int n_embd) noexcept nogil

@@ -4,7 +4,7 @@
 than the rest, as a few channels of every model's activations are; such a block's step is coarse for the whole product.
 Values over `outlier_over` times the blocks' mean largest value are set aside, up to three a block, and multiplied in f32:
 a column of W times one number, for a few columns of hundreds. Wide models, which average more noise out, share a step among
-SPAN blocks (superblocks.pyx).
+SUPERBLOCK blocks (superblocks.pxd).
 """
 
 from libc.math cimport fabsf
@@ -25,7 +25,7 @@ cdef void acts_for_width(Acts* x, int n_embd) noexcept nogil:
     """How 8-bit codes are made for a model of this width; after acts_place, which asks for steps of one block each"""
     if n_embd < 1024:
         return
-    x.outlier_over, x.span, x.raised = 1.5, SPAN, x.n_rows > STREAM_TOKENS
+    x.outlier_over, x.superblock, x.raised = 1.5, SUPERBLOCK, x.n_rows > STREAM_TOKENS
 
 
 cdef size_t acts_bytes(int n_rows, int n_cols, int precisions) noexcept nogil:
@@ -41,7 +41,7 @@ cdef void acts_place(Acts* x, int n_rows, int n_cols, int precisions, uint8_t* m
     cdef size_t nb = (n_cols + 31) // 32, n = n_rows
     cdef uint8_t* p = aligned(memory)
     x.n_rows, x.n_cols, x.n_blocks = n_rows, n_cols, <int>nb
-    x.q8, x.q16, x.outlier_over, x.span, x.raised = NULL, NULL, OUTLIER_OVER, 1, False
+    x.q8, x.q16, x.outlier_over, x.superblock, x.raised = NULL, NULL, OUTLIER_OVER, 1, False
     if precisions & INT8:
         x.q8 = <int8_t*>p
         x.outliers = <Outliers*>(x.q8 + 32 * n * nb)
@@ -118,8 +118,8 @@ cdef inline void round8(Acts* x, size_t at, const float* a, float amax) noexcept
 
 cdef inline void round_span(Acts* x, size_t at, const float* a, int n, float limit) noexcept nogil:
     """n blocks with one step; their largest values stand in scale8"""
-    cdef float rest[32 * SPAN]
-    cdef const float* left[SPAN]
+    cdef float rest[32 * SUPERBLOCK]
+    cdef const float* left[SUPERBLOCK]
     cdef float amax = 0
     cdef int b
     for b in range(n):
@@ -149,7 +149,7 @@ cdef void round16(Acts* x, size_t at, vf a0, vf a1, float amax) noexcept nogil:
 
 
 cdef void acts_quantize(Acts* x, int lo, int hi, int block_lo, int block_hi) noexcept nogil:
-    """Round rows lo..hi, blocks block_lo..block_hi (whole spans) of x.f32 to the forms that x has; K is a multiple of 32."""
+    """Round rows lo..hi, blocks block_lo..block_hi (whole superblocks) of x.f32 to the forms that x has; K is a multiple of 32."""
     cdef int t, b
     cdef vf a0, a1
     cdef float limit
@@ -161,8 +161,8 @@ cdef void acts_quantize(Acts* x, int lo, int hi, int block_lo, int block_hi) noe
             limit = x.outlier_over * find_peaks(row, x.n_blocks, block_lo, block_hi, x.scale8 + at)
             b = block_lo
             while b < block_hi:
-                round_span(x, at + b, row + 32 * b, min(x.span, block_hi - b), limit)
-                b += x.span
+                round_span(x, at + b, row + 32 * b, min(x.superblock, block_hi - b), limit)
+                b += x.superblock
             if x.raised:
                 raise_codes(<uint8_t*>x.q8 + 32 * (at + block_lo), 32 * (block_hi - block_lo))
         if x.q16 != NULL:

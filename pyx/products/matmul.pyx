@@ -10,7 +10,7 @@ from .inputs cimport (
 )
 from ..types.finite cimport ScaleField, scale_field, scales_finite
 from .gemm cimport matmul_backward_tiles, matmul_tiles, precision_of
-from .weight_types cimport Kernel, find_kind, kind_at, kind_count
+from .weight_types cimport WeightType, weight_type, weight_type_at, weight_type_count
 from .superblocks cimport find_units
 
 import numpy as np
@@ -50,14 +50,14 @@ cdef class Arena:
 
 def types():
     """Return {name: GGUF number} of the types that matrices may have here."""
-    return {kind_at(i).name.decode(): kind_at(i).number for i in range(kind_count())}
+    return {weight_type_at(i).name.decode(): weight_type_at(i).number for i in range(weight_type_count())}
 
 
 def packed_bytes(int number, size_t n_rows, size_t n_cols):
     """Bytes that a (n_rows, n_cols) matrix of GGUF type `number` takes in an Arena."""
-    cdef const Kernel* k = find_kind(number)
+    cdef const WeightType* k = weight_type(number)
     cdef size_t n_tiles = padded(n_rows, 16) // 16
-    return padded(n_tiles * (padded(n_cols, 32) // 32) * <size_t>k.tile_bytes, 64) + (64 * n_tiles if k.span != NULL else 0)
+    return padded(n_tiles * (padded(n_cols, 32) // 32) * <size_t>k.tile_bytes, 64) + (64 * n_tiles if k.unpack_superblock != NULL else 0)
 
 
 cdef class PackedMatrix:
@@ -67,7 +67,7 @@ cdef class PackedMatrix:
     """
 
     def __init__(self, const uint8_t[:, ::1] rows, int number, int n_cols, Arena arena=None, int n_threads=1):
-        cdef const Kernel* k = find_kind(number)
+        cdef const WeightType* k = weight_type(number)
         cdef const ScaleField* field = scale_field(number)
         cdef int n_rows = <int>rows.shape[0], tile, b, bad = 0
         cdef size_t row_bytes = rows.shape[1], row_group = padded(n_cols, 32) // 32 * <size_t>k.tile_bytes
@@ -75,17 +75,17 @@ cdef class PackedMatrix:
         if n_cols % k.block or <size_t>n_cols // k.block * k.block_bytes != row_bytes:
             raise ValueError(f"{n_cols} columns of {k.name.decode()} do not make rows of {row_bytes} bytes")
         self.arena = arena or Arena(packed_bytes(number, n_rows, n_cols))
-        self.w.kernel, self.w.n_rows, self.w.n_cols = k, n_rows, n_cols
+        self.w.type, self.w.n_rows, self.w.n_cols = k, n_rows, n_cols
         self.w.n_tiles, self.w.n_blocks = (n_rows + 15) // 16, (n_cols + 31) // 32
         self.w.tiles = self.arena.take(row_group * self.w.n_tiles)
-        self.w.units = <float*>self.arena.take(64 * <size_t>self.w.n_tiles) if k.span != NULL else NULL
+        self.w.units = <float*>self.arena.take(64 * <size_t>self.w.n_tiles) if k.unpack_superblock != NULL else NULL
         check_threads(n_threads)
         for tile in prange(self.w.n_tiles, num_threads=n_threads, schedule="static", nogil=True):
             for b in range(self.w.n_blocks):
                 k.pack(source + 16 * tile * row_bytes, row_bytes, min(16, n_rows - 16 * tile), b, n_cols,
                        self.w.tiles + tile * row_group + b * k.tile_bytes)
-            if k.span != NULL:
-                find_units(self.w.tiles + tile * row_group, self.w.n_blocks, k.tile_bytes, k.span.fifth, k.span.wide,
+            if k.unpack_superblock != NULL:
+                find_units(self.w.tiles + tile * row_group, self.w.n_blocks, k.tile_bytes, k.fifth, k.f32_scales,
                            self.w.units + 16 * tile)
             bad += not scales_finite(field, source + 16 * tile * row_bytes, min(16, n_rows - 16 * tile) * row_bytes)
         if bad:
@@ -97,11 +97,11 @@ cdef class PackedMatrix:
 
     @property
     def type_number(self):
-        return self.w.kernel.number
+        return self.w.type.number
 
     @property
     def n_bytes(self):
-        return <size_t>self.w.n_tiles * self.w.n_blocks * self.w.kernel.tile_bytes
+        return <size_t>self.w.n_tiles * self.w.n_blocks * self.w.type.tile_bytes
 
 
 PRECISIONS = {"f32": EXACT, "int8": INT8, "int16": INT16}

@@ -12,5 +12,5 @@ cdef struct Columns:        # the outliers of up to PART_TOKENS tokens in a pane
 
 cdef void find_columns(const Acts* x, int b, int n, int t0, int t1, Columns* c) noexcept nogil
 cdef void add_columns(const uint8_t* q, const float* d, const Columns* c, int n_tokens, float* w, float* y, size_t ldy) noexcept nogil
-cdef void quads_outliers(const uint8_t* tile, int b, int end, const Acts* x, size_t t, float* y,
+cdef void nibbles_outliers(const uint8_t* tile, int b, int end, const Acts* x, size_t t, float* y,
                          bint fifth, int offset, size_t tile_bytes, bint wide) noexcept nogil

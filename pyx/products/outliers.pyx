@@ -58,7 +58,7 @@ cdef void add_columns(const uint8_t* q, const float* d, const Columns* c, int n_
         y += ldy
 
 
-cdef inline vf quads_column(const uint8_t* tile, bint fifth, size_t k) noexcept nogil:
+cdef inline vf nibbles_column(const uint8_t* tile, bint fifth, size_t k) noexcept nogil:
     """16 rows' codes of column k"""
     cdef vi code = vi_nibbles(tile + 32 * (k >> 2), <int>k & 3)
     if fifth:
@@ -66,7 +66,7 @@ cdef inline vf quads_column(const uint8_t* tile, bint fifth, size_t k) noexcept 
     return vi_to_f(code)
 
 
-cdef void quads_outliers(const uint8_t* tile, int b, int end, const Acts* x, size_t t, float* y,
+cdef void nibbles_outliers(const uint8_t* tile, int b, int end, const Acts* x, size_t t, float* y,
                          bint fifth, int offset, size_t tile_bytes, bint wide) noexcept nogil:
     """y[16] += blocks b .. end, their codes less `offset`, times input t's outliers. A call: inlined, its loop would spill the caller's."""
     cdef const uint8_t* bits = x.outlier_bits + t * x.n_blocks + b
@@ -79,7 +79,7 @@ cdef void quads_outliers(const uint8_t* tile, int b, int end, const Acts* x, siz
         while left:
             i, j = <size_t>lowest_bit(left) >> 3, <size_t>lowest_bit(left) & 7
             left &= left - 1
-            column = vf_sub(quads_column(tile + i * tile_bytes, fifth, out[i].k[j]), less)
+            column = vf_sub(nibbles_column(tile + i * tile_bytes, fifth, out[i].k[j]), less)
             acc = vf_fma1(vf_mul(quad_scale(tile + i * tile_bytes, fifth, wide), column), out[i].value[j], acc)
         b, bits, out, tile = b + 8, bits + 8, out + 8, tile + 8 * tile_bytes
     vf_store(y, acc)

@@ -5,7 +5,7 @@ from ..simd.verbs cimport vf_load, vf_set1, vf_store
 cdef enum:
     PART_TOKENS = 128       # tokens whose inputs stay in L2 while row tiles pass
 
-cdef struct FourTokens:           # four tokens of a panel product; with fewer than four left they begin `skip` tokens earlier
+cdef struct FourTokens:     # four tokens of a panel product; with fewer than four left they begin `skip` tokens earlier
     size_t first            # the first one's index
     size_t stride           # 1; 0 where there are fewer than four in all, and the four are one
     int skip

@@ -1,28 +1,28 @@
 # Weights as the kernels read them: tiles of 16 rows x 32 columns, a row group's tiles one after the other.
 #
-#   quads   codes [g = 8][32 bytes]: byte 4 r + i holds columns 4 g + i of row r (low nibble) and row r + 8 (high nibble);
+#   nibbles codes [g = 8][32 bytes]: byte 4 r + i holds columns 4 g + i of row r (low nibble) and row r + 8 (high nibble);
 #           5-bit types then have [64 bytes] of fifth bits: bit g of byte 4 r + i;   f16 d[16];   f16 m[16] where there is one;
 #           Q4_K, Q5_K: f32 d[16], f32 m[16], their two levels of scales multiplied out, which f32 holds exactly
-#   pairs   codes [p = 16][16 rows][2] int8: columns 2 p, 2 p + 1;   f16 d[16]
-#   wide    codes as pairs;   f32 d[16];   Q2_K: f32 m[2 halves][16], d and m for columns 0..15 and 16..31
-#   scaled  codes as pairs;   int8 s[2 halves][16 rows][2], each twice;   f32 d[16]:  w = d * (s * code)
+#   s8      codes [p = 16][16 rows][2] int8: columns 2 p, 2 p + 1;   f16 d[16]
+#   wide    codes as s8;   f32 d[16];   Q2_K: f32 m[2 halves][16], d and m for columns 0..15 and 16..31
+#   scaled  codes as s8;   int8 s[2 halves][16 rows][2], each twice;   f32 d[16]:  w = d * (s * code)
 #   floats  [32 columns][16 rows] f32, f16 or bf16
 #
 # A weight is d * (code - offset) + m. Rows past the matrix are zero.
 
-from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
 from ..simd.verbs cimport (
     prefetch, prefetch_line, vb, vb_load, vb_nibbles, vb_or_bit, vf, vf_fma, vf_fma1, vf_load, vf_load_f16, vf_mul,
-    vf_set1, vf_store, vh, vh_dot, vh_weigh, vi, vi_load, vi_store, vi_to_f, vw,
+    vf_set1, vf_store, vh, vh_dot, vh_weigh, vi, vi_load, vi_store, vi_to_f, vw, vw_even, vw_load, vw_odd,
 )
+from .sizes cimport TILE
+
+ctypedef void (*unpack_s16_fn)(const uint8_t* tile, int n, int16_t* q, float* d, float* m) noexcept nogil
 
 cdef enum:
-    TILE_ROWS = 16
-    TILE_COLS = 32
-    TILE = 512
-    PREFETCH_BYTES = 1536            # how far ahead of their reading products of few tokens ask for memory, bytes
+    PREFETCH_BYTES = 1536   # how far ahead of their reading products of few tokens ask for memory, bytes
 
 
 cdef inline vb quad(const uint8_t* tile, bint fifth, vb high, int g) noexcept nogil:
@@ -104,7 +104,7 @@ cdef inline void prefetch2(const uint8_t* tile, const uint8_t* other, int at) no
 
 
 cdef inline void block2(const uint8_t* tile, const uint8_t* other, const int8_t* a, vh* h, vh* ho) noexcept nogil:
-    """h += both tiles' codes times 32 values; int16 holds eight steps of 4-bit codes, see weight_types.pyx
+    """h += both tiles' codes times 32 values; int16 holds eight steps of 4-bit codes, see nibble_tiles.pxd
 
     What is read 1.5 KB later is asked for a line at a time: ten requests at once wait for each other and hold up the loads
     behind them, which makes a token of a large model 3 to 4 % slower.
@@ -132,7 +132,7 @@ cdef inline void weigh4(int32_t* acc, vh h0, vh h1, vh h2, vh h3, vw s) noexcept
     vi_store(acc + 48, vh_weigh(vi_load(acc + 48), h3, s))
 
 
-cdef inline void close_span(float* sums, float scale, vi s) noexcept nogil:
+cdef inline void close_superblock(float* sums, float scale, vi s) noexcept nogil:
     """sums[16] += scale * s"""
     vf_store(sums, vf_fma1(vi_to_f(s), scale, vf_load(sums)))
 
@@ -142,9 +142,33 @@ cdef inline void add_units(float* y, vf units, vf sums, bint fresh) noexcept nog
     vf_store(y, vf_fma(units, sums, vf_set1(0) if fresh else vf_load(y)))
 
 
+# ---- integer types as f32 ----
+
+cdef inline void unpack_f32(const uint8_t* tile, int n, float* w, unpack_s16_fn unpack, int tile_bytes,
+                            bint has_min) noexcept nogil:
+    """n tiles to weights [32 n][16 rows]"""
+    cdef int16_t q[TILE]
+    cdef float d[16]
+    cdef float m[16]
+    cdef int _b, p
+    cdef vf scale, least = vf_set1(0)
+    cdef vw pair
+    for _b in range(n):
+        unpack(tile, 1, q, d, m)
+        scale = vf_load(d)
+        if has_min:
+            least = vf_load(m)
+        for p in range(16):
+            pair = vw_load(q + 32 * p)
+            vf_store(w + 32 * p, vf_fma(scale, vw_even(pair), least))
+            vf_store(w + 32 * p + 16, vf_fma(scale, vw_odd(pair), least))
+        tile += tile_bytes
+        w += TILE
+
+
 # ---- packing: 16 rows of blocks to a tile ----
 
-cdef inline void write_quads(uint8_t* tile, const uint32_t* codes, bint fifth) noexcept nogil:
+cdef inline void write_nibbles(uint8_t* tile, const uint32_t* codes, bint fifth) noexcept nogil:
     """codes [16 rows][8]: dword g holds the codes of columns 4 g .. 4 g + 3"""
     cdef int r, g
     cdef uint32_t word
@@ -158,24 +182,3 @@ cdef inline void write_quads(uint8_t* tile, const uint32_t* codes, bint fifth) n
             for g in range(8):
                 word |= ((codes[8 * r + g] >> 4) & 0x01010101) << g
             memcpy(tile + 256 + 4 * r, &word, 4)
-
-
-cdef inline void nibble_words(const uint8_t* qs, uint32_t* codes) noexcept nogil:
-    """16 bytes of nibbles to 8 words of four codes"""
-    cdef uint32_t word
-    cdef int g
-    for g in range(4):
-        memcpy(&word, qs + 4 * g, 4)
-        codes[g] = word & 0x0f0f0f0f
-        codes[g + 4] = (word >> 4) & 0x0f0f0f0f
-
-
-cdef inline void fifth_words(const uint8_t* qh, uint32_t* codes) noexcept nogil:
-    """32 high bits into bit 4 of 8 words of four codes"""
-    cdef uint32_t bits, nibble
-    cdef int g
-    memcpy(&bits, qh, 4)
-    for g in range(8):
-        nibble = (bits >> (4 * g)) & 15
-        # spread four bits to the lowest bit of four bytes
-        codes[g] |= ((nibble * 0x00204081) & 0x01010101) << 4

@@ -291,7 +291,7 @@ cdef class Session:
 
     cdef void round_rows(self, Acts* a, const Linear* l, const float* x, size_t ld, int i, int n) noexcept nogil:
         """a = x and its rounded forms, dealt by blocks: one long token occupies all threads"""
-        cdef int rows = self.step_.T, spans
+        cdef int rows = self.step_.T, superblocks
         cdef bint alone = rows == 1 and l.w.n_blocks <= ALONE
         self.inputs(a, l, 1, x, ld, rows, self.own_rounded(i) if alone else self.step_.rounded)
         if a.q8 == NULL and a.q16 == NULL:
@@ -302,8 +302,8 @@ cdef class Session:
         if rows > SPLIT_TOKENS:
             acts_quantize(a, share(rows, i, n), share(rows, i + 1, n), 0, a.n_blocks)
         else:
-            spans = ceil_div(a.n_blocks, a.span)
-            acts_quantize(a, 0, rows, a.span * share(spans, i, n), min(a.span * share(spans, i + 1, n), a.n_blocks))
+            superblocks = ceil_div(a.n_blocks, a.superblock)
+            acts_quantize(a, 0, rows, a.superblock * share(superblocks, i, n), min(a.superblock * share(superblocks, i + 1, n), a.n_blocks))
         barrier(&self.team)
 
     cdef void low_rank(self, const Linear* first, int n_linear, const Acts* a, int i, int n) noexcept nogil:

@@ -34,13 +34,13 @@ cdef int set_sizes(Config* c, sizes) except -1:
 cdef void unpacked_row(const Packed* w, int row, float* x) noexcept nogil:
     """x[n_cols] = a row of W: from tiles, so that no page of the file is needed, though 16 rows are unpacked for one"""
     cdef float values[16 * 32]
-    cdef const uint8_t* tile = w.tiles + <size_t>(row // 16) * w.n_blocks * w.kernel.tile_bytes
+    cdef const uint8_t* tile = w.tiles + <size_t>(row // 16) * w.n_blocks * w.type.tile_bytes
     cdef int b, i
     for b in range(w.n_blocks):
-        w.kernel.unpack_f32(tile, 1, values)
+        w.type.unpack_f32(tile, 1, values)
         for i in range(min(32, w.n_cols - 32 * b)):
             x[32 * b + i] = values[16 * i + row % 16]
-        tile += w.kernel.tile_bytes
+        tile += w.type.tile_bytes
 
 
 cdef class Weights:

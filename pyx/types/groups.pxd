@@ -11,6 +11,16 @@ cdef struct Group:          # w[j] = d * s[j / 16] * q[j] - m[j / 16]: the produ
     int s[2]                # at most 8 bits with their sign
     float m[2]
 
+cdef extern from *:
+    """
+    #include <stdint.h>
+    static const int8_t __attribute__((unused)) IQ4_LEVELS[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+    /* E2M1 of the OCP Microscaling Formats specification, doubled; minus zero counts as zero */
+    static const int8_t __attribute__((unused)) FP4_LEVELS[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+    """
+    const int8_t[16] IQ4_LEVELS
+    const int8_t[16] FP4_LEVELS
+
 ctypedef void (*group_fn)(const uint8_t* block, int g, Group* out) noexcept nogil
 
 

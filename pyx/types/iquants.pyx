@@ -1,4 +1,4 @@
-"""IQ1, IQ2, IQ3: codes are points of a grid, read only. 32 neighbours of a block, and rows as f32.
+"""IQ1, IQ2, IQ3: codes are points of a grid, read only. 32 neighbours of a block.
 
 A type's grid is laid out in memory when its first block is read. One section per type, as in kquants.pyx; "points" have
 8 coordinates (4 for IQ3), "signs" are 7 bits whose eighth makes the number of minuses even, or whole bytes.
@@ -8,7 +8,7 @@ A type's grid is laid out in memory when its first block is read. One section pe
 from libc.stdint cimport int8_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
-from .groups cimport dequantize_groups, half_at, one_scale, u16_at, u32_at
+from .groups cimport Group, half_at, one_scale, u16_at, u32_at
 
 from llamacy.kernels.reference.grids import grid
 
@@ -57,9 +57,6 @@ cdef void group_iq2_xxs(const uint8_t* x, int g, Group* out) noexcept nogil:
         put(grid_points + 8 * p[j], even((word >> (7 * j)) & 127), 8, out.q + 8 * j)
     one_scale(out, half_at(x) / 8, 2 * <int>(word >> 28) + 1)
 
-cdef void dequantize_row_iq2_xxs(const uint8_t* row, int n, float* out) noexcept nogil:
-    dequantize_groups(group_iq2_xxs, 66, 8, row, n, out)
-
 
 # ---- IQ2_XS, 74 bytes: w = d (2 s + 1) / 8 * point; f16 d; 32 u16 of 9 bits point, 7 signs; nibbles s for 16 elements each
 
@@ -76,9 +73,6 @@ cdef void group_iq2_xs(const uint8_t* x, int g, Group* out) noexcept nogil:
         put(grid_points + 8 * (word & 511), even(word >> 9), 8, out.q + 8 * j)
     two_scales(out, half_at(x) / 8, x[66 + g])
 
-cdef void dequantize_row_iq2_xs(const uint8_t* row, int n, float* out) noexcept nogil:
-    dequantize_groups(group_iq2_xs, 74, 8, row, n, out)
-
 
 # ---- IQ2_S, 82 bytes: w = d (2 s + 1) / 8 * point; f16 d; 32 low bytes of points; 32 bytes of signs; upper 2 bits of
 # points; nibbles s for 16 elements each
@@ -90,9 +84,6 @@ cdef void group_iq2_s(const uint8_t* x, int g, Group* out) noexcept nogil:
         k = 4 * g + j
         put(grid_points + 8 * (x[2 + k] | ((x[66 + g] >> (2 * j)) & 3) << 8), x[34 + k], 8, out.q + 8 * j)
     two_scales(out, half_at(x) / 8, x[74 + g])
-
-cdef void dequantize_row_iq2_s(const uint8_t* row, int n, float* out) noexcept nogil:
-    dequantize_groups(group_iq2_s, 82, 8, row, n, out)
 
 
 # ---- IQ3_XXS, 98 bytes: w = d (2 s + 1) / 4 * point; f16 d; 64 points of 4; 8 u32 of 4 x 7 signs and 4 bits s
@@ -108,9 +99,6 @@ cdef void group_iq3_xxs(const uint8_t* x, int g, Group* out) noexcept nogil:
         put(grid_points + 4 * p[2 * j + 1], signs >> 4, 4, out.q + 8 * j + 4)
     one_scale(out, half_at(x) / 4, 2 * <int>(word >> 28) + 1)
 
-cdef void dequantize_row_iq3_xxs(const uint8_t* row, int n, float* out) noexcept nogil:
-    dequantize_groups(group_iq3_xxs, 98, 8, row, n, out)
-
 
 # ---- IQ3_S, 110 bytes: w = d (2 s + 1) point; f16 d; 64 low bytes of points of 4; their ninth bits; signs; nibbles s for
 # 32 elements each
@@ -122,9 +110,6 @@ cdef void group_iq3_s(const uint8_t* x, int g, Group* out) noexcept nogil:
         put(grid_points + 4 * (x[2 + 8 * g + j] | ((x[66 + g] >> j) & 1) << 8), x[74 + 4 * g + (j >> 1)] >> (4 * (j & 1)), 4,
             out.q + 4 * j)
     one_scale(out, half_at(x), 2 * ((x[106 + (g >> 1)] >> (4 * (g & 1))) & 15) + 1)
-
-cdef void dequantize_row_iq3_s(const uint8_t* row, int n, float* out) noexcept nogil:
-    dequantize_groups(group_iq3_s, 110, 8, row, n, out)
 
 
 # ---- IQ1_S, 50 bytes: w = d (2 s + 1) (point +- 1/8); f16 d; 32 low bytes of points; 8 u16 of 4 x 3 upper bits, 3 bits s
@@ -143,9 +128,6 @@ cdef void group_iq1_s(const uint8_t* x, int g, Group* out) noexcept nogil:
         shifted(grid_points + 8 * (x[2 + 4 * g + j] | ((word >> (3 * j)) & 7) << 8), word >> 15, out.q + 8 * j)
     one_scale(out, half_at(x) / 8, 2 * <int>((word >> 12) & 7) + 1)
 
-cdef void dequantize_row_iq1_s(const uint8_t* row, int n, float* out) noexcept nogil:
-    dequantize_groups(group_iq1_s, 50, 8, row, n, out)
-
 
 # ---- IQ1_M, 56 bytes: w = d (2 s + 1) (point +- 1/8); 32 low bytes of points; nibbles of 3 upper bits and a bit for minus;
 # 4 u16: 4 x 3 bits s for 16 elements each, and in the top nibble a quarter of the f16 d, lowest first
@@ -162,6 +144,3 @@ cdef void group_iq1_m(const uint8_t* x, int g, Group* out) noexcept nogil:
         d |= <uint16_t>((u16_at(x + 48 + 2 * j) >> 12) << (4 * j))
     one_scale(out, half_at(<const uint8_t*>&d) / 8, 2 * <int>(word & 7) + 1)
     out.s[1] = 2 * <int>((word >> 3) & 7) + 1
-
-cdef void dequantize_row_iq1_m(const uint8_t* row, int n, float* out) noexcept nogil:
-    dequantize_groups(group_iq1_m, 56, 8, row, n, out)

@@ -10,11 +10,14 @@ from libc.math cimport fabsf, sqrtf
 from libc.stdint cimport int8_t, uint8_t, uint16_t
 from libc.string cimport memcpy, memset
 
+from .sizes cimport (
+    IQ4_NL_BYTES, IQ4_XS_BYTES, Q2_K_BYTES, Q3_K_BYTES, Q4_0_BYTES, Q4_1_BYTES, Q4_K_BYTES, Q5_0_BYTES, Q5_1_BYTES,
+    Q5_K_BYTES, Q6_K_BYTES,
+)
 from .scale_search cimport (
     Codes, MAX_ROUNDS, Sums, TINY, code_sums, fit_affine, fit_scale, residual, round_codes, weighted,
 )
-from .groups cimport half_at
-from .kquants cimport IQ4_LEVELS
+from .groups cimport IQ4_LEVELS, half_at
 from ..simd.verbs cimport vf_round, vf_set1, vf_store, vf_store_f16
 
 cdef struct Ranges:         # what a type's blocks can say
@@ -228,7 +231,7 @@ cdef void search_row_q2_k(const float* x, const float* importance, int n, uint8_
         put_runs(y.q, 2, 32, 0, 0, row + 16)
         put_half(row + 80, y.d)
         put_half(row + 82, y.dmin)
-        row += 84
+        row += Q2_K_BYTES
 
 
 # ---- Q3_K ----
@@ -249,7 +252,7 @@ cdef void search_row_q3_k(const float* x, const float* importance, int n, uint8_
             row[96 + (g & 7)] |= <uint8_t>((s & 15) << (4 * (g >> 3)))
             row[104 + (g & 3)] |= <uint8_t>((s >> 4) << (2 * (g >> 2)))
         put_half(row + 108, y.d)
-        row += 110
+        row += Q3_K_BYTES
 
 
 # ---- Q4_K, Q5_K ----
@@ -277,7 +280,7 @@ cdef void search_row_q4_k(const float* x, const float* importance, int n, uint8_
         search(&Q4_K, x, importance, i, &y)
         put_scales_and_minima(&y, row)
         put_runs(y.q, 4, 32, 0, 0, row + 16)
-        row += 144
+        row += Q4_K_BYTES
 
 cdef void search_row_q5_k(const float* x, const float* importance, int n, uint8_t* row) noexcept nogil:
     cdef Block y
@@ -287,7 +290,7 @@ cdef void search_row_q5_k(const float* x, const float* importance, int n, uint8_
         put_scales_and_minima(&y, row)
         put_runs(y.q, 1, 32, 0, 4, row + 16)
         put_runs(y.q, 4, 32, 0, 0, row + 48)
-        row += 176
+        row += Q5_K_BYTES
 
 
 # ---- Q6_K ----
@@ -305,7 +308,7 @@ cdef void search_row_q6_k(const float* x, const float* importance, int n, uint8_
         for g in range(16):
             row[192 + g] = <uint8_t>(at(y.s, g, 0) & 255)
         put_half(row + 208, y.d)
-        row += 210
+        row += Q6_K_BYTES
 
 
 # ---- IQ4_NL, IQ4_XS ----
@@ -331,7 +334,7 @@ cdef void search_row_iq4_xs(const float* x, const float* importance, int n, uint
             row[2 + (g >> 2)] |= <uint8_t>((s >> 4) << (2 * (g & 3)))
             row[4 + (g >> 1)] |= <uint8_t>((s & 15) << (4 * (g & 1)))
             put_levels(y.q + 32 * g, row + 8 + 16 * g)
-        row += 136
+        row += IQ4_XS_BYTES
 
 cdef void search_row_iq4_nl(const float* x, const float* importance, int n, uint8_t* row) noexcept nogil:
     cdef float q[32]
@@ -339,7 +342,7 @@ cdef void search_row_iq4_nl(const float* x, const float* importance, int n, uint
     for i in range(n):
         search_32(&LEVELS, x, importance, i, False, q, row)
         put_levels(q, row + 2)
-        row += 18
+        row += IQ4_NL_BYTES
 
 
 # ---- Q4_0, Q4_1, Q5_0, Q5_1 by importance (without it they are rounded, in quants.pyx) ----
@@ -364,7 +367,7 @@ cdef void search_row_q4_0(const float* x, const float* importance, int n, uint8_
     for i in range(n):
         search_32(&AROUND_8, x, importance, i, False, q, row)
         put_nibbles(q, 8, row + 2)
-        row += 18
+        row += Q4_0_BYTES
 
 cdef void search_row_q4_1(const float* x, const float* importance, int n, uint8_t* row) noexcept nogil:
     cdef float q[32]
@@ -372,7 +375,7 @@ cdef void search_row_q4_1(const float* x, const float* importance, int n, uint8_
     for i in range(n):
         search_32(&Q4_K.codes, x, importance, i, True, q, row)
         put_nibbles(q, 0, row + 4)
-        row += 20
+        row += Q4_1_BYTES
 
 cdef void search_row_q5_0(const float* x, const float* importance, int n, uint8_t* row) noexcept nogil:
     cdef float q[32]
@@ -381,7 +384,7 @@ cdef void search_row_q5_0(const float* x, const float* importance, int n, uint8_
         search_32(&AROUND_16, x, importance, i, False, q, row)
         put_fifth_bits(q, 16, row + 2)
         put_nibbles(q, 16, row + 6)
-        row += 22
+        row += Q5_0_BYTES
 
 cdef void search_row_q5_1(const float* x, const float* importance, int n, uint8_t* row) noexcept nogil:
     cdef float q[32]
@@ -390,7 +393,7 @@ cdef void search_row_q5_1(const float* x, const float* importance, int n, uint8_
         search_32(&Q5_K.codes, x, importance, i, True, q, row)
         put_fifth_bits(q, 0, row + 4)
         put_nibbles(q, 0, row + 8)
-        row += 24
+        row += Q5_1_BYTES
 
 
 # ---- 32 numbers, one scale ----

@@ -1,4 +1,4 @@
-"""The K types, the 4-bit tables (IQ4, MXFP4) and the ternary types: 32 neighbours of a block, and rows as f32.
+"""The K types, the 4-bit tables (IQ4, MXFP4) and the ternary types: 32 neighbours of a block.
 
 One section per type: where the block keeps what, and the group g (elements 32 g .. 32 g + 31) as codes and scales.
 "Runs of n": n bytes hold the lowest bits of n neighbours, the next bits up belong to the n elements after those.
@@ -9,11 +9,7 @@ from libc.math cimport ldexpf
 from libc.stdint cimport int8_t, uint8_t
 from libc.string cimport memcpy
 
-from .groups cimport dequantize_groups, half_at, one_scale, u16_at
-
-cdef int8_t[16] IQ4_LEVELS = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]
-# E2M1 of the OCP Microscaling Formats specification, doubled; minus zero counts as zero
-cdef int8_t[16] FP4_LEVELS = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]
+from .groups cimport FP4_LEVELS, Group, IQ4_LEVELS, half_at, one_scale, u16_at
 
 
 # ---- Q2_K, 84 bytes: w = d s q - dmin m; 16 bytes s (low nibble), m (high) of 16 elements each; 2-bit q in runs of 32;
@@ -30,9 +26,6 @@ cdef void group_q2_k(const uint8_t* x, int g, Group* out) noexcept nogil:
         out.s[j] = x[2 * g + j] & 15
         out.m[j] = least * <float>(x[2 * g + j] >> 4)
 
-cdef void dequantize_row_q2_k(const uint8_t* row, int n, float* out) noexcept nogil:
-    dequantize_groups(group_q2_k, 84, 8, row, n, out)
-
 
 # ---- Q3_K, 110 bytes: w = d (s - 32) (q + 4 h - 4); bits h in runs of 32; 2-bit q in runs of 32; 12 bytes of s for 16
 # elements each: low nibbles in a run of 8, upper 2 bits in a run of 4; f16 d
@@ -48,9 +41,6 @@ cdef void group_q3_k(const uint8_t* x, int g, Group* out) noexcept nogil:
         i = 2 * g + j
         out.s[j] = (((s[i & 7] >> (4 * (i >> 3))) & 15) | ((s[8 + (i & 3)] >> (2 * (i >> 2))) & 3) << 4) - 32
         out.m[j] = 0
-
-cdef void dequantize_row_q3_k(const uint8_t* row, int n, float* out) noexcept nogil:
-    dequantize_groups(group_q3_k, 110, 8, row, n, out)
 
 
 # ---- Q4_K, 144 bytes: w = d s q - dmin m; f16 d, dmin; 12 bytes of 6-bit s and m for 32 elements each; nibbles q in
@@ -77,9 +67,6 @@ cdef void group_q4_k(const uint8_t* x, int g, Group* out) noexcept nogil:
         out.q[j] = (q[j] >> shift) & 15
     scale_and_minimum(x, g, out)
 
-cdef void dequantize_row_q4_k(const uint8_t* row, int n, float* out) noexcept nogil:
-    dequantize_groups(group_q4_k, 144, 8, row, n, out)
-
 
 # ---- Q5_K, 176 bytes: Q4_K with fifth bits in runs of 32 before the nibbles
 
@@ -90,9 +77,6 @@ cdef void group_q5_k(const uint8_t* x, int g, Group* out) noexcept nogil:
     for j in range(32):
         out.q[j] = ((q[j] >> shift) & 15) | ((high[j] >> g) & 1) << 4
     scale_and_minimum(x, g, out)
-
-cdef void dequantize_row_q5_k(const uint8_t* row, int n, float* out) noexcept nogil:
-    dequantize_groups(group_q5_k, 176, 8, row, n, out)
 
 
 # ---- Q6_K, 210 bytes: w = d s (q - 32); low nibbles in runs of 64; upper 2 bits in runs of 32; 16 signed bytes s for 16
@@ -108,9 +92,6 @@ cdef void group_q6_k(const uint8_t* x, int g, Group* out) noexcept nogil:
     one_scale(out, half_at(x + 208), s[2 * g])
     out.s[1] = s[2 * g + 1]
 
-cdef void dequantize_row_q6_k(const uint8_t* row, int n, float* out) noexcept nogil:
-    dequantize_groups(group_q6_k, 210, 8, row, n, out)
-
 
 # ---- Q8_K, 292 bytes: w = d q; f32 d; 256 signed bytes; sums that nothing here needs
 
@@ -119,9 +100,6 @@ cdef void group_q8_k(const uint8_t* x, int g, Group* out) noexcept nogil:
     memcpy(&d, x, 4)
     memcpy(out.q, x + 4 + 32 * g, 32)
     one_scale(out, d, 1)
-
-cdef void dequantize_row_q8_k(const uint8_t* row, int n, float* out) noexcept nogil:
-    dequantize_groups(group_q8_k, 292, 8, row, n, out)
 
 
 # ---- IQ4_NL, 18 bytes: w = d level[q]; f16 d; nibbles in a run of 16
@@ -136,9 +114,6 @@ cdef void group_iq4_nl(const uint8_t* x, int g, Group* out) noexcept nogil:
     levels_of(x + 2, IQ4_LEVELS, out)
     one_scale(out, half_at(x), 1)
 
-cdef void dequantize_row_iq4_nl(const uint8_t* row, int n, float* out) noexcept nogil:
-    dequantize_groups(group_iq4_nl, 18, 1, row, n, out)
-
 
 # ---- IQ4_XS, 136 bytes: w = d (s - 32) level[q]; f16 d; upper 2 bits, then low nibbles of 8 scales s; nibbles in runs of 16
 
@@ -146,18 +121,12 @@ cdef void group_iq4_xs(const uint8_t* x, int g, Group* out) noexcept nogil:
     levels_of(x + 8 + 16 * g, IQ4_LEVELS, out)
     one_scale(out, half_at(x), <int>(((x[4 + (g >> 1)] >> (4 * (g & 1))) & 15) | ((u16_at(x + 2) >> (2 * g)) & 3) << 4) - 32)
 
-cdef void dequantize_row_iq4_xs(const uint8_t* row, int n, float* out) noexcept nogil:
-    dequantize_groups(group_iq4_xs, 136, 8, row, n, out)
-
 
 # ---- MXFP4, 17 bytes: w = 2^(e - 127) fp4[q]; one byte e; nibbles in a run of 16
 
 cdef void group_mxfp4(const uint8_t* x, int g, Group* out) noexcept nogil:
     levels_of(x + 1, FP4_LEVELS, out)
     one_scale(out, ldexpf(1, <int>x[0] - 128), 1)
-
-cdef void dequantize_row_mxfp4(const uint8_t* row, int n, float* out) noexcept nogil:
-    dequantize_groups(group_mxfp4, 17, 1, row, n, out)
 
 
 # ---- TQ1_0, 54 bytes: w = d (digit - 1); digits to base 3, five a byte in a run of 32 and one of 16, four in the last 4
@@ -177,9 +146,6 @@ cdef void group_tq1_0(const uint8_t* x, int g, Group* out) noexcept nogil:
         out.q[j] = <int8_t>(((byte & 255) * 3 >> 8) - 1)
     one_scale(out, half_at(x + 52), 1)
 
-cdef void dequantize_row_tq1_0(const uint8_t* row, int n, float* out) noexcept nogil:
-    dequantize_groups(group_tq1_0, 54, 8, row, n, out)
-
 
 # ---- TQ2_0, 66 bytes: w = d (q - 1); 2-bit q in runs of 32; f16 d
 
@@ -189,6 +155,3 @@ cdef void group_tq2_0(const uint8_t* x, int g, Group* out) noexcept nogil:
     for j in range(32):
         out.q[j] = <int8_t>(((q[j] >> shift) & 3) - 1)
     one_scale(out, half_at(x + 64), 1)
-
-cdef void dequantize_row_tq2_0(const uint8_t* row, int n, float* out) noexcept nogil:
-    dequantize_groups(group_tq2_0, 66, 8, row, n, out)

@@ -10,14 +10,14 @@ IQ4_LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 
 FP4_LEVELS = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
 
 
-@dequantizer("IQ4_NL", 32, 18)
+@dequantizer("IQ4_NL")
 def dequantize_row_iq4_nl(blocks):
     """x = d level[q]: f16 d; nibbles as Q4_0."""
     d, q = fields(blocks, 2, 16)
     return numbers("<f2", d) * IQ4_LEVELS[unpack(q, 4, 16)]
 
 
-@dequantizer("IQ4_XS", 256, 136)
+@dequantizer("IQ4_XS")
 def dequantize_row_iq4_xs(blocks):
     """x = d (s - 32) level[q]: f16 d; upper 2 bits of 8 scales s, their low nibbles; groups of 32, nibbles as Q4_0."""
     d, high, low, q = fields(blocks, 2, 2, 4, 128)
@@ -25,7 +25,7 @@ def dequantize_row_iq4_xs(blocks):
     return spread(numbers("<f2", d) * s, 256) * IQ4_LEVELS[unpack(q, 4, 16)]
 
 
-@dequantizer("MXFP4", 32, 17)
+@dequantizer("MXFP4")
 def dequantize_row_mxfp4(blocks):
     """x = 2^(e - 127) fp4[q]: one byte e; nibbles as Q4_0."""
     e, q = fields(blocks, 1, 16)
@@ -43,7 +43,7 @@ def quantize_row_mxfp4(x):
     return np.hstack([to_bytes("u1", e), pack(q, 4, 16)])
 
 
-@dequantizer("TQ1_0", 256, 54)
+@dequantizer("TQ1_0")
 def dequantize_row_tq1_0(blocks):
     """x = d (digit - 1): base-3 digits, 5 a byte in a run of 32 and one of 16, 4 a byte in the last 4 bytes; f16 d.
 
@@ -57,7 +57,7 @@ def dequantize_row_tq1_0(blocks):
     return numbers("<f2", parts[3]) * (np.hstack(digits) - 1)
 
 
-@dequantizer("TQ2_0", 256, 66)
+@dequantizer("TQ2_0")
 def dequantize_row_tq2_0(blocks):
     """x = d (q - 1): 2-bit q in runs of 32; f16 d."""
     q, d = fields(blocks, 64, 2)
@@ -113,7 +113,7 @@ def _even_signs(index):
     return _signs(index | parity << 7)
 
 
-@dequantizer("IQ2_XXS", 256, 66)
+@dequantizer("IQ2_XXS")
 def dequantize_row_iq2_xxs(blocks):
     """x = d (s + 1/2) / 4 * sign * point: f16 d; 8 times 4 bytes of points and a u32 of 4 x 7 sign bits, 4 bits s."""
     d, rest = fields(blocks, 2, 64)
@@ -126,7 +126,7 @@ def _word_signs(words):
     return _even_signs((words[..., None] >> np.arange(0, 28, 7) & 127).reshape(len(words), -1))
 
 
-@dequantizer("IQ2_XS", 256, 74)
+@dequantizer("IQ2_XS")
 def dequantize_row_iq2_xs(blocks):
     """x = d (s + 1/2) / 4 * sign * point: f16 d; 32 u16 of 9 bits point, 7 bits signs; nibbles s for groups of 16."""
     d, q, s = fields(blocks, 2, 64, 8)
@@ -134,7 +134,7 @@ def dequantize_row_iq2_xs(blocks):
     return spread(scale, 256) * _points("IQ2_XS", q & 511) * _even_signs(q >> 9)
 
 
-@dequantizer("IQ2_S", 256, 82)
+@dequantizer("IQ2_S")
 def dequantize_row_iq2_s(blocks):
     """x = d (s + 1/2) / 4 * sign * point: f16 d; 32 low bytes of points; signs; upper 2 bits of points; nibbles s."""
     d, low, signs, high, s = fields(blocks, 2, 32, 32, 8, 8)
@@ -142,7 +142,7 @@ def dequantize_row_iq2_s(blocks):
     return spread(scale, 256) * _points("IQ2_S", low + 256 * unpack(high, 2, 1)) * _signs(signs)
 
 
-@dequantizer("IQ3_XXS", 256, 98)
+@dequantizer("IQ3_XXS")
 def dequantize_row_iq3_xxs(blocks):
     """x = d (s + 1/2) / 2 * sign * point: f16 d; 64 points of 4; 8 u32 of 4 x 7 sign bits and 4 bits s."""
     d, index, words = fields(blocks, 2, 64, 32)
@@ -150,7 +150,7 @@ def dequantize_row_iq3_xxs(blocks):
     return spread(numbers("<f2", d) * (0.5 + (words >> 28)) / 2, 256) * _points("IQ3_XXS", index) * _word_signs(words)
 
 
-@dequantizer("IQ3_S", 256, 110)
+@dequantizer("IQ3_S")
 def dequantize_row_iq3_s(blocks):
     """x = d (2 s + 1) sign * point: f16 d; 64 low bytes of points of 4; ninth bits; signs; nibbles s for 32 each."""
     d, low, high, signs, s = fields(blocks, 2, 64, 8, 32, 4)
@@ -158,7 +158,7 @@ def dequantize_row_iq3_s(blocks):
     return spread(scale, 256) * _points("IQ3_S", low + 256 * unpack(high, 1, 1)) * _signs(signs)
 
 
-@dequantizer("IQ1_S", 256, 50)
+@dequantizer("IQ1_S")
 def dequantize_row_iq1_s(blocks):
     """x = d (2 s + 1) (point +- 1/8): f16 d; 32 low bytes of points; 8 u16: 4 x 3 upper bits, 3 bits s, minus bit."""
     d, low, words = fields(blocks, 2, 32, 16)
@@ -168,7 +168,7 @@ def dequantize_row_iq1_s(blocks):
     return spread(scale, 256) * (_points("IQ1_S", low + 256 * high) + spread(shift, 256))
 
 
-@dequantizer("IQ1_M", 256, 56)
+@dequantizer("IQ1_M")
 def dequantize_row_iq1_m(blocks):
     """x = d (2 s + 1) (point +- 1/8): 32 low bytes of points; nibbles of 3 upper bits and a minus bit; 4 u16.
 

@@ -5,7 +5,7 @@ import numpy as np
 from llamacy.kernels.reference.rows import dequantizer, fields, numbers, spread, unpack
 
 
-@dequantizer("Q2_K", 256, 84)
+@dequantizer("Q2_K")
 def dequantize_row_q2_k(blocks):
     """x = d s q - dmin m: bytes of nibbles s (low), m (high) for groups of 16; 2-bit q in runs of 32; f16 d, dmin."""
     scales, q, d, dmin = fields(blocks, 16, 64, 2, 2)
@@ -13,7 +13,7 @@ def dequantize_row_q2_k(blocks):
     return spread(s, 256) * unpack(q, 2, 32) - spread(m, 256)
 
 
-@dequantizer("Q3_K", 256, 110)
+@dequantizer("Q3_K")
 def dequantize_row_q3_k(blocks):
     """x = d (s - 32) (q + 4 h - 4): third bits h in runs of 32; 2-bit q in runs of 32; 16 6-bit s; f16 d.
 
@@ -36,7 +36,7 @@ def scales_and_minima(packed):
     return s, m
 
 
-@dequantizer("Q4_K", 256, 144)
+@dequantizer("Q4_K")
 def dequantize_row_q4_k(blocks):
     """x = d s q - dmin m: f16 d, dmin; 12 bytes of 6-bit s and m for groups of 32; nibbles q in runs of 32."""
     d, dmin, packed, q = fields(blocks, 2, 2, 12, 128)
@@ -44,7 +44,7 @@ def dequantize_row_q4_k(blocks):
     return spread(numbers("<f2", d) * s, 256) * unpack(q, 4, 32) - spread(numbers("<f2", dmin) * m, 256)
 
 
-@dequantizer("Q5_K", 256, 176)
+@dequantizer("Q5_K")
 def dequantize_row_q5_k(blocks):
     """x = d s q - dmin m as Q4_K, with fifth bits in runs of 32 between the scales and the nibbles."""
     d, dmin, packed, high, low = fields(blocks, 2, 2, 12, 32, 128)
@@ -53,7 +53,7 @@ def dequantize_row_q5_k(blocks):
     return spread(numbers("<f2", d) * s, 256) * q - spread(numbers("<f2", dmin) * m, 256)
 
 
-@dequantizer("Q6_K", 256, 210)
+@dequantizer("Q6_K")
 def dequantize_row_q6_k(blocks):
     """x = d s (q - 32): low nibbles in runs of 64; upper 2 bits in runs of 32; 16 signed bytes s; f16 d."""
     low, high, s, d = fields(blocks, 128, 64, 16, 2)
@@ -61,7 +61,7 @@ def dequantize_row_q6_k(blocks):
     return spread(numbers("<f2", d) * numbers("i1", s), 256) * q
 
 
-@dequantizer("Q8_K", 256, 292)
+@dequantizer("Q8_K")
 def dequantize_row_q8_k(blocks):
     """x = d q: float32 d; 256 signed bytes; the sums of groups of 16 as i16, for dot products only."""
     d, q, _ = fields(blocks, 4, 256, 32)

@@ -24,7 +24,7 @@ def quantize(name, x):
 # --- plain floats ----------------------------------------------------------------------------------------------------
 
 
-@dequantizer("F32", 1, 4)
+@dequantizer("F32")
 def dequantize_row_f32(blocks):
     """float32 as it is."""
     return numbers("<f4", blocks)
@@ -36,7 +36,7 @@ def quantize_row_f32(x):
     return to_bytes("<f4", x)
 
 
-@dequantizer("F16", 1, 2)
+@dequantizer("F16")
 def dequantize_row_f16(blocks):
     """IEEE half precision."""
     return numbers("<f2", blocks)
@@ -48,7 +48,7 @@ def quantize_row_f16(x):
     return to_bytes("<f2", x)
 
 
-@dequantizer("BF16", 1, 2)
+@dequantizer("BF16")
 def dequantize_row_bf16(blocks):
     """The upper half of a float32."""
     return (numbers("<u2", blocks) << 16).astype(np.uint32).view(np.float32)
@@ -65,35 +65,35 @@ def quantize_row_bf16(x):
 # --- 32 elements, one scale ------------------------------------------------------------------------------------------
 
 
-@dequantizer("Q4_0", 32, 18)
+@dequantizer("Q4_0")
 def dequantize_row_q4_0(blocks):
     """x = d (q - 8): f16 d; 16 bytes, byte j holding elements j (low nibble) and j + 16 (high)."""
     d, q = fields(blocks, 2, 16)
     return numbers("<f2", d) * (unpack(q, 4, 16) - 8)
 
 
-@dequantizer("Q4_1", 32, 20)
+@dequantizer("Q4_1")
 def dequantize_row_q4_1(blocks):
     """x = d q + m: f16 d, f16 m; nibbles as Q4_0."""
     d, m, q = fields(blocks, 2, 2, 16)
     return numbers("<f2", d) * unpack(q, 4, 16) + numbers("<f2", m)
 
 
-@dequantizer("Q5_0", 32, 22)
+@dequantizer("Q5_0")
 def dequantize_row_q5_0(blocks):
     """x = d (q - 16): f16 d; fifth bits, bit j of the little-endian u32 for element j; nibbles as Q4_0."""
     d, high, q = fields(blocks, 2, 4, 16)
     return numbers("<f2", d) * (unpack(q, 4, 16) + 16 * unpack(high, 1, 1) - 16)
 
 
-@dequantizer("Q5_1", 32, 24)
+@dequantizer("Q5_1")
 def dequantize_row_q5_1(blocks):
     """x = d q + m: f16 d, f16 m; fifth bits and nibbles as Q5_0."""
     d, m, high, q = fields(blocks, 2, 2, 4, 16)
     return numbers("<f2", d) * (unpack(q, 4, 16) + 16 * unpack(high, 1, 1)) + numbers("<f2", m)
 
 
-@dequantizer("Q8_0", 32, 34)
+@dequantizer("Q8_0")
 def dequantize_row_q8_0(blocks):
     """x = d q: f16 d; 32 signed bytes."""
     d, q = fields(blocks, 2, 32)

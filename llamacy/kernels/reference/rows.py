@@ -10,6 +10,8 @@ from functools import wraps
 
 import numpy as np
 
+from llamacy.kernels.weight_types import BY_NAME
+
 
 @dataclass(frozen=True)
 class BlockType:
@@ -24,11 +26,13 @@ class BlockType:
 TYPES = {}
 
 
-def dequantizer(name, block_size, type_size):
+def dequantizer(name):
     """Register f(blocks uint8 (n, type_size)) -> (n, block_size) as the type's function on rows uint8 (..., bytes).
 
     The function made takes `dtype`: float32 by default, float64 for the exact values.
     """
+
+    block_size, type_size = BY_NAME[name].block, BY_NAME[name].block_bytes
 
     def register(f):
         @wraps(f)

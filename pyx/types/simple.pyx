@@ -1,29 +1,14 @@
-"""Rows of quantised blocks to f32 and back, byte for byte as GGUF files hold them (source: gguf.quants)."""
+"""Rows of floats and of the simple types (32 elements, one scale) to f32, and f32 to those that gguf.quants rounds, byte for
+byte as it does; their row in the table of types says which."""
 
-from cython.parallel cimport prange
 from libc.math cimport fabsf, floorf, ldexpf
 from libc.stdint cimport int8_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from .blocks cimport block_q4_0, block_q4_1, block_q5_0, block_q5_1, block_q8_0
-from .iquants cimport (
-    dequantize_row_iq1_m, dequantize_row_iq1_s, dequantize_row_iq2_s, dequantize_row_iq2_xs, dequantize_row_iq2_xxs,
-    dequantize_row_iq3_s, dequantize_row_iq3_xxs,
-)
-from .kquantize cimport (
-    search_row_iq4_nl, search_row_iq4_xs, search_row_q2_k, search_row_q3_k, search_row_q4_0, search_row_q4_1,
-    search_row_q4_k, search_row_q5_0, search_row_q5_1, search_row_q5_k, search_row_q6_k,
-)
-from .kquants cimport (
-    FP4_LEVELS, dequantize_row_iq4_nl, dequantize_row_iq4_xs, dequantize_row_mxfp4, dequantize_row_q2_k,
-    dequantize_row_q3_k, dequantize_row_q4_k, dequantize_row_q5_k, dequantize_row_q6_k, dequantize_row_q8_k,
-    dequantize_row_tq1_0, dequantize_row_tq2_0,
-)
+from .groups cimport FP4_LEVELS
+from .sizes cimport MXFP4_BYTES, TQ1_0_BYTES, TQ2_0_BYTES
 from ..simd.verbs cimport vf_load, vf_load_f16, vf_set1, vf_store, vf_store_f16
-
-import numpy as np
-
-from llamacy.kernels.threads import check_threads
 
 cdef extern from "<math.h>" nogil:
     float roundf(float)
@@ -226,7 +211,7 @@ cdef void quantize_row_mxfp4(const float* x, int n, uint8_t* row) noexcept nogil
         for j in range(16):
             row[1 + j] = nearest_fp4(x[j], half_step) | nearest_fp4(x[j + 16], half_step) << 4
         x += 32
-        row += 17
+        row += MXFP4_BYTES
 
 cdef inline uint8_t nearest_fp4(float x, float half_step) noexcept nogil:
     """the first of the 16 levels that is nearest"""
@@ -269,7 +254,7 @@ cdef void quantize_row_tq1_0(const float* x, int n, uint8_t* row) noexcept nogil
         for j in range(4):
             row[48 + j] = trits(q + 240 + j, 4, 4)
         memcpy(row + 52, &d, 2)
-        row += 54
+        row += TQ1_0_BYTES
 
 cdef void quantize_row_tq2_0(const float* x, int n, uint8_t* row) noexcept nogil:
     cdef uint8_t q[256]
@@ -281,7 +266,7 @@ cdef void quantize_row_tq2_0(const float* x, int n, uint8_t* row) noexcept nogil
             for j in range(i, i + 32):
                 row[j] = q[3 * i + j] | q[3 * i + j + 32] << 2 | q[3 * i + j + 64] << 4 | q[3 * i + j + 96] << 6
         memcpy(row + 64, &d, 2)
-        row += 66
+        row += TQ2_0_BYTES
 
 
 # ---- what the quantisers share ----
@@ -324,107 +309,3 @@ cdef inline uint8_t above(float x, float low, float inverse, int limit) noexcept
     cdef float scaled = (x - low) * inverse
     cdef int q = <int>(<double>scaled + 0.5)
     return <uint8_t>(limit if q > limit else (0 if q < 0 else q))
-
-
-cdef enum:
-    N_TYPES = 26
-
-cdef RowType ROW_TYPES[N_TYPES]
-ROW_TYPES[0] = RowType(0, 1, 4, dequantize_row_f32, quantize_row_f32, NULL)
-ROW_TYPES[1] = RowType(1, 1, 2, dequantize_row_f16, quantize_row_f16, NULL)
-ROW_TYPES[2] = RowType(2, 32, 18, dequantize_row_q4_0, quantize_row_q4_0, search_row_q4_0)
-ROW_TYPES[3] = RowType(3, 32, 20, dequantize_row_q4_1, quantize_row_q4_1, search_row_q4_1)
-ROW_TYPES[4] = RowType(6, 32, 22, dequantize_row_q5_0, quantize_row_q5_0, search_row_q5_0)
-ROW_TYPES[5] = RowType(7, 32, 24, dequantize_row_q5_1, quantize_row_q5_1, search_row_q5_1)
-ROW_TYPES[6] = RowType(8, 32, 34, dequantize_row_q8_0, quantize_row_q8_0, NULL)
-ROW_TYPES[7] = RowType(30, 1, 2, dequantize_row_bf16, quantize_row_bf16, NULL)
-# Types with more than one level of scales: groups of 32 in kquants.pyx
-ROW_TYPES[8] = RowType(10, 256, 84, dequantize_row_q2_k, NULL, search_row_q2_k)
-ROW_TYPES[9] = RowType(11, 256, 110, dequantize_row_q3_k, NULL, search_row_q3_k)
-ROW_TYPES[10] = RowType(12, 256, 144, dequantize_row_q4_k, NULL, search_row_q4_k)
-ROW_TYPES[11] = RowType(13, 256, 176, dequantize_row_q5_k, NULL, search_row_q5_k)
-ROW_TYPES[12] = RowType(14, 256, 210, dequantize_row_q6_k, NULL, search_row_q6_k)
-ROW_TYPES[13] = RowType(20, 32, 18, dequantize_row_iq4_nl, NULL, search_row_iq4_nl)
-ROW_TYPES[14] = RowType(23, 256, 136, dequantize_row_iq4_xs, NULL, search_row_iq4_xs)
-ROW_TYPES[15] = RowType(39, 32, 17, dequantize_row_mxfp4, quantize_row_mxfp4, NULL)
-# Read only
-ROW_TYPES[16] = RowType(15, 256, 292, dequantize_row_q8_k, NULL, NULL)
-ROW_TYPES[17] = RowType(34, 256, 54, dequantize_row_tq1_0, quantize_row_tq1_0, NULL)
-ROW_TYPES[18] = RowType(35, 256, 66, dequantize_row_tq2_0, quantize_row_tq2_0, NULL)
-ROW_TYPES[19] = RowType(16, 256, 66, dequantize_row_iq2_xxs, NULL, NULL)
-ROW_TYPES[20] = RowType(17, 256, 74, dequantize_row_iq2_xs, NULL, NULL)
-ROW_TYPES[21] = RowType(22, 256, 82, dequantize_row_iq2_s, NULL, NULL)
-ROW_TYPES[22] = RowType(18, 256, 98, dequantize_row_iq3_xxs, NULL, NULL)
-ROW_TYPES[23] = RowType(21, 256, 110, dequantize_row_iq3_s, NULL, NULL)
-ROW_TYPES[24] = RowType(19, 256, 50, dequantize_row_iq1_s, NULL, NULL)
-ROW_TYPES[25] = RowType(29, 256, 56, dequantize_row_iq1_m, NULL, NULL)
-
-
-cdef const RowType* row_type(int number) noexcept nogil:
-    """The table's row for GGUF type `number`, or NULL."""
-    cdef int i
-    for i in range(N_TYPES):
-        if ROW_TYPES[i].number == number:
-            return &ROW_TYPES[i]
-    return NULL
-
-
-cdef const RowType* checked(int number, size_t n_cols) except NULL:
-    cdef const RowType* kind = row_type(number)
-    if kind == NULL:
-        raise ValueError(f"type {number} is not known here")
-    if n_cols % kind.block:
-        raise ValueError(f"rows of {n_cols} elements do not divide into blocks of {kind.block}")
-    return kind
-
-
-def types():
-    """Return the GGUF numbers of the types known here."""
-    return [ROW_TYPES[i].number for i in range(N_TYPES)]
-
-
-def dequantize(const uint8_t[:, ::1] rows, int number, int n_threads=1):
-    """Rows of blocks, uint8 (n, row bytes), of GGUF type `number` -> f32 (n, n_cols)."""
-    cdef const RowType* kind = checked(number, 0)
-    cdef int n_blocks = <int>(rows.shape[1] // kind.block_bytes)
-    cdef float[:, ::1] out = np.empty((rows.shape[0], n_blocks * kind.block), np.float32)
-    cdef Py_ssize_t r
-    if rows.shape[1] % kind.block_bytes:
-        raise ValueError(f"rows of {rows.shape[1]} bytes do not divide into blocks of {kind.block_bytes}")
-    check_threads(n_threads)
-    if rows.shape[0] and n_blocks:
-        for r in prange(rows.shape[0], num_threads=n_threads, schedule="static", nogil=True):
-            kind.dequantize(&rows[r, 0], n_blocks, &out[r, 0])
-    return np.asarray(out)
-
-
-def writable():
-    """Return the GGUF numbers of the types that rows can be quantised to."""
-    return [ROW_TYPES[i].number for i in range(N_TYPES) if ROW_TYPES[i].quantize != NULL or ROW_TYPES[i].search != NULL]
-
-
-def quantize(const float[:, ::1] x, int number, int n_threads=1, const float[::1] importance=None):
-    """x f32 (n, n_cols) -> rows of blocks of GGUF type `number`, uint8 (n, row bytes).
-
-    importance: f32 (n_cols,), not negative: what a squared error in each column costs; without it types that gguf.quants
-    can write are rounded bit for bit as it does. Types that are only rounded take no notice.
-    """
-    cdef const RowType* kind = checked(number, x.shape[1])
-    cdef int n_blocks = <int>(x.shape[1] // kind.block)
-    cdef uint8_t[:, ::1] out = np.empty((x.shape[0], n_blocks * kind.block_bytes), np.uint8)
-    cdef const float* costs = NULL
-    cdef Py_ssize_t r
-    if kind.quantize == NULL and kind.search == NULL:
-        raise ValueError(f"type {number} can be read, not written")
-    if importance is not None and importance.shape[0] != x.shape[1]:
-        raise ValueError(f"importance of {importance.shape[0]} columns for rows of {x.shape[1]}")
-    if importance is not None and kind.search != NULL and n_blocks:
-        costs = &importance[0]
-    check_threads(n_threads)
-    if x.shape[0] and n_blocks:
-        for r in prange(x.shape[0], num_threads=n_threads, schedule="static", nogil=True):
-            if costs != NULL or kind.quantize == NULL:
-                kind.search(&x[r, 0], costs, n_blocks, &out[r, 0])
-            else:
-                kind.quantize(&x[r, 0], n_blocks, &out[r, 0])
-    return np.asarray(out)

@@ -1,25 +1,20 @@
-"""Layouts with f32 scales: types whose codes are 8-bit numbers, or whose scales span 16 columns. Layouts: tiles.pxd.
+# Tiles whose codes take a byte each, "s8", "wide", "scaled" and "halves": types whose codes are 8-bit numbers, or whose
+# scales span 16 columns. Layouts: tiles.pxd. What a type makes of these functions: weight_types.pyx.tp.
+#
+# Inputs are 16-bit integers of at most S16_LIMIT (inputs.pxd); "halves", whose minima span 16 columns too, take f32 ones.
 
-Inputs are 16-bit integers of at most S16_LIMIT (inputs.pxd); Q2_K, whose minima span 16 columns too, takes f32 inputs.
-"""
-
-from ..simd.verbs cimport (
-    prefetch, prefetch_line, vf, vf_fma, vf_fma1, vf_load, vf_load_f16, vf_mul, vf_set1, vf_store, vi, vi_dot,
-    vi_to_f, vi_zero, vw, vw_even, vw_load_s8, vw_mul, vw_odd, vw_store,
-)
 from libc.stdint cimport int8_t, int16_t, uint8_t
 from libc.string cimport memcpy, memset
 
 from .inputs cimport Acts
+from ..types.blocks cimport block_q8_0
 from ..types.groups cimport Group, group_fn
-from ..types.iquants cimport (
-    group_iq1_m, group_iq1_s, group_iq2_s, group_iq2_xs, group_iq2_xxs, group_iq3_s, group_iq3_xxs,
+from ..simd.verbs cimport (
+    prefetch, prefetch_line, vf, vf_fma, vf_fma1, vf_load, vf_load_f16, vf_mul, vf_set1, vf_store, vi, vi_dot,
+    vi_to_f, vi_zero, vw, vw_even, vw_load_s8, vw_mul, vw_odd, vw_store,
 )
-from ..types.kquants cimport (
-    group_iq4_nl, group_iq4_xs, group_mxfp4, group_q2_k, group_q3_k, group_q6_k, group_q8_k, group_tq1_0,
-    group_tq2_0,
-)
-from .tiles cimport TILE, TILE_ROWS, close_block4
+from .sizes cimport HALVES_BYTES, S8_BYTES, SCALED_BYTES, TILE, TILE_ROWS, WIDE_BYTES
+from .tiles cimport close_block4
 
 cdef enum:                  # what becomes of a group's scales
     ONE_SCALE               # one for all 32 columns: goes into d
@@ -75,58 +70,34 @@ cdef inline void pack_scaled(const uint8_t* rows, size_t row_bytes, int n_rows, 
         memcpy(tile + TILE + 64 + 4 * r, &x.d, 4)
 
 
-cdef void pack_q2_k(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
-    pack_wide(rows, rb, n, b, tile, group_q2_k, 8, 84, FOLD_MIN)
+cdef inline void pack_s8(const uint8_t* rows, size_t rb, int n, int b, uint8_t* tile) noexcept nogil:
+    """Q8_0's blocks as they are"""
+    cdef const block_q8_0* x
+    cdef int r, p
+    if n < TILE_ROWS:
+        memset(tile, 0, S8_BYTES)
+    for r in range(n):
+        x = <const block_q8_0*>(rows + r * rb) + b
+        for p in range(16):
+            memcpy(tile + 32 * p + 2 * r, x.qs + 2 * p, 2)
+        memcpy(tile + TILE + 2 * r, &x.d, 2)
 
-cdef void pack_q3_k(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
-    pack_wide(rows, rb, n, b, tile, group_q3_k, 8, 110, FOLD)
 
-cdef void pack_q6_k(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
-    pack_scaled(rows, rb, n, b, tile, group_q6_k, 210)
+# ======== s8: f16 scales ========
 
-cdef void pack_iq4_nl(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
-    pack_wide(rows, rb, n, b, tile, group_iq4_nl, 1, 18, ONE_SCALE)
-
-cdef void pack_iq4_xs(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
-    pack_wide(rows, rb, n, b, tile, group_iq4_xs, 8, 136, ONE_SCALE)
-
-cdef void pack_mxfp4(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
-    pack_wide(rows, rb, n, b, tile, group_mxfp4, 1, 17, ONE_SCALE)
-
-cdef void pack_q8_k(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
-    pack_wide(rows, rb, n, b, tile, group_q8_k, 8, 292, ONE_SCALE)
-
-cdef void pack_tq1_0(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
-    pack_wide(rows, rb, n, b, tile, group_tq1_0, 8, 54, ONE_SCALE)
-
-cdef void pack_tq2_0(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
-    pack_wide(rows, rb, n, b, tile, group_tq2_0, 8, 66, ONE_SCALE)
-
-cdef void pack_iq2_xxs(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
-    pack_wide(rows, rb, n, b, tile, group_iq2_xxs, 8, 66, ONE_SCALE)
-
-cdef void pack_iq2_xs(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
-    pack_scaled(rows, rb, n, b, tile, group_iq2_xs, 74)
-
-cdef void pack_iq2_s(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
-    pack_scaled(rows, rb, n, b, tile, group_iq2_s, 82)
-
-cdef void pack_iq3_xxs(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
-    pack_wide(rows, rb, n, b, tile, group_iq3_xxs, 8, 98, ONE_SCALE)
-
-cdef void pack_iq3_s(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
-    pack_wide(rows, rb, n, b, tile, group_iq3_s, 8, 110, ONE_SCALE)
-
-cdef void pack_iq1_s(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
-    pack_wide(rows, rb, n, b, tile, group_iq1_s, 8, 50, ONE_SCALE)
-
-cdef void pack_iq1_m(const uint8_t* rows, size_t rb, int n, int b, int k, uint8_t* tile) noexcept nogil:
-    pack_scaled(rows, rb, n, b, tile, group_iq1_m, 56)
+cdef inline void s16_s8(const uint8_t* tile, int n, int16_t* q, float* d, float* m) noexcept nogil:
+    cdef int b, p
+    for b in range(n):
+        for p in range(16):
+            vw_store(q + 32 * p, vw_load_s8(<const int8_t*>tile + 32 * p))
+        vf_store(d + 16 * b, vf_load_f16(tile + TILE))
+        tile += S8_BYTES
+        q += TILE
 
 
 # ======== wide: one scale, 8-bit codes ========
 
-cdef void s16_wide(const uint8_t* tile, int n, int16_t* q, float* d, float* m) noexcept nogil:
+cdef inline void s16_wide(const uint8_t* tile, int n, int16_t* q, float* d, float* m) noexcept nogil:
     cdef int b, p
     for b in range(n):
         for p in range(16):
@@ -136,7 +107,7 @@ cdef void s16_wide(const uint8_t* tile, int n, int16_t* q, float* d, float* m) n
         q += TILE
 
 
-cdef void f32_wide(const uint8_t* tile, int n, float* w) noexcept nogil:
+cdef inline void f32_wide(const uint8_t* tile, int n, float* w) noexcept nogil:
     cdef int _b, p
     cdef vf d
     cdef vw pair
@@ -158,7 +129,7 @@ cdef inline vw scaled_pair(const uint8_t* tile, int p) noexcept nogil:
     return vw_mul(vw_load_s8(<const int8_t*>tile + 32 * p), vw_load_s8(<const int8_t*>tile + TILE + 32 * (p >> 3)))
 
 
-cdef void s16_scaled(const uint8_t* tile, int n, int16_t* q, float* d, float* m) noexcept nogil:
+cdef inline void s16_scaled(const uint8_t* tile, int n, int16_t* q, float* d, float* m) noexcept nogil:
     cdef int b, p
     for b in range(n):
         for p in range(16):
@@ -168,7 +139,7 @@ cdef void s16_scaled(const uint8_t* tile, int n, int16_t* q, float* d, float* m)
         q += TILE
 
 
-cdef void f32_scaled(const uint8_t* tile, int n, float* w) noexcept nogil:
+cdef inline void f32_scaled(const uint8_t* tile, int n, float* w) noexcept nogil:
     cdef int _b, p
     cdef vf d
     cdef vw pair
@@ -189,12 +160,12 @@ cdef inline vw pair_of(const uint8_t* tile, int p, int tile_bytes) noexcept nogi
 
 
 cdef inline vf pairs_scale(const uint8_t* tile, int tile_bytes) noexcept nogil:
-    if tile_bytes == PAIRS_BYTES:
+    if tile_bytes == S8_BYTES:
         return vf_load_f16(tile + TILE)
     return vf_load(<const float*>(tile + TILE + (64 if tile_bytes == SCALED_BYTES else 0)))
 
 
-cdef inline void matvec_pairs(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, int tile_bytes) noexcept nogil:
+cdef inline void matvec_bytes(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, int tile_bytes) noexcept nogil:
     """y[16] = the row group's product with 16-bit input t"""
     cdef const int16_t* a = x.q16 + 32 * t * nb
     cdef const float* scale = x.scale16 + t * nb
@@ -233,8 +204,8 @@ cdef inline void pairs4(const uint8_t* tile, int p, const int16_t* a0, const int
     pair4(pair_of(tile, p, tile_bytes), a0 + 2 * p, a1 + 2 * p, a2 + 2 * p, a3 + 2 * p, s0, s1, s2, s3)
 
 
-cdef inline void matvec4_pairs(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy, int tile_bytes) noexcept nogil:
-    """y (4, ldy): matvec_pairs of the four inputs from t on"""
+cdef inline void matvec4_bytes(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy, int tile_bytes) noexcept nogil:
+    """y (4, ldy): matvec_bytes of the four inputs from t on"""
     cdef const int16_t* a0 = x.q16 + 32 * t * nb
     cdef const int16_t* a1 = a0 + 32 * nb
     cdef const int16_t* a2 = a1 + 32 * nb
@@ -260,30 +231,9 @@ cdef inline void matvec4_pairs(const uint8_t* tile, int nb, const Acts* x, size_
         a0, a1, a2, a3 = a0 + 32, a1 + 32, a2 + 32, a3 + 32
 
 
-cdef void matvec_q8_0(const uint8_t* tile, int nb, int n_cols, const Acts* x, size_t t, float* y) noexcept nogil:
-    matvec_pairs(tile, nb, x, t, y, PAIRS_BYTES)
-
-cdef void matvec4_q8_0(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy) noexcept nogil:
-    matvec4_pairs(tile, nb, x, t, y, ldy, PAIRS_BYTES)
-
-
-cdef void matvec_wide(const uint8_t* tile, int nb, int n_cols, const Acts* x, size_t t, float* y) noexcept nogil:
-    matvec_pairs(tile, nb, x, t, y, WIDE_BYTES)
-
-cdef void matvec4_wide(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy) noexcept nogil:
-    matvec4_pairs(tile, nb, x, t, y, ldy, WIDE_BYTES)
-
-
-cdef void matvec_scaled(const uint8_t* tile, int nb, int n_cols, const Acts* x, size_t t, float* y) noexcept nogil:
-    matvec_pairs(tile, nb, x, t, y, SCALED_BYTES)
-
-cdef void matvec4_scaled(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy) noexcept nogil:
-    matvec4_pairs(tile, nb, x, t, y, ldy, SCALED_BYTES)
-
-
 # ======== halves: a minimum per 16 columns, f32 inputs ========
 
-cdef void f32_halves(const uint8_t* tile, int n, float* w) noexcept nogil:
+cdef inline void f32_halves(const uint8_t* tile, int n, float* w) noexcept nogil:
     cdef int _b, p
     cdef vf d, m
     cdef vw pair
@@ -298,7 +248,7 @@ cdef void f32_halves(const uint8_t* tile, int n, float* w) noexcept nogil:
         w += TILE
 
 
-cdef void matvec_halves(const uint8_t* tile, int nb, int n_cols, const Acts* x, size_t t, float* y) noexcept nogil:
+cdef inline void matvec_halves(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y) noexcept nogil:
     """y[16] = the row group's product with f32 input t, in the order of the panels' product"""
     cdef const float* a = x.f32 + t * x.ld
     cdef float w[TILE]
