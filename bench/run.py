@@ -25,12 +25,12 @@ from bench.cases import CASES, DEFAULT_MODEL, IK_LLAMA_CPP, ROOT, model_file, mo
 from bench.peer_ik_llama_cpp import version
 from bench.report import RESULTS, lines_of, stem_of, table
 from llamacy import __version__, kernels
-from llamacy.cli.bench import cpu_name
-from llamacy.cli.common import physical_cores, whole
+from llamacy.cli.common import whole
 from llamacy.cli.run import make_parser
 from llamacy.cli.run import run as run_command
 from llamacy.errors import UsageError
 from llamacy.formats.model_file import open_model
+from llamacy.system import cpu_name, physical_cores
 
 PEER_PACKAGES = ["llama-cpp-python", "torch", "peft", "transformers"]
 

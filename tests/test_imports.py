@@ -2,9 +2,12 @@
 
 import ast
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+
+from llamacy.cli import entry
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "llamacy"
@@ -12,7 +15,7 @@ PACKAGE = ROOT / "llamacy"
 # The packages in layers: a module imports from its own package and from lower layers only.
 LAYERS = [{"kernels"}, {"formats"}, {"text"}, {"model"}, {"generate", "train"}, {"server"}, {"cli"}]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-EVERYWHERE = {"errors"}
+EVERYWHERE = {"errors", "system"}
 
 # Modules from outside the standard library, and where they may be imported: always, or only inside a function.
 ALWAYS, LAZY = {"numpy"}, {"jinja2", "matplotlib", "safetensors", "tqdm"}
@@ -60,6 +63,38 @@ def test_a_module_needs_only_numpy_when_imported(path):
     }
     assert {name for name, at_once in outside if at_once} <= ALWAYS
     assert {name for name, _ in outside} <= ALWAYS | LAZY
+
+
+def commands():
+    """The names of the modules that each are a command."""
+    return {name for name, value in vars(entry).items() if isinstance(value, partial)}
+
+
+def imported_modules(path):
+    """Return the dotted names of what a file imports, with `from package import module` as package.module too."""
+    names = {name for name, _ in imports_of(path)}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            names.update(f"{node.module or 'llamacy.cli'}.{alias.name}" for alias in node.names)
+    return names
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "cli").glob("*.py")), ids=lambda path: path.name)
+def test_no_command_is_imported_by_another(path):
+    assert len(commands()) > 5
+    assert not imported_modules(path) & {f"llamacy.cli.{name}" for name in commands()}
+
+
+def test_an_import_of_a_command_would_be_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
+    path = tmp_path / "cli" / "x.py"
+    path.parent.mkdir()
+    for line in (
+        "from llamacy.cli.main import show", "from llamacy.cli import main as m", "import llamacy.cli.main",
+        "from . import main", "def f():\n    from .main import show",
+    ):  # fmt: skip
+        path.write_text(line + "\n")
+        assert "llamacy.cli.main" in imported_modules(path), line
 
 
 def test_a_wrong_import_would_be_seen(tmp_path, monkeypatch):

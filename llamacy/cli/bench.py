@@ -8,7 +8,6 @@ speed is in samples per second, an epoch each time. Every test runs once unmeasu
 
 import json
 import os
-import platform
 import random
 import sys
 import time
@@ -23,6 +22,7 @@ from llamacy.cli.common import add_cache_flags, add_lora_flags, add_model_flags,
 from llamacy.cli.run import make_parser
 from llamacy.errors import UsageError
 from llamacy.formats.model_file import open_model
+from llamacy.system import cpu_name
 from llamacy.train.memory import peak_rss_bytes
 
 SEED = 1
@@ -180,15 +180,6 @@ def facts_of(args, model):
         "type_v": args.cache_type_v or ("f32" if args.activations == "f32" else "s16"),
         "test_time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
-
-
-def cpu_name():
-    """Return the processor's name."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def as_markdown(rows):

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import llamacy
 from llamacy.cli.rope_flags import add_rope_flags, rope_overrides
+from llamacy.cli.run import say
 from llamacy.cli.values import Append, Extend, optional, real, whole
 from llamacy.errors import LlamacyError, UsageError
+from llamacy.system import physical_cores, processors
 
 MODEL_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEFAULT_CTX = 4096
@@ -33,34 +35,6 @@ def default_model():
         f"the default model is neither at {here} nor at {cache}: "
         "run `make` in the project's folder, which fetches it, or name a model with -m FILE"
     )
-
-
-def physical_cores():
-    """Return how many physical cores this process may use: on Linux by affinity mask and CPU quota, else all CPUs."""
-    try:
-        cpus = os.sched_getaffinity(0)
-    except AttributeError:
-        return os.cpu_count() or 1
-    cores = {_core_of(cpu) for cpu in cpus}
-    return max(1, math.ceil(min(len(cores), _cpu_quota())))
-
-
-def _core_of(cpu):
-    """Return (package, core) of a logical CPU, or the CPU itself where the kernel does not say."""
-    folder = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
-    try:
-        return (folder / "physical_package_id").read_text().strip(), (folder / "core_id").read_text().strip()
-    except OSError:
-        return cpu
-
-
-def _cpu_quota():
-    """Return the CPUs a container may use by cgroup v2's cpu.max, infinity without a limit."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return int(quota) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):
-        return math.inf
 
 
 LOAD_MODES = ("auto", "none", "mmap", "mlock", "mmap+mlock", "dio")
@@ -155,7 +129,7 @@ def fit_threads(threads):
 
     More would wait for each other by spinning.
     """
-    n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    n_cpus = processors()
     if threads is None:
         return min(physical_cores(), n_cpus)
     if threads > n_cpus:
@@ -233,31 +207,28 @@ def add_lora_flags(parser):
              metavar=("FILE", "SCALE"), help="the same, its scale a word of its own, or FILE:SCALE")  # fmt: skip
 
 
+def loading_from(args):
+    """Return the Loading that add_model_flags' flags mean."""
+    from llamacy.model.loading import Loading
+
+    mode = args.load_mode or ""
+    return Loading(
+        activations=args.activations,
+        threads=fit_threads(args.threads),
+        mmap=not args.no_mmap and mode not in ("none", "mlock", "dio"),
+        lock=args.mlock or "mlock" in mode,
+        rms_eps=args.rms_eps,
+        rope_theta=args.rope_theta,
+        rope=rope_overrides(args),
+        overrides=dict(args.override_kv),
+        cache_types=(getattr(args, "cache_type_k", None), getattr(args, "cache_type_v", None)),
+    )
+
+
 def open_model_from(args):
     """Load the model that the flags name, with the adapters that they name; LlamacyError in one line otherwise."""
     path = args.model if args.model is not None else default_model()
-    from llamacy.model import load_model
-
-    model = load_model(
-        path,
-        activations=args.activations,
-        threads=fit_threads(args.threads),
-        mmap=not args.no_mmap and args.load_mode not in ("none", "mlock", "dio"),
-        rms_eps=args.rms_eps,
-        rope_theta=args.rope_theta,
-        overrides=rope_overrides(args) | dict(args.override_kv),
-        cache_types=(getattr(args, "cache_type_k", None), getattr(args, "cache_type_v", None)),
-    )
-    if args.mlock or (args.load_mode and "mlock" in args.load_mode):
-        from llamacy.cli.mlock import lock_memory
-
-        lock_memory()
-    if getattr(args, "lora", None):
-        from llamacy.formats.adapter import load_adapter
-
-        for adapter_path, scale in args.lora:
-            model.add_adapter(load_adapter(adapter_path), scale)
-    return model
+    return loading_from(args).load(path, getattr(args, "lora", None) or (), say)
 
 
 def context_of(args, model):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from llamacy import system
 from llamacy.cli import common, prompt
 from llamacy.cli import main as command
 from llamacy.cli.run import run
@@ -266,17 +267,17 @@ def test_the_default_model_is_named_when_it_is_missing(monkeypatch, tmp_path):
 def test_physical_cores_are_between_one_and_all():
     import os
 
-    assert 1 <= common.physical_cores() <= os.cpu_count()
+    assert 1 <= system.physical_cores() <= os.cpu_count()
 
 
 @pytest.mark.parametrize("words", [["--mlock"], ["--load-mode", "mlock"], ["-lm", "mmap+mlock"]])
 def test_mlock_goes_on_where_it_is_refused(monkeypatch, capsys, words):
     import ctypes
 
-    import llamacy.model
+    import llamacy.model.loading
 
     opened = []
-    monkeypatch.setattr(llamacy.model, "load_model", lambda path, **more: opened.append(more["mmap"]))
+    monkeypatch.setattr(llamacy.model.loading, "load_model", lambda path, **more: opened.append(more["mmap"]))
     monkeypatch.setattr(ctypes, "CDLL", lambda *args, **more: SimpleNamespace(mlockall=lambda flags: -1))
     monkeypatch.setattr(ctypes, "get_errno", lambda: 12)
     common.open_model_from(command.build_parser().parse_args(["-m", "x", *words]))
@@ -295,19 +296,20 @@ LOADING = {
 
 @pytest.mark.parametrize(("line", "mapped"), LOADING.items())
 def test_how_a_model_is_loaded(monkeypatch, capsys, line, mapped):
-    import llamacy.model
+    import llamacy.model.loading
 
     opened = []
-    monkeypatch.setattr(llamacy.model, "load_model", lambda path, **more: opened.append(more["mmap"]))
+    monkeypatch.setattr(llamacy.model.loading, "load_model", lambda path, **more: opened.append(more["mmap"]))
     common.open_model_from(command.build_parser().parse_args(["-m", "x", *line.split()]))
     assert opened == [mapped] and capsys.readouterr().err == ""
 
 
 LOCKED = """
 import mmap
-from llamacy.cli.mlock import lock_memory
+import sys
+from llamacy.system import lock_memory
 apart, kept = mmap.mmap(-1, 300 << 20), bytearray(b"x") * (50 << 20)
-lock_memory()
+print("--mlock" * bool(lock_memory()), file=sys.stderr)
 print({line.split()[0]: int(line.split()[1]) >> 10 for line in open("/proc/self/status") if line.startswith("Vm")})
 """
 

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 from llamacy.cli import finetune as command
-from llamacy.cli import training
 from llamacy.cli.run import run
 from llamacy.formats.adapter import load_adapter, save_adapter
 from llamacy.formats.lora import LoraPair
+from llamacy.model.loading import Loading
+from llamacy.train import budget
+from llamacy.train import finetune as training
 from llamacy.train.options import TARGETS, TrainOptions
 from tests.train.fakes import FakeTrainer
 
@@ -52,7 +54,7 @@ class Recorded(FakeTrainer):
 @pytest.fixture
 def finetune(monkeypatch, capfd, tmp_path):
     """Return a function: arguments -> (exit code, stdout, stderr), run in a folder of its own with the data there."""
-    monkeypatch.setattr(training, "open_model_from", lambda args: SimpleNamespace(path=args.model))
+    monkeypatch.setattr(Loading, "load", lambda self, path, note: SimpleNamespace(path=path))
     monkeypatch.setattr(training, "Trainer", Recorded)
     monkeypatch.setattr(sys, "argv", ["finetune"])
     monkeypatch.chdir(tmp_path)
@@ -259,7 +261,7 @@ def test_a_new_run_tells_what_it_replaces(finetune):
 def test_a_disk_too_full_for_the_adapter_is_told_before_training(finetune, monkeypatch):
     line = ["--train-data", "finetune-data.txt", "--max-steps", 1]
     assert "are free there" not in finetune(*line)[2]
-    monkeypatch.setattr(training.shutil, "disk_usage", lambda path: SimpleNamespace(free=10 << 10))
+    monkeypatch.setattr(budget.shutil, "disk_usage", lambda path: SimpleNamespace(free=10 << 10))
     code, _, err = finetune(*line)
     assert code == 0 and "warning: adapter/adapter.bin: 10K are free there, the run will save " in err
 

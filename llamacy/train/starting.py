@@ -1,51 +1,47 @@
-"""What `finetune` starts from: an adapter, a checkpoint, nothing; and what tells one run from another."""
+"""What a run starts from: an adapter, a checkpoint, nothing; and what tells one run from another."""
 
 import dataclasses
 import os
 import zlib
 from collections import Counter
 
-from llamacy.cli.rope_flags import rope_overrides
-from llamacy.cli.run import say
 from llamacy.errors import LlamacyError, UsageError, shown
 from llamacy.formats.adapter import fitted, load_adapter
-from llamacy.model.config import read_config
 from llamacy.train.checkpoint import how_far
 from llamacy.train.lora import places, targets_of
 from llamacy.train.options import MAX_RANK, TARGETS
 
 
-def starting_adapter(args, prepared):
-    """Return the adapter of --init-lora, None without; its ranks, scales and matrices become the options'."""
-    if args.init_lora is None:
+def starting_adapter(prepared):
+    """Return the adapter of job.init_lora, None without; its ranks, scales and matrices become the options'."""
+    path, chosen = prepared.job.init_lora, prepared.job.chosen
+    if path is None:
         return None
-    adapter = fitted(load_adapter(args.init_lora), prepared.file)
+    adapter = fitted(load_adapter(path), prepared.file)
     family = prepared.metadata.get("general.architecture")
     if adapter.architecture not in ("", family):
         raise LlamacyError(
-            f"{args.init_lora}: an adapter for {shown(adapter.architecture)}, the model is {shown(family)}; "
+            f"{path}: an adapter for {shown(adapter.architecture)}, the model is {shown(family)}; "
             "use the model it was trained on"
         )
     if not adapter.pairs:
-        raise LlamacyError(f"{args.init_lora}: adapts no matrix, so that there is nothing to go on from")
+        raise LlamacyError(f"{path}: adapts no matrix, so that there is nothing to go on from")
     ranks, scales = Counter(pair.rank for pair in adapter.pairs.values()), Counter()
     if max(ranks) > MAX_RANK:
-        raise LlamacyError(f"{args.init_lora}: a pair has rank {max(ranks)}, wanted at most {MAX_RANK}")
-    if args.rank not in (None, *(ranks if len(ranks) == 1 else ())) or prepared.options.ranks:
+        raise LlamacyError(f"{path}: a pair has rank {max(ranks)}, wanted at most {MAX_RANK}")
+    if ("rank" in chosen and set(ranks) != {prepared.options.rank}) or prepared.options.ranks:
         has = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, sorted(ranks)))}"
-        raise UsageError(f"--rank: {args.init_lora} has {has}; leave ranks away to go on from it")
+        raise UsageError(f"--rank: {path} has {has}; leave ranks away to go on from it")
     scales.update(round(pair.scale, 6) for pair in adapter.pairs.values())
     rank, scale = ranks.most_common(1)[0][0], scales.most_common(1)[0][0]
     wanted = dataclasses.replace(prepared.options, rank=rank).file_alpha / rank
-    if (args.alpha is not None or args.rslora) and any(abs(each - wanted) > 1e-5 * wanted for each in scales):
-        raise UsageError(
-            f"--lora-alpha and --rslora: {args.init_lora} has scales of its own; leave them away to go on from it"
-        )
+    if (own_scale := chosen & {"alpha", "rslora"}) and any(abs(each - wanted) > 1e-5 * wanted for each in scales):
+        raise UsageError(f"--lora-alpha and --rslora: {path} has scales of its own; leave them away to go on from it")
     changes = {"rank": rank, "ranks": common_ranks(adapter, rank)}
-    if args.alpha is None and not args.rslora:
+    if not own_scale:
         changes["alpha"] = float(scale * rank)
-    if args.targets is None:
-        changes["targets"] = targets_to_go_on(args, prepared, adapter)
+    if "targets" not in chosen:
+        changes["targets"] = targets_to_go_on(prepared, adapter)
     prepared.options = dataclasses.replace(prepared.options, **changes)
     return adapter
 
@@ -59,33 +55,33 @@ def common_ranks(adapter, rank):
     return tuple((kind, own) for kind, own in alike.items() if own != rank)
 
 
-def targets_to_go_on(args, prepared, adapter):
+def targets_to_go_on(prepared, adapter):
     """Return the matrices that a run from `adapter` trains: its own; with --num-layers these in each of the layers."""
-    config = read_config(prepared.file, args.rms_eps, args.rope_theta)
+    config = prepared.config()
     known = [name for name in places(config, TARGETS) if name in adapter.pairs]
     if not known:
         what = f"wanted pairs on some of {', '.join(TARGETS)}"
-        raise LlamacyError(f"{args.init_lora}: adapts no matrix that can be trained; {what}")
-    if args.num_layers is None:
+        raise LlamacyError(f"{prepared.job.init_lora}: adapts no matrix that can be trained; {what}")
+    if prepared.job.options.num_layers is None:
         return targets_of(config, known)
     return tuple(key for key in TARGETS if any(f".{key}." in name for name in known))
 
 
-def checkpoint_to_resume(args, outputs):
-    """Return the checkpoint to go on from, None to start anew."""
-    path = args.checkpoint_in or (outputs.checkpoint if args.resume else None)
-    if path is None and not args.estimate:
-        tell_unfinished(outputs.checkpoint)
+def checkpoint_to_resume(job, outputs, say, estimate=False):
+    """Return the checkpoint to go on from, None to start anew; an estimate replaces none, and so tells of none."""
+    path = job.checkpoint_in or (outputs.checkpoint if job.resume else None)
+    if path is None and not estimate:
+        tell_unfinished(outputs.checkpoint, say)
     if path is None or os.path.exists(path):
         return path
-    if args.resume:
+    if job.resume:
         raise LlamacyError(f"{path}: no checkpoint there; leave --resume away to start anew")
     # Scripts for llama.cpp name the checkpoint from the first run on.
     say(f"{path}: no checkpoint there yet, starting anew")
     return None
 
 
-def tell_unfinished(path):
+def tell_unfinished(path, say):
     """Say so when a run that starts anew will replace the checkpoint of one that was stopped, or something else."""
     if not path or not os.path.exists(path):
         return
@@ -101,7 +97,7 @@ def tell_unfinished(path):
         )
 
 
-def ids_of(args, prepared, data, held):
+def ids_of(prepared, data, held):
     """Return what tells this run's model, data, pairs and validation samples from others."""
     family = prepared.metadata.get("general.architecture")
     settings = {
@@ -109,7 +105,8 @@ def ids_of(args, prepared, data, held):
         for key, value in prepared.metadata.items()
         if key.startswith(f"{family}.") and not key.endswith(".context_length")
     }
-    changes = [args.rms_eps, args.rope_theta, sorted(rope_overrides(args).items())]
+    loading = prepared.job.loading
+    changes = [loading.rms_eps, loading.rope_theta, sorted(loading.rope.items())]
     about = [prepared.file.digest(), sorted(settings.items()), changes]
     pairs = sorted(prepared.start.pairs.items()) if prepared.start else []
     shapes = [(name, pair.rank, round(pair.scale, 6)) for name, pair in pairs]

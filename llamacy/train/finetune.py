@@ -1,0 +1,196 @@
+"""A Job from its start to its result: set_up puts data, budget, model and trainer together, then train or estimate.
+
+Nothing here knows flags or a terminal: what people are told goes through `say(text)`, what is counted is returned.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from llamacy.train.batches import Plan
+from llamacy.train.budget import Budget, folder_of
+from llamacy.train.data import Data, Subset
+from llamacy.train.estimate import Case, seconds_of, shown
+from llamacy.train.flops import peak_flops
+from llamacy.train.loop import Run
+from llamacy.train.outputs import Outputs, check_writable, claim
+from llamacy.train.plot import check_plot, write_plot
+from llamacy.train.prepare import Prepared, template_of
+from llamacy.train.progress import Progress
+from llamacy.train.runlog import RunLog
+from llamacy.train.starting import checkpoint_to_resume, ids_of, starting_adapter
+from llamacy.train.state import Progressed
+from llamacy.train.stop import Stop
+from llamacy.train.trainer import Trainer
+
+
+@dataclass
+class SetUp:
+    """All that a run consists of before its first step.
+
+    data: all samples; train, held: those to train on and those to validate on, None without; checkpoint: the path of
+    one to go on from, None; case, peak: the way of running that was chosen, and the bytes it takes at its peak.
+    """
+
+    prepared: Prepared
+    outputs: Outputs
+    data: Data
+    train: Data | Subset
+    held: Data | Subset | None
+    budget: Budget
+    trainer: Trainer
+    checkpoint: str | None
+    case: Case
+    peak: int
+
+    @property
+    def options(self):
+        """The TrainOptions as they came to be."""
+        return self.prepared.options
+
+
+@dataclass
+class Result:
+    """How a run ended: `ended` is "end", "early" or "stopped", then by the signal `signum`; `done` what it came to.
+
+    shaped: the data gave its prompts one shape, which prompts for the adapter need too.
+    """
+
+    ended: str
+    signum: int | None
+    done: Progressed
+    outputs: Outputs
+    shaped: bool
+
+
+@dataclass
+class Estimate:
+    """What a run would need: bytes in memory at its peak (recomputed: with activations computed again), seconds for
+    its n_steps at tokens_per_second, bytes on the disk for the adapter and a checkpoint, 0 where none is wanted.
+    """
+
+    peak: int
+    recomputed: bool
+    seconds: float
+    n_steps: int
+    tokens_per_second: float
+    adapter: int
+    checkpoint: int
+
+
+def set_up(job, claims, say, estimate=False):
+    """Return the SetUp of a Job; LlamacyError or UsageError, one line, for whatever would not work.
+
+    claims: an ExitStack, which keeps the files that are written for this process until it is closed. estimate: nothing
+    will be written.
+    """
+    _check_files(job)
+    prepared = Prepared(job, say)
+    prepared.check()
+    outputs = _outputs(job, prepared, None if estimate else claims)
+    start = prepared.start = starting_adapter(prepared)
+    data = prepared.training_data()
+    for line in data.report():
+        say(line)
+    checkpoint = checkpoint_to_resume(job, outputs, say, estimate)
+    train, held = prepared.parts(data)
+    budget = Budget(prepared, start, (train, held))
+    more, rest = budget.loading()
+    budget.settle(more)
+    model = job.loading.load(job.model, note=say)
+    case, peak = budget.settle(rest)
+    options = prepared.options = dataclasses.replace(prepared.options, checkpointing=case.checkpointing)
+    trainer = Trainer(model, options, case.pack_tokens)
+    trainer.init_lora(options.rank, options.file_alpha, options.targets, options.seed, start, options.num_layers)
+    if options.epochs > 1 or held is not None:
+        trainer.keep_prefix(folder_of(outputs))
+    return SetUp(prepared, outputs, data, train, held, budget, trainer, checkpoint, case, peak)
+
+
+def _check_files(job):
+    """Raise LlamacyError where the log or the picture could not be written later."""
+    if job.plot:
+        check_plot(job.plot)
+        check_writable(job.plot, "--plot")
+    if job.log_json:
+        check_writable(job.log_json, "--log-json")
+
+
+def _outputs(job, prepared, claims):
+    """Return the Outputs of a run, checked and claimed unless `claims` is None."""
+    outputs = Outputs(
+        outdir=job.outdir,
+        lora_out=job.lora_out,
+        save_path=job.save_path,
+        checkpoint_out=job.checkpoint_out,
+        adapter_format=job.lora_format,
+        base=prepared.metadata,
+    )
+    if claims is not None:
+        outputs.check()
+        inputs = [*prepared.file.paths, *job.train_data, *job.val_data]
+        claim(claims, [*outputs.written(), (job.log_json, "--log-json"), (job.plot, "--plot")], inputs)
+    return outputs
+
+
+def estimate(setup):
+    """Return the Estimate of a run, from a few steps done now: the trainer is used up, nothing is kept of them."""
+    budget, trainer = setup.budget, setup.trainer
+    plan = Plan(len(setup.train), budget.options)
+    known = trainer.prefix is not None
+    seconds, speed = seconds_of(trainer, plan, setup.train, setup.held, budget.options, known)
+    adapter, checkpoint = budget.disk()
+    kept = checkpoint if setup.outputs.checkpoint else 0
+    return Estimate(setup.peak, trainer.options.checkpointing, seconds, plan.n_steps, speed, adapter, kept)
+
+
+def train(setup, say):
+    """Run the loop with its log, its bar and its signals; return the Result."""
+    job, options, outputs, checkpoint = setup.prepared.job, setup.options, setup.outputs, setup.checkpoint
+    setup.budget.tell_room(outputs, say)
+    if setup.case.checkpointing and not job.options.checkpointing:
+        limit = shown(setup.budget.limit)
+        say(f"activations are computed again in the backward pass: without, more than {limit} are needed")
+    progress = Progress(options.epochs)
+    run = Run(setup.trainer, setup.train, options, outputs, progress, validation=setup.held,
+              ids=ids_of(setup.prepared, setup.data, setup.held),
+              describe=lambda done: description(setup.prepared, setup.data, done))  # fmt: skip
+    if checkpoint:
+        run.resume(checkpoint)
+        say(f"{checkpoint}: going on from step {run.done.step}")
+    log = RunLog(job.log_json, progress.note, run.done.step if checkpoint else None) if job.log_json else None
+    if log:
+        run.log, run.peak_flops = log, peak_flops(job.loading.threads)
+    progress.begin(run.plan.n_steps, run.done.step)
+    say(
+        f"training {run.plan.n_steps} steps of {options.batch_size} x {options.grad_acc} samples: "
+        f"{setup.budget.in_words()}, "
+        f"alpha {options.alpha:g}, learning rate {options.learning_rate:g} ({options.lr_schedule})"
+    )
+    try:
+        with Stop(progress.note) as stop:
+            ended = run.go(stop)
+    finally:
+        progress.close()
+        if log:
+            log.close()
+    if job.plot:
+        write_plot(job.plot, f"{Path(job.model).name}, rank {options.rank}", run.done.losses, run.done.validation)
+    return Result(ended, stop.signum, run.done, outputs, shaped=bool(template_of(setup.data)))
+
+
+def description(prepared, data, done):
+    """Return what the adapter's file says about how it came to be."""
+    base = prepared.metadata.get("general.name") or Path(prepared.job.model).stem
+    facts = {
+        "general.name": f"{base} adapter",
+        "general.base_model.count": 1,
+        "general.base_model.0.name": str(base),
+        "llamacy.step": done.step,
+        "llamacy.loss": float(done.losses[-1]),
+        "llamacy.n_samples": len(data),
+    }
+    # What a prompt must look like for the adapter to answer as trained: for `main --instruct`.
+    if template_of(data):
+        facts["llamacy.prompt_template"] = template_of(data)
+    return facts
