@@ -8,8 +8,6 @@ refused by name. A family that has the part of its own puts None for its keys in
 import math
 import re
 
-import numpy as np
-
 from llamacy.errors import LlamacyError, shown
 
 
@@ -121,6 +119,9 @@ def _is_neutral(value, neutral):
     """Tell whether a value, or every element of an array, is one of `neutral`; numbers to f32's precision."""
     if isinstance(value, str):
         return value in neutral
+    # Late: the commands read the families' table for their flags, and --help answers without NumPy.
+    import numpy as np
+
     if not isinstance(value, (int, float, np.ndarray)):
         return False
     numbers = [number for number in neutral if not isinstance(number, str)]
