@@ -27,7 +27,7 @@ SAMPLING_FLAGS = [
      "DRY: penalise going on with a repeated sequence, 0 = off"),
     (("--dry-base",), "dry_base", real(1), 1.75, "F", "DRY: times so much for each token that it is longer"),
     (("--dry-allowed-length",), "dry_allowed_length", whole(0), 2, "N", "DRY: up to here no more than the multiplier"),
-    (("--dry-penalty-last-n",), "dry_penalty_last_n", whole(-1), -1, "N", "DRY: tokens looked at, 0 = off, -1 = all"),
+    (("--dry-penalty-last-n",), "dry_penalty_last_n", whole(-1), 64, "N", "DRY: tokens looked at, 0 = off, -1 = all"),
     (("--dynatemp-range",), "dynatemp_range", real(), 0.0, "F",
      "let the temperature go so far up or down with the entropy, 0 = not at all"),
     (("--dynatemp-exp",), "dynatemp_exponent", real(0), 1.0, "F", "the power of the entropy in this"),
@@ -41,9 +41,9 @@ NO_BREAKERS = "none"
 ORDER = "penalties;dry;top_n_sigma;top_k;typ_p;top_p;min_p;xtc;temperature"
 
 
-def add_sampling_flags(parser):
+def add_sampling_flags(parser, title="sampling"):
     """Add how the next token is chosen; `sampling_from(args)` makes SamplingParams of them."""
-    group = parser.add_argument_group("sampling")
+    group = parser.add_argument_group(title)
     optional(group, "--samplers", "--sampling-seq", "--sampler-seq", dest="samplers", type=samplers, metavar="NAMES",
              help="which samplers, in which order: names with ; between them, or letters, e d s k y p m x t "
              f"(default: {ORDER})")  # fmt: skip

@@ -21,6 +21,7 @@ from llamacy.cli.common import (
     whole,
 )
 from llamacy.cli.run import make_parser
+from llamacy.cli.sampling_flags import add_sampling_flags, format_from, sampling_from, sampling_values
 from llamacy.errors import LlamacyError, UsageError
 
 # After a signal: how long running requests may go on, and how long their answers may take to be sent.
@@ -34,6 +35,7 @@ def build_parser():
     add_engine_flags(parser)
     add_cache_flags(parser)
     add_lora_flags(parser)
+    add_sampling_flags(parser, "sampling, for requests that do not say")
     group = parser.add_argument_group("server")
     group.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 = every network")
     group.add_argument("--port", type=whole(0, 65535), default=8080, metavar="N", help="0 = any free one")
@@ -41,6 +43,8 @@ def build_parser():
                        help="slots: requests that are answered at once, others wait")  # fmt: skip
     optional(group, "-b", "--batch-size", dest="batch_size", type=whole(1), metavar="N",
              help="tokens computed in one step, at most (default: 512)")  # fmt: skip
+    optional(group, "-n", "--n-predict", "--predict", dest="n_predict", type=whole(-1), metavar="N",
+             help="tokens for a request that does not say, -1 = to the end of the text (default: -1)")  # fmt: skip
     group.add_argument("--max-queue", type=whole(1), default=256, metavar="N", help="requests that may wait for a slot")
     optional(group, "--api-key", dest="api_key", action="append", default=[], metavar="KEY",
              help="clients must send this key as a bearer token (repeatable)")  # fmt: skip
@@ -57,6 +61,11 @@ def build_parser():
     group.add_argument("--no-webui", action="store_true", help="no chat page at /")
     group.add_argument("-v", "--verbose", action="store_true", help="log every request on stderr")
     return parser
+
+
+def defaults_of(args):
+    """Return what requests have that do not say: {field: value}."""
+    return sampling_values(args) | ({} if args.n_predict is None else {"n_predict": args.n_predict})
 
 
 def read_keys(args):
@@ -91,6 +100,7 @@ class Worker(threading.Thread):
 
     def _load(self):
         from llamacy.generate.engine import Engine
+        from llamacy.generate.sampler import Sampler
 
         args, began = self._args, time.perf_counter()
         model = open_model_from(args)
@@ -101,6 +111,7 @@ class Worker(threading.Thread):
             self._app.chat_template = template_for(model.metadata, args.chat_template)
         n_ctx = context_of(args, model)
         engine = Engine(model, n_slots=args.parallel, n_ctx=n_ctx, max_queue=args.max_queue, **engine_options(args))
+        Sampler(sampling_from(args), engine.n_vocab)  # a bias for a token that does not exist is said now
         self._app.ready(model, engine)
         print(
             f"server is listening on {self._server.url} ({self._app.alias}, {args.parallel} slots of {n_ctx} tokens, "
@@ -123,6 +134,8 @@ def main(argv):
         with_page=not args.no_webui,
         chat_template=args.chat_template,
         pooling=args.pooling,
+        defaults=defaults_of(args),
+        format=format_from(args),
     )
     server = Server(args.host, args.port, app, timeout_seconds=args.timeout, verbose=args.verbose)
     ended = threading.Event()

@@ -67,6 +67,8 @@ class Engine:
     def submit(self, request):
         """Queue a request; PromptError, QueueFull or Closed when that cannot be."""
         self.check_prompt(request.prompt)
+        if request.id_slot >= len(self.slots):
+            raise RequestError(f"id_slot: wanted at most {len(self.slots) - 1}, got {request.id_slot}")
         self._breakers.of(request.params)  # looked for here, in the caller's time
         with self._wake:
             if self._closing:
@@ -169,6 +171,8 @@ class Engine:
         for slot in self.slots:
             if slot.request and slot.request.cancelled:
                 slot.release(slot.result("cancel"))
+            elif slot.request and slot.is_late:
+                slot.release(slot.result("limit"))
         with self._wake:
             dropped = [request for request in self._queue if request.cancelled]
             for request in dropped:
@@ -177,17 +181,20 @@ class Engine:
             request.end(Result("cancel"))
 
     def _admit(self):
-        """Give waiting requests to free slots, oldest first."""
+        """Give waiting requests to free slots, oldest first; who waits for one slot holds up nobody else."""
         free = [slot for slot in self.slots if slot.request is None]
         while free:
             with self._wake:
-                if not self._queue or self._closing:
+                request = None if self._closing else next((r for r in self._queue if self._fits(r, free)), None)
+                if request is None:
                     return
-                request = self._queue.popleft()
+                self._queue.remove(request)
             lora = self.lora if request.lora is None else tuple(request.lora)
             slot = max(free, key=lambda slot: slot.common_prefix(request, lora))
             if slot.common_prefix(request, lora) < WORTH_REUSING * len(request.prompt):
                 slot = min(free, key=lambda slot: (slot.last_used, slot.id))
+            if request.id_slot >= 0:
+                slot = self.slots[request.id_slot]
             try:
                 slot.begin(request, lora)
             except Exception as error:
@@ -195,6 +202,10 @@ class Engine:
                 request.end(Result("error", error=error))
                 continue
             free.remove(slot)
+
+    def _fits(self, request, free):
+        """Say whether a request may begin now: in its own slot, if it has one."""
+        return request.id_slot < 0 or self.slots[request.id_slot] in free
 
     def _batch(self):
         """Return [(slot, how many of its pending and drafted tokens)] for the next step, generating slots first."""

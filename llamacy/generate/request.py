@@ -62,13 +62,17 @@ class Request:
     With `on_hidden` nothing is generated: it is called with the final hidden states of the prompt's tokens, f32
     (n, n_embd), a part of the prompt at a time.
 
-    `on_token(Token)` returns True to stop after this token (a stop word); `on_end(Result)` is called once, last.
+    `on_token(Token)` returns True to stop after this token (a stop word), "limit" to stop there because of a limit;
+    `on_end(Result)` is called once, last.
     """
 
     prompt: list  # token ids, BOS included where the model wants one
     params: SamplingParams = field(default_factory=SamplingParams)
     n_predict: int = -1  # -1: until end of text or the context is full; 0: only the prompt, into the cache
     n_keep: int = 0  # of the prompt's tokens, those that a context shift never drops; -1: all
+    n_discard: int = 0  # tokens that a context shift drops, at most; 0: half of those that it may
+    prompt_seconds: float = 0.0  # a prompt that takes longer ends the request; 0: no limit
+    id_slot: int = -1  # the slot to wait for; -1: any
     cache_prompt: bool = True  # reuse what a slot's cache already holds of the prompt
     lora: tuple | None = None  # a scale for each of the model's adapters; None: the engine's own
     constraint: object = None  # grammar.Constraint: which tokens may come; the request ends where nothing may follow
@@ -79,6 +83,7 @@ class Request:
     def __post_init__(self):
         self.cancelled = False
         self.result = None
+        self.timings = Timings()
         self._ended = threading.Event()
 
     def cancel(self):

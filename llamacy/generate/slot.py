@@ -43,7 +43,7 @@ class Slot:
         keep = self.common_prefix(request, lora)
         del self.cached[keep:]
         self.lora, self.request, self.history, self.draft = lora, request, list(request.prompt), []
-        self.timings = Timings(cache_n=keep, prompt_n=len(request.prompt) - keep)
+        self.timings = request.timings = Timings(cache_n=keep, prompt_n=len(request.prompt) - keep)
         self._began = self.last_used = time.perf_counter()
         self._first = None
         self._lookup, self._shifted = Lookup() if self.draft_most else None, False
@@ -57,6 +57,12 @@ class Slot:
     @property
     def is_generating(self):
         return self.timings.predicted_n > 0 and self.pending == 1
+
+    @property
+    def is_late(self):
+        """Has the prompt taken longer than the request allows?"""
+        seconds = self.request.prompt_seconds
+        return bool(seconds) and self._first is None and time.perf_counter() - self._began > seconds
 
     @property
     def is_embedding(self):
@@ -111,6 +117,7 @@ class Slot:
             self.timings.prompt_ms = 1000 * (now - self._began)
             if request.n_predict == 0:
                 return self.result("limit")
+        self.timings.predicted_ms = 1000 * (now - self._first)
         chosen = self.sampler.sample(logits, self.history, request.constraint)
         self.history.append(chosen)
         self.timings.predicted_n += 1
@@ -119,7 +126,7 @@ class Slot:
         if request.constraint and not is_end:
             request.constraint.accept(chosen)
         for applies, stop_type in (
-            (stop, "word"),
+            (stop, stop if isinstance(stop, str) else "word"),
             (is_end or (request.constraint and request.constraint.is_over), "eos"),
             (self.timings.predicted_n == request.n_predict, "limit"),
         ):
@@ -146,7 +153,8 @@ class Slot:
         """
         n_keep = self.request.n_keep
         keep = len(self.request.prompt) if n_keep < 0 else min(n_keep, len(self.request.prompt))
-        drop = (len(self.history) - keep) // 2
+        most = len(self.history) - keep
+        drop = min(self.request.n_discard or most // 2, most)
         # Room for one token at least must be gained.
         if drop < 1 or len(self.history) - drop >= self.n_ctx:
             return False

@@ -4,13 +4,12 @@ from pathlib import Path
 
 from llamacy import __version__
 from llamacy.generate.chat_prompt import special_text
-from llamacy.generate.samplers.params import LIMITS
 from llamacy.server import fields
 from llamacy.server.errors import HttpError
 from llamacy.server.http import Events, Json, Text
 from llamacy.server.jobs import Answer, Job
 from llamacy.server.metrics import metrics_text
-from llamacy.server.options import OPTIONS, read_options, read_prompts, read_scales
+from llamacy.server.options import MAX_CHOICES, read_options, read_prompts, read_scales
 
 PAGE = Path(__file__).parent / "web" / "index.html"
 # The page is one file that talks to this server only; the browser holds it to that.
@@ -22,6 +21,13 @@ PAGE_HEADERS = {
 }
 # JSON has no infinity: a forbidden token's log-probability is f32's lowest number, as in llama.cpp.
 LOWEST = -3.4028234663852886e38
+MISSING = object()
+MAX_FIELDS = 64
+# /completion's own fields: name: (reader, default, other names)
+COMPLETION = {
+    "n_cmpl": (fields.number(int, 1, MAX_CHOICES), 1, "n"),
+    "response_fields": (fields.items(fields.text, MAX_FIELDS), ()),
+}
 
 
 def health(app, call):
@@ -38,18 +44,32 @@ def completion(app, call):
     if "prompt" not in data:
         raise HttpError(400, "prompt: wanted a string, token ids or a list of those, got nothing")
     prompts, several = read_prompts(app, data["prompt"])
-    job = Job(app, call, prompts, [options] * len(prompts))
+    more = fields.read_all(data, COMPLETION)
+    pairs = [(prompt, options.nth(i)) for prompt in prompts for i in range(more["n_cmpl"])]
+    job = Job(app, call, *map(list, zip(*pairs, strict=True)))
     if options.stream:
-        return Events(_stream(app, job), job.cancel)
-    answers = [final(app, answer) for answer in job.answers()]
-    return Json(answers if several else answers[0])
+        return Events(_stream(app, job, more["response_fields"]), job.cancel)
+    answers = [picked(final(app, answer), more["response_fields"]) for answer in job.answers()]
+    return Json(answers if several or more["n_cmpl"] > 1 else answers[0])
 
 
-def _stream(app, job):
+def picked(answer, paths):
+    """Return what the paths of `response_fields` name ("generation_settings/n_predict"); without any, everything."""
+    found = {}
+    for path in paths:
+        value = answer
+        for name in path.split("/"):
+            value = value.get(name, MISSING) if isinstance(value, dict) else MISSING
+        if value is not MISSING:
+            found[path] = value
+    return found if paths else answer
+
+
+def _stream(app, job, paths):
     """Yield llama.cpp's events: the new text as it comes, then for each prompt everything else with `stop` true."""
     for event in job.events():
         if isinstance(event, Answer):
-            yield {**final(app, event), "content": "", "tokens": []}
+            yield picked({**final(app, event), "content": "", "tokens": []}, paths)
             continue
         partial = {
             "index": event.index,
@@ -58,7 +78,10 @@ def _stream(app, job):
             "stop": False,
         }
         if event.tokens and event.tokens[0].top is not None:
-            partial["completion_probabilities"] = probabilities(app, event.tokens)
+            is_post = event.options.params.post_sampling_probs
+            partial["completion_probabilities"] = probabilities(app, event.tokens, is_post)
+        if event.timings:
+            partial["timings"] = timings_of(event.timings)
         yield partial
 
 
@@ -86,7 +109,7 @@ def final(app, answer):
         "timings": timings_of(timings),
     }
     if options.n_probs and not options.stream:
-        data["completion_probabilities"] = probabilities(app, answer.tokens)
+        data["completion_probabilities"] = probabilities(app, answer.tokens, options.params.post_sampling_probs)
     return data
 
 
@@ -97,6 +120,9 @@ def settings(app, options, seed):
     bias = [[token, False if bias == float("-inf") else bias] for token, bias in options.params.logit_bias]
     return {
         **values,
+        "max_tokens": options.n_predict,
+        "grammar": options.format.get("grammar", ""),
+        **({"json_schema": options.format["json_schema"]} if "json_schema" in options.format else {}),
         "seed": seed,
         "logit_bias": bias,
         "lora": [{"id": i, "scale": scale} for i, scale in enumerate(scales)],
@@ -119,21 +145,25 @@ def timings_of(timings):
     }
 
 
-def probabilities(app, tokens):
-    """Return `completion_probabilities`: one entry per token, with its alternatives."""
+def probabilities(app, tokens, is_post=False):
+    """Return `completion_probabilities`: one entry per token, with its alternatives.
+
+    is_post: with `prob` and `top_probs`, the probabilities that the samplers left, instead of the model's logarithms.
+    """
+    one, several = ("prob", "top_probs") if is_post else ("logprob", "top_logprobs")
     return [
         {
-            **probability(app, token.id, token.logprob),
-            "top_logprobs": [probability(app, id, logprob) for id, logprob in token.top],
+            **probability(app, token.id, token.logprob, one),
+            several: [probability(app, id, value, one) for id, value in token.top],
         }
         for token in tokens
     ]
 
 
-def probability(app, token, logprob):
+def probability(app, token, value, name="logprob"):
     """Return one token's entry; its text is what of its bytes is whole characters."""
     piece = app.model.tokenizer.token_bytes(token)
-    return {"id": token, "token": whole_text(piece)[0], "bytes": list(piece), "logprob": max(logprob, LOWEST)}
+    return {"id": token, "token": whole_text(piece)[0], "bytes": list(piece), name: max(value, LOWEST)}
 
 
 def whole_text(piece):
@@ -174,7 +204,7 @@ def detokenize(app, call):
 def props(app, call):
     tokenizer, metadata = app.model.tokenizer, app.model.metadata
     template = app.chat_template or metadata.get("tokenizer.chat_template")
-    defaults = {name: default for name, (_, default, *_) in OPTIONS.items()}
+    defaults = {name: default for name, (_, default, *_) in app.options.items()}
     return Json(
         {
             "default_generation_settings": {"params": {**defaults, "stop": []}, "n_ctx": app.engine.n_ctx},
@@ -204,7 +234,7 @@ def _slot_state(slot):
     if request is not None:
         done = slot.timings.predicted_n
         left = request.n_predict - done if request.n_predict >= 0 else -1
-        state["params"] = {name: getattr(request.params, name) for name in (*LIMITS, "ignore_eos")}
+        state["params"] = {name: getattr(request.params, name) for name in fields.SAMPLING}
         state["params"]["n_predict"] = request.n_predict
         state["next_token"] = {"has_next_token": True, "n_remain": left, "n_decoded": done}
     return state

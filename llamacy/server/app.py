@@ -10,8 +10,10 @@ from llamacy.errors import LlamacyError
 from llamacy.generate.grammar import TokenTable
 from llamacy.server import api, embeddings, openai
 from llamacy.server.errors import HttpError
+from llamacy.server.fields import with_defaults
 from llamacy.server.http import Text
 from llamacy.server.jobs import http_error
+from llamacy.server.options import OPTIONS
 
 ROUTES = {**api.ROUTES, **openai.ROUTES, **embeddings.ROUTES}
 METHODS = ("GET", "HEAD", "POST", "OPTIONS")
@@ -25,7 +27,11 @@ CORS = {
 
 @dataclass
 class Application:
-    """`model` and `engine` are None until the model is loaded; every path but the page answers 503 till then."""
+    """`model` and `engine` are None until the model is loaded; every path but the page answers 503 till then.
+
+    defaults: what a request has of OPTIONS, and of logit_bias, where it does not say. format: likewise what its text
+    must follow, with a name (grammar or json_schema), a value and automaton(tokenizer).
+    """
 
     alias: str
     api_keys: tuple = ()
@@ -33,14 +39,22 @@ class Application:
     with_page: bool = True
     chat_template: str | None = None
     pooling: str = "mean"
+    defaults: dict = field(default_factory=dict)
+    format: object = None
     model: object = None
     engine: object = None
     created: int = field(default_factory=lambda: int(time.time()))
+    automaton: object = None  # of `format`
     _table: object = None
     _table_lock: object = field(default_factory=threading.Lock)
 
+    def __post_init__(self):
+        self.options = with_defaults(OPTIONS, self.defaults)
+
     def ready(self, model, engine):
         """Answer with this model from now on."""
+        # The automaton of all requests that say nothing else: what one has found out of it, the next one need not.
+        self.automaton = self.format and self.format.automaton(model.tokenizer)
         self.model, self.engine = model, engine
 
     def token_table(self):

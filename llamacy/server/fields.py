@@ -6,7 +6,14 @@ Each reader is a function (name, value) -> value that raises HttpError 400 in on
 import math
 
 from llamacy.errors import LlamacyError
-from llamacy.generate.samplers.params import LIMITS, SamplingParams, check_number
+from llamacy.generate.samplers.params import (
+    LIMITS,
+    MAX_BREAKERS,
+    SamplingParams,
+    check_number,
+    sampler_names,
+    samplers_from_text,
+)
 from llamacy.server.errors import HttpError
 
 MAX_STOPS = 64
@@ -105,7 +112,7 @@ def token_id(n_vocab):
 
 
 def read_all(data, table):
-    """Return {name: value} for a table {name: (reader, default, *other names)}; fields not in it are ignored."""
+    """Return {name: value} for a table {name: (reader, default, *other names)}; fields not in it are left alone."""
     mapping("the body", data)
     values = {}
     for name, (reader, default, *others) in table.items():
@@ -114,5 +121,37 @@ def read_all(data, table):
     return values
 
 
-# The fields that are SamplingParams' own, with its limits and defaults.
-SAMPLING = {name: (number(*limits), getattr(SamplingParams, name)) for name, limits in LIMITS.items()}
+def samplers(name, value):
+    """Read the samplers to use, in order: a list of names, or a text of letters or of names with semicolons."""
+    if isinstance(value, str):
+        return samplers_from_text(value)
+    if not isinstance(value, list):
+        raise wrong(name, "a list of names", value)
+    return sampler_names(value)
+
+
+def breakers(name, value):
+    """Read dry's sequence breakers: a list of texts that is not empty, as llama.cpp's server wants it."""
+    found = tuple(items(text, MAX_BREAKERS)(name, value))
+    if not found:
+        raise wrong(name, "a list of at least one string", value)
+    return found
+
+
+def with_defaults(table, defaults):
+    """Return a table as `read_all` wants it with other defaults."""
+    return {name: (reader, defaults.get(name, default), *others) for name, (reader, default, *others) in table.items()}
+
+
+# The fields that are SamplingParams' own, with its limits and defaults; the names of other servers for some.
+OTHER_NAMES = {"repeat_penalty": ("repetition_penalty",), "n_probs": ("logprobs",)}
+SAMPLING = {
+    name: (number(*limits), getattr(SamplingParams, name), *OTHER_NAMES.get(name, ()))
+    for name, limits in LIMITS.items()
+}
+SAMPLING |= {
+    "samplers": (samplers, SamplingParams.samplers),
+    "dry_sequence_breakers": (breakers, SamplingParams.dry_sequence_breakers),
+    "ignore_eos": (flag, False),
+    "post_sampling_probs": (flag, False),
+}

@@ -3,7 +3,7 @@
 The collector's callbacks run in the engine's thread; the handler waits on a queue and watches its client meanwhile.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 
 from llamacy.errors import LlamacyError, RequestError
@@ -11,6 +11,7 @@ from llamacy.formats.mapped import FileChanged
 from llamacy.generate.engine import Closed, QueueFull
 from llamacy.generate.grammar import Constraint
 from llamacy.generate.request import Request
+from llamacy.generate.text_limits import TextLimits
 from llamacy.generate.text_stream import TextStream, with_bos
 from llamacy.server.errors import ClientGone, HttpError
 
@@ -20,12 +21,13 @@ WATCH_SECONDS = 0.1
 
 @dataclass
 class Piece:
-    """Some new text of prompt `index`, with the tokens it is made of; `first` is true once per prompt."""
+    """Some new text of prompt `index`, with the tokens it is made of."""
 
     index: int
     text: str
     tokens: list
-    first: bool
+    options: object
+    timings: object = None  # so far, where timings_per_token asks for them
 
 
 @dataclass
@@ -49,22 +51,24 @@ class Collector:
     prompt: list
     options: object
     stream: TextStream
+    limits: TextLimits
     queue: SimpleQueue
     streaming: bool
+    request: object = None
     text: list = field(default_factory=list)
     tokens: list = field(default_factory=list)
     sent: int = 0  # tokens that went out with pieces
-    started: bool = False
 
     def on_token(self, token):
         text, stop = self.stream.feed(token)
         self.tokens.append(token)
+        text = self.limits.feed(text)
         if text:
             self._put(text)
-        return stop
+        return "limit" if self.limits.is_over else stop
 
     def on_end(self, result):
-        rest = self.stream.flush()
+        rest = self.limits.feed(self.stream.flush())
         if rest or self.sent < len(self.tokens):
             self._put(rest)
         whole, word = "".join(self.text), self.stream.stopping_word
@@ -73,8 +77,9 @@ class Collector:
     def _put(self, text):
         self.text.append(text)
         if self.streaming:
-            self.queue.put(Piece(self.index, text, self.tokens[self.sent :], not self.started))
-            self.sent, self.started = len(self.tokens), True
+            timings = replace(self.request.timings) if self.options.timings_per_token else None
+            self.queue.put(Piece(self.index, text, self.tokens[self.sent :], self.options, timings))
+            self.sent = len(self.tokens)
 
 
 class Submission:
@@ -120,20 +125,23 @@ class Job(Submission):
         requests = []
         for index, (prompt, options) in enumerate(zip(prompts, all_options, strict=True)):
             stream = TextStream(app.model.tokenizer.stream(), options.stop)
-            collector = Collector(index, prompt, options, stream, self.queue, options.stream)
-            requests.append(
-                Request(
-                    prompt,
-                    options.params,
-                    n_predict=options.n_predict,
-                    n_keep=with_bos(options.n_keep, app.model.tokenizer),
-                    cache_prompt=options.cache_prompt,
-                    lora=options.lora,
-                    constraint=options.automaton and Constraint(options.automaton, app.token_table()),
-                    on_token=collector.on_token,
-                    on_end=collector.on_end,
-                )
+            limits = TextLimits(options.n_indent, max(0, options.t_max_predict_ms) / 1000)
+            collector = Collector(index, prompt, options, stream, limits, self.queue, options.stream)
+            collector.request = Request(
+                prompt,
+                options.params,
+                n_predict=options.n_predict,
+                n_keep=with_bos(options.n_keep, app.model.tokenizer),
+                n_discard=options.n_discard,
+                prompt_seconds=max(0, options.t_max_prompt_ms) / 1000,
+                id_slot=options.id_slot,
+                cache_prompt=options.cache_prompt,
+                lora=options.lora,
+                constraint=options.automaton and Constraint(options.automaton, app.token_table()),
+                on_token=collector.on_token,
+                on_end=collector.on_end,
             )
+            requests.append(collector.request)
         self.submit(requests)
 
     def events(self):

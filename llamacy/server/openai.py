@@ -6,17 +6,16 @@ min_p, lora, ...) are taken too.
 
 import secrets
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from llamacy.generate.chat_prompt import chat_ids, chat_text
 from llamacy.server import api, fields
 from llamacy.server.errors import HttpError
 from llamacy.server.http import Events, Json
 from llamacy.server.jobs import Answer, Job, Piece
-from llamacy.server.options import read_options, read_prompts
+from llamacy.server.options import MAX_CHOICES, read_options, read_prompts
 from llamacy.text.chat import template_for
 
-MAX_CHOICES = 64
 REASONS = {"eos": "stop", "word": "stop", "limit": "length"}
 COMMON = {
     "n": (fields.number(int, 1, MAX_CHOICES), 1),
@@ -113,7 +112,8 @@ def completions(app, call):
         raise HttpError(400, "prompt: wanted a string, token ids or a list of those, got nothing")
     if values["echo"] and values["logprobs"] is not None:
         raise HttpError(400, "echo: log-probabilities of the prompt are not supported; leave out echo or logprobs")
-    if all(data.get(name) is None for name in ("max_tokens", "n_predict")):
+    names = ("n_predict", "max_tokens", "max_completion_tokens")
+    if "n_predict" not in app.defaults and all(data.get(name) is None for name in names):
         data["max_tokens"] = TEXT_MAX_TOKENS
     top = values["logprobs"]
     prompts, _ = read_prompts(app, data["prompt"])
@@ -155,7 +155,9 @@ def _answer(app, call, data, values, prompts, shape, top):
     """Run every prompt n times and answer in the endpoint's shape."""
     options = read_options(app, data)
     n = values["n"]
-    pairs = [(prompt, _nth(options, i)) for prompt in prompts for i in range(n)]
+    if options.params.post_sampling_probs:
+        raise HttpError(400, "post_sampling_probs: wanted only in /completion; here logprobs are logarithms")
+    pairs = [(prompt, options.nth(i)) for prompt in prompts for i in range(n)]
     job = Job(app, call, *map(list, zip(*pairs, strict=True)))
     head = {
         "id": shape.id_prefix + secrets.token_hex(12),
@@ -180,14 +182,6 @@ def _answer(app, call, data, values, prompts, shape, top):
     timings = api.timings_of(answers[0].result.timings)
     return Json(
         {**head, "object": shape.object, "choices": choices, "usage": usage_of(prompts, answers), "timings": timings}
-    )
-
-
-def _nth(options, i):
-    """Return the options of the i-th choice: another seed, or each choice would be the same."""
-    seed = options.params.seed
-    return (
-        options if seed == -1 or i == 0 else replace(options, params=replace(options.params, seed=(seed + i) % 2**64))
     )
 
 
@@ -219,7 +213,8 @@ def _stream(app, job, shape, head, echo, top, prompts, include_usage):
             if event.tokens and event.tokens[0].top is not None:
                 logprobs = shape.logprobs(app, event.tokens, top, offsets[event.index])
             offsets[event.index] += len(event.text)
-            yield {**head, "choices": [choice(event.index, shape.delta(event.text), logprobs)]}
+            timings = {"timings": api.timings_of(event.timings)} if event.timings else {}
+            yield {**head, "choices": [choice(event.index, shape.delta(event.text), logprobs)], **timings}
         elif isinstance(event, Answer):
             answers.append(event)
             end = choice(event.index, shape.delta(""), None, REASONS[event.result.stop_type])

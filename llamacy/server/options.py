@@ -1,40 +1,55 @@
 """What a request for text may say, read strictly: the prompt in all its shapes, and the options."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from llamacy.generate.samplers.params import LIMITS, SamplingParams
+from llamacy.generate.samplers.params import SamplingParams
 from llamacy.generate.text_stream import prompt_ids
 from llamacy.server import fields
 from llamacy.server.errors import HttpError
+from llamacy.server.refused import refuse
 
 MAX_PREDICT = 2**31 - 1
+MAX_CHOICES = 64
 
 # name: (reader, default, other names)
 OPTIONS = {
     **fields.SAMPLING,
-    "ignore_eos": (fields.flag, False),
     "n_predict": (fields.number(int, -1, MAX_PREDICT), -1, "max_tokens", "max_completion_tokens"),
     "n_keep": (fields.number(int, -1, MAX_PREDICT), 0),
+    "n_discard": (fields.number(int, 0, MAX_PREDICT), 0),
+    "n_indent": (fields.number(int, 0, 1000), 0),
+    "t_max_prompt_ms": (fields.number(float), -1),
+    "t_max_predict_ms": (fields.number(float), -1),
+    "id_slot": (fields.number(int, -1), -1),
     "stop": (fields.stops, ()),
     "stream": (fields.flag, False),
     "cache_prompt": (fields.flag, True),
     "return_tokens": (fields.flag, False),
+    "timings_per_token": (fields.flag, False),
 }
-# Fields that change what an answer may be: ignoring them would give text that the client does not expect.
-REFUSED = ("grammar", "image_data", "tools", "functions", "suffix")
+# How a grammar or a schema may be given; more than one of them is no clear wish.
+FORMATS = ("grammar", "json_schema", "response_format")
 
 
 @dataclass
 class Options:
     """A request's options: `values` as in OPTIONS, `params` for the sampler, `lora` a scale per adapter or None.
 
-    `automaton` is the grammar that the text must follow, None without.
+    `automaton` is the grammar that the text must follow, None without, and `format` what asked for it.
     """
 
     values: dict
     params: SamplingParams
     lora: tuple | None
     automaton: object = None
+    format: dict = field(default_factory=dict)
+
+    def nth(self, i):
+        """Return the options of the i-th choice: another seed, or each choice would be the same."""
+        seed = self.params.seed
+        if seed == -1 or i == 0:
+            return self
+        return replace(self, params=replace(self.params, seed=(seed + i) % 2**64))
 
     def __getattr__(self, name):
         try:
@@ -45,18 +60,38 @@ class Options:
 
 def read_options(app, data):
     """Return the Options of a request's object; HttpError 400 names the field that is wrong."""
-    values = fields.read_all(data, OPTIONS)
-    for name in REFUSED:
-        if data.get(name):
-            raise HttpError(400, f"{name}: not supported")
-    sampling = {name: values[name] for name in LIMITS}
-    params = SamplingParams(
-        **sampling, ignore_eos=values["ignore_eos"], logit_bias=read_bias(app, data.get("logit_bias"))
-    )
-    return Options(values, params, read_scales(app, "lora", data.get("lora")), read_grammar(data))
+    refuse(fields.mapping("the body", data))
+    values = fields.read_all(data, app.options)
+    if values["n_predict"] < 0:
+        values["n_predict"] = app.defaults.get("n_predict", -1)
+    if values["id_slot"] >= len(app.engine.slots):
+        raise HttpError(400, f"id_slot: wanted at most {len(app.engine.slots) - 1}, got {values['id_slot']}")
+    bias = app.defaults.get("logit_bias", ()) if data.get("logit_bias") is None else read_bias(app, data["logit_bias"])
+    params = SamplingParams(**{name: values[name] for name in fields.SAMPLING}, logit_bias=bias)
+    automaton, wanted = read_format(app, data)
+    return Options(values, params, read_scales(app, "lora", data.get("lora")), automaton, wanted)
 
 
-def read_grammar(data):
+def read_format(app, data):
+    """Return (the Automaton that the text must follow, None without; what asked for it: grammar or json_schema).
+
+    `grammar` and `json_schema` are llama.cpp's, `response_format` is OpenAI's; without any the server's own counts.
+    """
+    given = [name for name in FORMATS if data.get(name) not in (None, "", {"type": "text"})]
+    if len(given) > 1:
+        raise HttpError(400, f"{given[0]} and {given[1]}: wanted one of them")
+    if given == ["grammar"]:
+        from llamacy.generate.gbnf import gbnf
+
+        text = fields.text("grammar", data["grammar"])
+        return gbnf(text, app.model.tokenizer), {"grammar": text}
+    found = read_schema(data)
+    if found is None and app.format:
+        return app.automaton, {app.format.name: app.format.value}
+    return found, {"json_schema": data["json_schema"]} if given == ["json_schema"] else {}
+
+
+def read_schema(data):
     """Return the Automaton that `json_schema` (llama.cpp's) or `response_format` (OpenAI's) asks for, None without."""
     wanted = data.get("response_format")
     wanted = {"type": "text"} if wanted is None else fields.mapping("response_format", wanted)

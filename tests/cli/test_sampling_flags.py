@@ -110,3 +110,17 @@ def test_a_wrong_file_is_named(tmp_path):
         with pytest.raises(LlamacyError) as caught:
             format_from(parsed("--grammar-file", str(path)))
         assert message in str(caught.value) and not isinstance(caught.value, UsageError)
+
+
+def test_the_server_has_them_as_defaults_of_requests():
+    from llamacy.cli import server
+    from llamacy.server.app import Application
+
+    argv = ["--temp", "0", "--samplers", "kt", "-n", "7", "-l", "5-inf", "--mirostat", "2"]
+    args = server.build_parser().parse_args(argv)
+    app = Application("x", defaults=server.defaults_of(args), format=format_from(args))
+    defaults = {name: default for name, (_, default, *_) in app.options.items()}
+    expected = {"temperature": 0.0, "samplers": ("top_k", "temperature"), "n_predict": 7, "mirostat": 2, "top_p": 0.95}
+    assert {name: defaults[name] for name in expected} == expected
+    assert app.defaults["logit_bias"] == ((5, float("-inf")),)
+    assert "n_predict" not in server.defaults_of(server.build_parser().parse_args([]))

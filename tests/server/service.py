@@ -16,7 +16,17 @@ from tests.generate.fakes import FakeModel
 
 @contextlib.contextmanager
 def serving(
-    model=None, *, n_slots=2, n_ctx=256, max_queue=16, loaded=True, timeout_seconds=20, max_body=1 << 20, **app
+    model=None,
+    *,
+    n_slots=2,
+    n_ctx=256,
+    max_queue=16,
+    loaded=True,
+    timeout_seconds=20,
+    max_body=1 << 20,
+    context_shift=False,
+    batch_size=None,
+    **app,
 ):
     """Run a server; yields (app, server, engine, session, port)."""
     application = Application(alias="fake", **app)
@@ -24,7 +34,8 @@ def serving(
     engine = None
     if loaded:
         model = model or FakeModel()
-        engine = Engine(model, n_slots=n_slots, n_ctx=n_ctx, max_queue=max_queue)
+        more = {"context_shift": context_shift, "batch_size": batch_size}
+        engine = Engine(model, n_slots=n_slots, n_ctx=n_ctx, max_queue=max_queue, **more)
         application.ready(model, engine)
         engine.start()
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()

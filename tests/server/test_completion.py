@@ -282,7 +282,7 @@ def test_adapters_without_any(service):
         ("prompt", [1.5], "prompt[0]: wanted a whole number"),
         ("prompt", "x" * 256, "prompt: wanted fewer than 256 tokens (the context size), got 257"),
         ("prompt", ["x", "y" * 300], "prompt: wanted fewer than 256 tokens"),
-        ("grammar", "root ::= x", "grammar: not supported"),
+        ("grammar", "root ::= x", "grammar: the rule 'x' is not defined"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])

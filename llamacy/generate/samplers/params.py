@@ -61,7 +61,7 @@ class SamplingParams:
     dry_multiplier: float = 0.0  # 0: off
     dry_base: float = 1.75
     dry_allowed_length: int = 2
-    dry_penalty_last_n: int = -1  # 0: off, -1: the whole context
+    dry_penalty_last_n: int = 64  # 0: off, -1: the whole context
     dry_sequence_breakers: tuple = ("\n", ":", '"', "*")
     mirostat: int = 0  # 1, 2: Mirostat of that version instead of the chain; temperature stays
     mirostat_tau: float = 5.0  # the surprise to aim at, bits a token
