@@ -481,4 +481,110 @@ COMMON = _in(
     ),
 )
 
-MUTANTS = (*TRAIN, *MODEL, *FORMATS, *GENERATE, *TEXT, *SERVER, *LAYERS, *PRODUCTS, *COMMON)
+ADAPTERS = _in(
+    "llamacy/formats",
+    (
+        "base tensors of other values pass",
+        "base_copies.py",
+        "if far == 0 and whole <= min(WHOLE * noise, LIMIT):",
+        "if far >= 0:",
+        "model/test_base_copies.py::test_a_base_tensor_of_other_values_is_named_in_a_warning",
+    ),
+    (
+        "modules that were trained whole pass",
+        "base_copies.py",
+        "if not copy.paired:",
+        "if copy.paired is None:",
+        "model/test_base_copies.py::test_a_module_that_was_trained_whole_is_refused_by_name",
+    ),
+    (
+        "an output pair of one matrix for both sides is not merged",
+        "merge.py",
+        "(changes[EMBEDDING].parts or on_output.parts)",
+        "changes[EMBEDDING].parts",
+        "model/test_base_copies.py::test_every_format_and_the_merged_model_say_the_same",
+    ),
+    (
+        "a folder's files change one after the other",
+        "together.py",
+        'os.symlink("old", self._at("now"))',
+        'os.symlink("new", self._at("now"))',
+        "formats/test_together.py::test_a_process_that_dies_at_any_moment_leaves_all_old_or_all_new",
+    ),
+    (
+        "weights read before a swap with settings read after it",
+        "adapter.py",
+        "if _identity(place) == before:  # so that",
+        "if adapter:",
+        "formats/test_together.py::test_a_reader_gets_one_adapter_while_another_takes_its_place",
+    ),
+    (
+        "temporary files of living processes are swept",
+        "locks.py",
+        "if try_lock(descriptor) and is_at(descriptor, path):",
+        "if is_at(descriptor, path):",
+        "formats/test_atomic.py::test_what_a_killed_process_left_goes_with_the_next_write_and_nothing_else",
+    ),
+    (
+        "a temporary file is its writer's until it is closed only",
+        "atomic.py",
+        "lock = os.dup(descriptor)",
+        "lock = os.open(os.devnull, os.O_RDONLY)",
+        "formats/test_atomic.py::test_a_sweep_just_before_the_rename_leaves_the_file",
+    ),
+)
+
+STATES = _in(
+    "llamacy/train",
+    (
+        "a checkpoint with losses of more steps than it says",
+        "state.py",
+        "self.that(len(losses) == step,",
+        "self.that(len(losses) >= step,",
+        "train/test_checkpoint_damage.py::test_every_array_in_every_wrong_way",
+    ),
+    (
+        "a checkpoint's digest is not looked at",
+        "checkpoint.py",
+        "if version > 1 and",
+        "if version > 2 and",
+        "train/test_checkpoint_damage.py::test_any_bit_of_the_content_that_flips_is_found",
+    ),
+    (
+        "a best loss of other samples is kept",
+        "loop.py",
+        "elif measured_with is not UNKNOWN and measured_with != now:",
+        "elif measured_with is None:",
+        "train/test_resume.py::test_other_validation_data_forgets_the_best_says_so_and_goes_on",
+    ),
+    (
+        "a best adapter that is gone is kept",
+        "loop.py",
+        "elif not os.path.exists(self.outputs.adapter):",
+        "elif not self.outputs.adapter:",
+        "train/test_resume.py::test_a_best_adapter_that_is_gone_is_no_best",
+    ),
+    (
+        "a log loses a step when it is cut back",
+        "runlog.py",
+        "if step is not None and step <= done:",
+        "if step is not None and step < done:",
+        "train/test_resume.py::test_cutting_a_log_back",
+    ),
+    (
+        "matrices of one layer count as those of all",
+        "lora.py",
+        "if places(config, (key,)).keys() <= set(names)]",
+        "if places(config, (key,)).keys() & set(names)]",
+        "train/test_init_lora.py::test_which_pairs_a_run_trains",
+    ),
+    (
+        "memory is estimated by one rank for all",
+        "lora.py",
+        "ranks | {name: pair.rank for name, pair in",
+        "ranks | {name: options.rank for name, pair in",
+        "train/test_init_lora.py::test_which_pairs_a_run_trains",
+    ),
+)
+
+MUTANTS = (*TRAIN, *MODEL, *FORMATS, *ADAPTERS, *STATES, *GENERATE, *TEXT, *SERVER, *LAYERS, *PRODUCTS, *COMMON)

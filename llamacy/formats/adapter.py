@@ -75,8 +75,7 @@ def load_adapter(path, base=None):
             if _identity(place) == before:
                 raise
             continue
-        # a folder's two files are of one adapter if neither was replaced meanwhile
-        if _identity(place) == before:
+        if _identity(place) == before:  # so that a folder's two files are of one adapter
             break
     else:
         raise LlamacyError(f"{path}: is replaced again and again while it is read; try again when that is over")

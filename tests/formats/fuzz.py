@@ -1,19 +1,20 @@
 """Damaged files against every reader: `python -m tests.formats.fuzz 100000 [SEED]`.
 
-Each round takes a good file, damages it (bytes, numbers, lengths, cuts, repeats) and opens it as everything that it
-could be: a model (also run for one token), an adapter, a Hugging Face folder to convert, a vocabulary, a file for
-bin/info. Whatever is not a result or a LlamacyError of one line is a failure: the file is kept and the round printed,
-so that `python -m tests.formats.fuzz 1 SEED:ROUND` repeats it. The process may take 100 MB more than it has at the
-start: an allocation of another order than the file's few kilobytes is a MemoryError; no round may take ten seconds.
+Each round takes a good file (fuzz_samples.py), damages it (fuzz_damage.py) and opens it as everything that it could be:
+a model (also run for one token), an adapter (also applied, merged and written again), a checkpoint to go on from, a
+chat template to render, a Hugging Face folder to convert, a vocabulary, a file for bin/info. Whatever is not a result
+or a LlamacyError of one line is a failure: the file is kept and the round printed, so that
+`python -m tests.formats.fuzz 1 SEED:ROUND` repeats it. The process may take 100 MB more than it has at the start: an
+allocation of another order than the file's few kilobytes is a MemoryError; no round may take ten seconds.
 """
 
+import contextlib
 import faulthandler
-import json
 import os
 import random
 import resource
+import shutil
 import signal
-import struct
 import sys
 import tempfile
 import time
@@ -24,104 +25,24 @@ import numpy as np
 
 from llamacy.cli.info import describe, report_lines
 from llamacy.errors import LlamacyError
-from llamacy.formats.adapter import Adapter, LoraPair, load_adapter, save_adapter
-from llamacy.formats.gguf_writer import write_gguf
+from llamacy.formats.adapter import FORMATS, fitted, load_adapter, save_adapter
 from llamacy.formats.hf_folder import HfFolder, is_model_folder
 from llamacy.formats.imatrix import read_imatrix
+from llamacy.formats.merge import merged
 from llamacy.formats.model_file import open_model
-from llamacy.formats.types import by_name
-from llamacy.kernels.reference import model as twin
 from llamacy.model import load_model
 from llamacy.model.from_hf import model_from_hf
+from llamacy.text import chat
 from llamacy.text.tokenizer import Tokenizer
-from tests.formats.build import Gguf, every_value, legacy
-from tests.model import hf
-from tests.model.tiny import write_llama
-from tests.text import hf_files
+from llamacy.train.checkpoint import how_far
+from tests.formats.fuzz_samples import checkpoint_run, samples
 
 SECONDS = 10
+# A template may take a second of processor time, which on a busy machine is many by the clock.
+TEMPLATE_SECONDS = 100
 ADDRESSES = 100 << 20
-NUMBERS = [0, 1, 2, 3, 4, 5, 31, 32, 33, 255, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1]
-NUMBERS += [2**32, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 64, 2**64 - 1]
-
-
-def gguf_sample(version):
-    file = Gguf(version)
-    every_value(file)
-    file.key("general.architecture", 8, "llama").key("general.alignment", 4, 32)
-    file.tensor("a", (32, 3), 2, bytes(range(54))).tensor("b", (5,), 0, bytes(20)).tensor("c", (), 1, b"ab")
-    return file.bytes()
-
-
-def adapter_sample(folder, format):
-    """Return name -> bytes of a small adapter's files."""
-    rng = np.random.default_rng(0)
-    pairs = {}
-    for name in ("blk.0.attn_q.weight", "blk.0.ffn_up.weight", "token_embd.weight", "output.weight"):
-        a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 8), (8, 2)))
-        pairs[name] = LoraPair(a, b, 2.0)
-    norms = {"output_norm.weight": np.ones(8, np.float32)} if format == "ggla" else {}
-    metadata = {"llama.attention.head_count": 2, "llama.attention.head_count_kv": 2}
-    path = folder / format
-    save_adapter(path, Adapter("llama", pairs, 4.0, metadata, norms=norms), format)
-    return {p.name: p.read_bytes() for p in (path.iterdir() if path.is_dir() else [path])}
-
-
-TINY = twin.Config(n_vocab=97, n_embd=16, n_head=2, n_head_kv=1, n_ff=32, n_layer=1)
-
-
-def hf_samples(folder):
-    """Two small Hugging Face folders: a byte-level tokenizer.json and two shards; a tokenizer.model."""
-    weights = twin.random_weights(TINY, 1)
-    rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    hf.write_folder(folder / "hf1", TINY, weights, "BF16", shards=2, rope_scaling=rope, eos_token_id=[2, 3])
-    parsed = hf.tokenizer_json(90) | {"added_tokens": [{"id": 95, "content": "<end>", "special": True}]}
-    parsed["model"] |= {"merges": [["\u0100", "\u0101"]], "ignore_merges": True}
-    parsed["pre_tokenizer"] = hf_files.PRE_TOKENIZERS["llama-bpe"]
-    settings = {"eos_token": {"content": "<end>"}, "chat_template": [{"name": "default", "template": "x"}]}
-    settings["added_tokens_decoder"] = {"95": {"content": "<end>", "special": True}}
-    (folder / "hf1" / "tokenizer.json").write_text(json.dumps(parsed))
-    (folder / "hf1" / "tokenizer_config.json").write_text(json.dumps(settings))
-    hf.write_folder(folder / "hf2", TINY, weights)
-    (folder / "hf2" / "tokenizer.json").unlink()
-    words = {"tokens": ["<unk>", "<s>", "</s>", "<0x41>", "\u2581", "a", "b", "ab"], "scores": [-i for i in range(8)]}
-    words = {f"tokenizer.ggml.{key}": value for key, value in words.items()}
-    words["tokenizer.ggml.token_type"] = [2, 3, 3, 6, 1, 1, 1, 1]
-    (folder / "hf2" / "tokenizer.model").write_bytes(hf_files.sentencepiece(words))
-    return [{p.name: p.read_bytes() for p in (folder / name).iterdir()} for name in ("hf1", "hf2")]
-
-
-def model_samples(folder):
-    """A small llama that runs, a split one, a vocabulary with merges, and an importance matrix."""
-    path = folder / "llama.gguf"
-    write_llama(path, TINY, twin.random_weights(TINY, 1), lambda name: "Q8_0" if "ffn_down" in name else "F16")
-    with open_model(path) as model:
-        tensors = [(t.name, t.type, t.shape, model.data(t.name)) for t in model.tensors.values()]
-        types = model.value_types | {"split.no": "u16", "split.count": "u16"}
-        about = {"split.count": 2, "split.tensors.count": len(tensors)}
-        split = [f"m-0000{i + 1}-of-00002.gguf" for i in range(2)]
-        for i, name in enumerate(split):
-            metadata = (model.metadata if i == 0 else {}) | about | {"split.no": i}
-            write_gguf(folder / name, metadata, tensors[i::2], types)
-    merged = {"model": "gpt2", "pre": "llama-bpe", "merges": ["a b", "ab c"], "token_type": [1, 1, 1, 1, 1, 3]}
-    merged |= {"tokens": ["a", "b", "ab", "c", "abc", "<end>"]}
-    write_gguf(folder / "v.gguf", {f"tokenizer.ggml.{key}": value for key, value in merged.items()}, [])
-    sums, counts = np.arange(12, dtype=np.float32).reshape(2, 6), np.array([[3], [0]], np.float32)
-    entries = [(f"a.weight.{end}", by_name("F32"), x.shape, x) for end, x in (("in_sum2", sums), ("counts", counts))]
-    write_gguf(folder / "i.gguf", {"general.type": "imatrix", "imatrix.chunk_count": 1}, entries)
-    found = [{name: (folder / name).read_bytes()} for name in ("llama.gguf", "v.gguf", "i.gguf")]
-    return [*found, {name: (folder / name).read_bytes() for name in split}]
-
-
-def samples(folder):
-    """Return a list of dicts file name -> bytes: one good file (or folder) of each kind."""
-    found = [{"m.gguf": gguf_sample(version)} for version in (1, 2, 3)]
-    found += [{"m.bin": legacy(*kind)[0]} for kind in (("ggml", 0), ("ggmf", 1), ("ggjt", 1), ("ggjt", 3))]
-    # As a matrix type that older versions convert.
-    zeros = lambda size: lambda values: bytes(values.size // 32 * size)  # noqa: E731
-    found += [{"m.bin": legacy("ggjt", 1, 3, zeros(24))[0]}, {"m.bin": legacy("ggjt", 2, 8, zeros(36))[0]}]
-    found += [adapter_sample(folder, format) for format in ("gguf", "ggla", "peft", "mlx")]
-    return found + model_samples(folder) + hf_samples(folder)
+TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi \x1b é"}]
+TALK += [{"role": "assistant", "content": "Hello."}, {"role": "user", "content": "{{ x }}"}]
 
 
 def target_of(place, files):
@@ -130,67 +51,30 @@ def target_of(place, files):
     return place / names[0] if len(names) == 1 or names[0].startswith("m-") else place
 
 
-def damage(rng, content):
-    """Return `content` damaged in one to four ways, mostly near its beginning, where headers are."""
-    content = bytearray(content)
-    for _ in range(rng.choice([1, 1, 1, 2, 4])):
-        size = len(content)
-        reach = rng.choice([64, 512, size, size])
-        place = rng.randrange(max(1, min(reach, size))) if size else 0
-        kind = rng.randrange(8)
-        if kind == 0:
-            content[place : place + 1] = bytes([rng.randrange(256)])
-        elif kind == 1 and size:
-            content[place % size] ^= 1 << rng.randrange(8)
-        elif kind in (2, 3):
-            number = rng.choice([*NUMBERS, size, size - place, size + 1, rng.getrandbits(64)])
-            letter = rng.choice("HIQ")
-            raw = struct.pack("<" + letter, number & (1 << 8 * struct.calcsize(letter)) - 1)
-            place -= place % len(raw) if rng.random() < 0.5 else 0
-            content[place : place + len(raw)] = raw
-        elif kind == 4:
-            del content[place:]
-        elif kind == 5:
-            del content[place : place + rng.choice([1, 4, 8, 40])]
-        elif kind == 6:
-            content[place:place] = rng.randbytes(rng.choice([1, 4, 8, 40]))
-        else:
-            start = rng.randrange(max(1, size))
-            length = rng.choice([4, 8, 30, 200])
-            content[place : place + length] = content[start : start + length]
-    return bytes(content)
-
-
-def damage_json(rng, content):
-    """Return JSON text with one value exchanged for another kind of value."""
-    found = json.loads(content)
-    holders, waiting = [], [found]
-    while waiting:
-        one = waiting.pop()
-        inner = one.values() if isinstance(one, dict) else one
-        holders += [one] if one else []
-        waiting += [value for value in inner if isinstance(value, (dict, list))]
-    holder = rng.choice(holders)
-    strange = [None, True, -1, 0, 1e308, 2**70, "x", "", [], {}, [[]], "\0", {"a": {}}, ["a", 1], float("nan"), 3]
-    holder[rng.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))] = rng.choice(strange)
-    return json.dumps(found).encode()
-
-
 def read_everything(path):
-    """Open `path` as all that it could be and use what is found; "ok" where anything could."""
-    results = [_outcome(task, path) for task in ((_as_folder,) if is_model_folder(path) else TASKS)]
-    return "ok" if "ok" in results else "refused"
+    """Open `path` as all that it could be and use what is found; return the names of the tasks that could."""
+    special = ("folder",) if is_model_folder(path) else ("template",) if path.suffix == ".jinja" else None
+    wanted = special or [name for name in TASKS if name not in ("folder", "template")]
+    return [name for name in wanted if _outcome(TASKS[name], path) == "ok"]
 
 
 def _outcome(task, path):
     try:
-        task(path)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            task(path)
+        for warning in caught:
+            assert issubclass(warning.category, UserWarning), warning.message
+            _check_line(str(warning.message))
     except LlamacyError as error:
-        message = str(error)
-        assert message and message.isprintable(), f"not one printable line: {message!r}"
-        assert len(message) < 2000, f"{len(message)} characters: {message[:200]!r}"
+        _check_line(str(error))
         return "refused"
     return "ok"
+
+
+def _check_line(message):
+    assert message and message.isprintable(), f"not one printable line: {message!r}"
+    assert len(message) <= 2000, f"{len(message)} characters: {message[:200]!r}"
 
 
 def _as_model(path):
@@ -212,20 +96,48 @@ def _touch(value):
 
 
 def _as_adapter(path):
+    """Load, apply, merge, and write again in another format and back."""
     adapter = load_adapter(path)
-    if adapter.hf_rows:
-        metadata = {"general.architecture": "llama", "llama.attention.head_count": 2}
-        adapter = adapter.bound(metadata)
     for pair in adapter.pairs.values():
         assert pair.a.dtype == pair.b.dtype == np.float32
         assert pair.a.shape[0] == pair.b.shape[1] == pair.rank > 0
         assert isinstance(pair.scale, float)
+    base = path.parent / "base.gguf" if path.is_dir() else path.parents[1] / "base.gguf"
+    with open_model(base) as file, np.errstate(all="ignore"):
+        for _, _, _, content in merged(file, [(adapter, 1.0)])[1]:
+            content()
+        adapter = fitted(adapter, file)
+        with tempfile.TemporaryDirectory() as folder:
+            format = list(FORMATS)[len(adapter.pairs) % len(FORMATS)]
+            save_adapter(Path(folder, "a"), adapter, format, file.metadata)
+            load_adapter(Path(folder, "a"), file.metadata)
+    model = load_model(base, threads=1)
+    model.add_adapter(adapter)
+    with contextlib.suppress(FloatingPointError, ArithmeticError):
+        model.new_session(1, 16).step([0], [0], [0], [0])
+
+
+def _as_checkpoint(path):
+    how_far(path)
+    run = checkpoint_run(path.parent)
+    run.resume(path)
+    done = run.done
+    assert len(done.losses) == done.step >= done.best_step and all(step <= done.step for step, _ in done.validation)
+    assert all(np.isfinite(array).all() for array in (run.trainer.w, run.trainer.m))
+
+
+def _as_template(path):
+    _render(chat.template_for({}, str(path)))
+
+
+def _render(template):
+    assert isinstance(chat.render(TALK, template, bos="<s>", eos="</s>"), str)
 
 
 def _as_running(path):
     """Load the model and run it for one token, on one thread."""
     with open_model(path) as model:
-        if "general.architecture" not in model.metadata or model.format != "gguf":
+        if "general.architecture" not in model.metadata:
             return
     model = load_model(path, threads=1)
     logits = model.new_session(1, 16).step([0], [0], [0], [0])
@@ -233,9 +145,9 @@ def _as_running(path):
 
 
 def _as_words(path):
-    with open_model(path) as model, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # pre-tokenizers that are not known
+    with open_model(path) as model:
         _use(Tokenizer.from_metadata(model.metadata))
+        _render(chat.template_for(model.metadata))
 
 
 def _use(tokenizer):
@@ -245,8 +157,7 @@ def _use(tokenizer):
 
 
 def _as_folder(path):
-    with HfFolder(path) as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
+    with HfFolder(path) as folder:
         metadata, tensors, _ = model_from_hf(folder)
         for name, quant_type, shape, data in tensors:
             content = data() if callable(data) else data
@@ -267,7 +178,17 @@ def _as_info(path):
         assert line.isprintable(), repr(line)
 
 
-TASKS = (_as_model, _as_running, _as_words, _as_imatrix, _as_adapter, _as_info)
+TASKS = {
+    "model": _as_model,
+    "running": _as_running,
+    "words": _as_words,
+    "imatrix": _as_imatrix,
+    "adapter": _as_adapter,
+    "checkpoint": _as_checkpoint,
+    "info": _as_info,
+    "folder": _as_folder,
+    "template": _as_template,
+}
 
 
 def run(rounds, seed, only=None):
@@ -278,24 +199,22 @@ def run(rounds, seed, only=None):
         kinds = samples(folder)
         for round_ in range(rounds) if only is None else [only]:
             rng = random.Random(f"{seed}:{round_}")
-            files = dict(rng.choice(kinds))
-            victim = rng.choice(sorted(files))
-            as_json = victim.endswith(".json") and rng.random() < 0.7
-            files[victim] = (damage_json if as_json else damage)(rng, files[victim])
+            good, ways, _ = rng.choice(kinds)
+            victim = rng.choice(sorted(ways))
+            files = good | {victim: rng.choice(ways[victim])(rng, good[victim])}
             place = folder / "x"
-            place.mkdir(exist_ok=True)
+            place.mkdir()
             for name, content in files.items():
                 (place / name).write_bytes(content)
             target = target_of(place, files)
-            signal.alarm(SECONDS)
+            signal.alarm(TEMPLATE_SECONDS if "t.jinja" in files or "v.gguf" in files else SECONDS)
             try:
-                readable += read_everything(target) == "ok"
+                readable += bool(read_everything(target))
             except BaseException:
                 _keep(files, seed, round_)
                 raise
             signal.alarm(0)
-            for name in files:
-                (place / name).unlink()
+            shutil.rmtree(place)
     return readable
 
 
@@ -307,7 +226,7 @@ def _keep(files, seed, round_):
 
 
 def _too_long(*_):
-    raise TimeoutError(f"a file took more than {SECONDS} seconds")
+    raise AssertionError("a file took too long")
 
 
 def _limit_memory():
@@ -326,6 +245,7 @@ def main(argv):
     warnings.simplefilter("error")
     signal.signal(signal.SIGALRM, _too_long)
     _limit_memory()
+    os.fsync = lambda descriptor: None  # files that need not last
     start = time.monotonic()
     readable = run(rounds, seed, int(only) if only else None)
     print(f"fuzz: {rounds} damaged files, {readable} still readable, no failure, {time.monotonic() - start:.0f} s")

@@ -15,7 +15,7 @@ import pytest
 import llamacy
 from llamacy.errors import LlamacyError
 from llamacy.formats import locks
-from llamacy.formats.atomic import atomic_write
+from llamacy.formats.atomic import atomic_write, sweep
 
 
 def test_replaces_when_the_block_ends(tmp_path):
@@ -239,3 +239,17 @@ def test_a_folder_without_permission():
             with pytest.raises(LlamacyError, match="Permission denied"), atomic_write(os.path.join(folder, "f")):
                 pytest.fail("the block must not run")
         os.chmod(folder, 0o755)
+
+
+def test_a_sweep_just_before_the_rename_leaves_the_file(tmp_path, monkeypatch):
+    """It is closed by then, and still its writer's."""
+    replace = os.replace
+
+    def late(old, new):
+        sweep(tmp_path)
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", late)
+    with atomic_write(tmp_path / "f") as file:
+        file.write(b"x")
+    assert (tmp_path / "f").read_bytes() == b"x"
