@@ -356,7 +356,7 @@ A = ("x.weight.lora_a", by_name("F32"), (2, 4), bytes(32))
 BAD_GGUF = {
     "a model": ({"general.architecture": "llama"}, [], "is a model, wanted an adapter"),
     "a type that is no text": ({"general.type": [1, 2]}, [], "is a model, wanted an adapter"),
-    "a kind that is no text": (LORA | {"adapter.type": [1, 2]}, [], r"holds a \[1, 2\], wanted a LoRA adapter"),
+    "a kind that is no text": (LORA | {"adapter.type": [1, 2]}, [], r"holds '\[1, 2\]', wanted a LoRA adapter"),
     "a checkpoint": ({"general.type": "checkpoint"}, [], "is a checkpoint, wanted an adapter; give the adapter"),
     "a control vector": (LORA | {"adapter.type": "control_vector"}, [], "control_vector"),
     "half a pair": (LORA, [A], "lora_a without its counterpart"),
