@@ -201,8 +201,8 @@ MODEL = _in(
     (
         "rope.scale_linear is ignored",
         "config.py",
-        'read("rope.scaling.factor", meta.get(f"{name}.rope.scale_linear", 1.0), float)',
-        'read("rope.scaling.factor", 1.0, float)',
+        'key = "rope.scaling.factor" if keys.get("rope.scaling.factor") is not None else "rope.scale_linear"',
+        'key = "rope.scaling.factor"',
         "model/test_forward.py::test_every_way_to_write_linear_rope_scaling",
     ),
     (
@@ -463,8 +463,8 @@ PRODUCTS = _in(
     (
         "more values of wide models set aside",
         "inputs.pyx",
-        "x.outlier_over, x.span, x.raised = 1.5,",
-        "x.outlier_over, x.span, x.raised = 1.3,",
+        "x.outlier_over, x.superblock, x.raised = 1.5,",
+        "x.outlier_over, x.superblock, x.raised = 1.3,",
         "kernels/test_matmul.py::test_values_are_set_aside_from_the_documented_limit_on",
     ),
 )
