@@ -12,6 +12,7 @@ from llamacy.cli import perplexity
 from llamacy.cli.run import run
 from llamacy.formats.gguf_writer import write_gguf
 from llamacy.formats.types import by_name
+from llamacy.generate import perplexity as protocol
 
 N_VOCAB = 50
 
@@ -36,8 +37,8 @@ class CountingSession:
 @pytest.mark.parametrize("bos", [None, 1])
 def test_the_second_half_of_a_window_is_scored(n_ctx, bos):
     window = list(np.random.default_rng(n_ctx).integers(2, N_VOCAB, n_ctx))
-    session, score = CountingSession(), perplexity.Score()
-    perplexity.score_window(session, window, bos, N_VOCAB, score)
+    session, score = CountingSession(), protocol.Score()
+    protocol.score_window(session, window, bos, N_VOCAB, score)
     inputs = window[:-1] if bos is None else [bos, *window[1:-1]]
     assert session.read == list(enumerate(inputs))
     assert session.scored == list(range(n_ctx // 2, n_ctx - 1))
@@ -54,7 +55,7 @@ def test_only_whole_windows_count():
     config = SimpleNamespace(n_vocab=N_VOCAB)
     model = SimpleNamespace(tokenizer=tokenizer, config=config, new_session=lambda n_slots, n_ctx: CountingSession())
     seen = []
-    score = perplexity.measure(model, list(range(2, 45)), 20, lambda i, score: seen.append((i, score.n_tokens)))
+    score = protocol.measure(model, list(range(2, 45)), 20, lambda i, score: seen.append((i, score.n_tokens)))
     assert seen == [(1, 9), (2, 18)]
     assert score.n_tokens == 18
 
@@ -62,7 +63,7 @@ def test_only_whole_windows_count():
 def test_cross_entropy_of_large_logits():
     logits = np.array([[1e4, 1e4 - 1, -1e4], [0, 0, 0]], np.float32)
     expected = [1 + math.log1p(math.exp(-1)), math.log(3)]
-    assert perplexity.cross_entropy(logits, np.array([1, 2])) == pytest.approx(expected, rel=1e-6)
+    assert protocol.cross_entropy(logits, np.array([1, 2])) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.fixture(scope="module")

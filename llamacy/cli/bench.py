@@ -22,8 +22,7 @@ from llamacy.cli.common import add_cache_flags, add_lora_flags, add_model_flags,
 from llamacy.cli.run import make_parser
 from llamacy.errors import UsageError
 from llamacy.formats.model_file import open_model
-from llamacy.system import cpu_name
-from llamacy.train.memory import peak_rss_bytes
+from llamacy.system import cpu_name, peak_rss_bytes
 
 SEED = 1
 

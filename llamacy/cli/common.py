@@ -8,34 +8,14 @@ import math
 import os
 import re
 import sys
-from pathlib import Path
 
-import llamacy
+from llamacy import system
 from llamacy.cli.rope_flags import add_rope_flags, rope_overrides
 from llamacy.cli.run import say
 from llamacy.cli.values import Append, Extend, optional, real, whole
-from llamacy.errors import LlamacyError, UsageError
-from llamacy.system import physical_cores, processors
-
-MODEL_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
-DEFAULT_CTX = 4096
-
-
-def default_model():
-    """Return the path of the default model: in the project's models/, or installed without it in ~/.cache/llamacy.
-
-    LlamacyError when it is in neither place.
-    """
-    here = Path(llamacy.__file__).resolve().parent.parent / "models" / MODEL_NAME
-    cache = Path.home() / ".cache" / "llamacy" / MODEL_NAME
-    for path in (here, cache):
-        if path.is_file():
-            return str(path)
-    raise LlamacyError(
-        f"the default model is neither at {here} nor at {cache}: "
-        "run `make` in the project's folder, which fetches it, or name a model with -m FILE"
-    )
-
+from llamacy.default_model import MODEL_NAME, default_model
+from llamacy.errors import UsageError
+from llamacy.generate.context import fit_context
 
 LOAD_MODES = ("auto", "none", "mmap", "mlock", "mmap+mlock", "dio")
 
@@ -125,16 +105,11 @@ def add_threads_flag(group, what):
 
 
 def fit_threads(threads):
-    """Return `threads` (None: the physical cores; 0 or less, as in llama.cpp: all processors), at most the processors.
-
-    More would wait for each other by spinning.
-    """
-    n_cpus = processors()
-    if threads is None:
-        return min(physical_cores(), n_cpus)
-    if threads > n_cpus:
-        print(f"--threads {threads}: there are {n_cpus} processors, so {n_cpus} are used", file=sys.stderr)
-    return min(threads, n_cpus) if threads > 0 else n_cpus
+    """Return how many threads `-t` means, see system.fit_threads; a note on stderr where there are not so many."""
+    n_threads = system.fit_threads(threads)
+    if threads is not None and threads > n_threads:
+        print(f"--threads {threads}: there are {n_threads} processors, so {n_threads} are used", file=sys.stderr)
+    return n_threads
 
 
 class _AppendAdapter(Append):
@@ -232,13 +207,11 @@ def open_model_from(args):
 
 
 def context_of(args, model):
-    """Return the context to use in tokens: `-c`, 0 the model's own, unset DEFAULT_CTX at most the model's.
+    """Return the context to use in tokens: what `-c` means, see fit_context.
 
     More than the model was trained on works, with a warning on stderr: people do it on purpose.
     """
     trained = model.config.n_ctx_train
-    if args.ctx_size is None:
-        return min(DEFAULT_CTX, trained)
-    if args.ctx_size > trained:
+    if (args.ctx_size or 0) > trained:
         print(f"warning: --ctx-size {args.ctx_size} is above the model's {trained}: text may degrade", file=sys.stderr)
-    return args.ctx_size or trained
+    return fit_context(args.ctx_size, trained)

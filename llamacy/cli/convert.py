@@ -3,8 +3,9 @@
 import contextlib
 import os
 
-from llamacy.cli.common import add_threads_flag, default_model, fit_threads, optional, real, whole
+from llamacy.cli.common import add_threads_flag, fit_threads, optional, real, whole
 from llamacy.cli.run import make_parser, say
+from llamacy.default_model import default_model
 from llamacy.errors import LlamacyError, UsageError, brief, some
 
 # How many neighbouring files are looked at for the model that an adapter belongs to.

@@ -2,8 +2,9 @@
 
 import sys
 
-from llamacy.cli.common import add_lora_flags, add_threads_flag, default_model, fit_threads, optional
+from llamacy.cli.common import add_lora_flags, add_threads_flag, fit_threads, optional
 from llamacy.cli.run import make_parser, say
+from llamacy.default_model import default_model
 from llamacy.errors import UsageError, brief, some
 
 

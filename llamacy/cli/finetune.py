@@ -3,8 +3,9 @@
 import argparse
 import dataclasses
 
-from llamacy.cli.common import add_model_flags, default_model, optional, whole
+from llamacy.cli.common import add_model_flags, optional, whole
 from llamacy.cli.run import make_parser
+from llamacy.default_model import default_model
 from llamacy.errors import UsageError
 from llamacy.formats.architectures import MATRICES
 from llamacy.train.options import DEFAULT_CTX, MAX_RANK, TrainOptions, target_modules

@@ -3,12 +3,13 @@
 import sys
 import time
 
-from llamacy.cli.common import DEFAULT_CTX, context_of, engine_options, open_model_from
+from llamacy.cli.common import context_of, engine_options, open_model_from
 from llamacy.cli.main_flags import build_parser
 from llamacy.cli.prompt import read_prompt, read_text, unescape
 from llamacy.cli.run import say
 from llamacy.cli.sampling_flags import format_from, sampling_from
 from llamacy.errors import UsageError, one_line
+from llamacy.generate.context import DEFAULT_CTX
 
 UNTIL_FULL = -2  # of -n: to the end of the text, or of the context, whatever its size
 FLAG_NAMES = {"system": "--system-prompt", "template_kwargs": "--chat-template-kwargs"}

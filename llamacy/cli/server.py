@@ -8,7 +8,6 @@ import time
 from functools import partial
 
 from llamacy.cli.common import (
-    MODEL_NAME,
     add_cache_flags,
     add_engine_flags,
     add_lora_flags,
@@ -22,6 +21,7 @@ from llamacy.cli.common import (
 )
 from llamacy.cli.run import make_parser
 from llamacy.cli.sampling_flags import add_sampling_flags, format_from, sampling_from, sampling_values
+from llamacy.default_model import MODEL_NAME
 from llamacy.errors import LlamacyError, UsageError
 
 # After a signal: how long running requests may go on, and how long their answers may take to be sent.

@@ -3,8 +3,9 @@
 import os
 import sys
 
-from llamacy.cli.common import MODEL_NAME, default_model, optional
+from llamacy.cli.common import optional
 from llamacy.cli.run import make_parser
+from llamacy.default_model import MODEL_NAME, default_model
 from llamacy.errors import LlamacyError
 
 

@@ -2,9 +2,10 @@
 
 import contextlib
 
-from llamacy.cli.common import default_model, loading_from
+from llamacy.cli.common import loading_from
 from llamacy.cli.prompt import unescape
 from llamacy.cli.run import say
+from llamacy.default_model import default_model
 from llamacy.errors import LlamacyError
 from llamacy.train.estimate import shown
 from llamacy.train.finetune import estimate, set_up, train

@@ -4,9 +4,9 @@ import os
 import shutil
 
 from llamacy.errors import LlamacyError
+from llamacy.system import available_bytes, peak_rss_bytes, rss_bytes
 from llamacy.train.estimate import cases, choose, disk_bytes, longest_pass, shown, training_bytes, weights_bytes
 from llamacy.train.lora import pair_ranks, places
-from llamacy.train.memory import available_bytes, peak_rss_bytes, rss_bytes
 
 
 class Budget:

@@ -9,9 +9,9 @@ import numpy as np
 
 from llamacy.errors import LlamacyError, shown
 from llamacy.formats.mapped import FileChanged
+from llamacy.system import peak_rss_bytes
 from llamacy.train.batches import Plan
 from llamacy.train.checkpoint import UNKNOWN, save_checkpoint
-from llamacy.train.memory import peak_rss_bytes
 from llamacy.train.schedule import learning_rate, warmup_steps
 from llamacy.train.state import LOSSES, Progressed, check_trainer, load_state
 

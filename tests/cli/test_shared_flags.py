@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from llamacy import system
 from llamacy.cli import common
 from tests.cli.test_words import refusal
 from tools.commands_doc import parser_of
@@ -70,7 +71,7 @@ def test_overrides_that_are_wrong(text, capsys):
 
 
 def test_threads_of_zero_or_less_are_all_processors(monkeypatch, capsys):
-    monkeypatch.setattr(common, "physical_cores", lambda: 1)
+    monkeypatch.setattr(system, "physical_cores", lambda: 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)), raising=False)
     assert [common.fit_threads(n) for n in (None, -1, 0, 3, 4)] == [1, 4, 4, 3, 4]
     assert capsys.readouterr().err == ""

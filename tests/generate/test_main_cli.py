@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from llamacy import system
+from llamacy import default_model, system
 from llamacy.cli import common, prompt
 from llamacy.cli import main as command
 from llamacy.cli.run import run
-from llamacy.errors import UsageError
+from llamacy.errors import LlamacyError, UsageError
 from tests.generate.fakes import FakeModel
 
 
@@ -254,14 +254,14 @@ def test_adapters_keep_their_order():
 
 
 def test_the_default_model_is_named_when_it_is_missing(monkeypatch, tmp_path):
-    monkeypatch.setattr(common.llamacy, "__file__", str(tmp_path / "llamacy" / "__init__.py"))
+    monkeypatch.setattr(default_model.llamacy, "__file__", str(tmp_path / "llamacy" / "__init__.py"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    with pytest.raises(common.LlamacyError, match="run `make` in the project's folder"):
-        common.default_model()
-    cached = tmp_path / "home" / ".cache" / "llamacy" / common.MODEL_NAME
+    with pytest.raises(LlamacyError, match="run `make` in the project's folder"):
+        default_model.default_model()
+    cached = tmp_path / "home" / ".cache" / "llamacy" / default_model.MODEL_NAME
     cached.parent.mkdir(parents=True)
     cached.touch()
-    assert common.default_model() == str(cached)
+    assert default_model.default_model() == str(cached)
 
 
 def test_physical_cores_are_between_one_and_all():

@@ -10,10 +10,10 @@ import warnings
 import numpy as np
 import pytest
 
-from llamacy.cli.perplexity import measure
 from llamacy.errors import LlamacyError
 from llamacy.formats.lora import Adapter, LoraPair
 from llamacy.generate.engine import Engine, PromptError
+from llamacy.generate.perplexity import measure
 from llamacy.generate.request import Request
 from llamacy.generate.samplers.params import SamplingParams
 from llamacy.kernels.reference import model as twin

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from llamacy.cli.perplexity import measure
+from llamacy.generate.perplexity import measure
 from llamacy.model import load_model
 from llamacy.text.tokenizer import Tokenizer
 from tests.model import claims, golden

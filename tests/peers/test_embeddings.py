@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llamacy.cli.common import default_model
+from llamacy.default_model import default_model
 from llamacy.model import load_model
 from llamacy.server.embeddings import POOLINGS, normalised
 

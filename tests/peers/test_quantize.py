@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from llamacy import kernels
-from llamacy.cli import convert, perplexity, quantize
+from llamacy.cli import convert, quantize
 from llamacy.cli.run import run
 from llamacy.formats.model_file import open_model
+from llamacy.generate import perplexity as protocol
 from llamacy.kernels.reference import model as twin
 from llamacy.model import load_model
 from llamacy.model.mixes import MIXES
@@ -140,7 +141,7 @@ def llama_cpp_logits(path, tokens):
 def text_in(path):
     """Return (model, ids of the GPL's text)."""
     model = load_model(path, threads=2)
-    return model, perplexity.read_tokens(model, str(golden.GOLDEN / "gpl3.txt"), 512, None)
+    return model, protocol.read_tokens(model, str(golden.GOLDEN / "gpl3.txt"), 512, None)
 
 
 @cache
@@ -163,7 +164,7 @@ def test_answers_are_no_further_from_the_model_s_own(sources, pair_of, mix):
     files = pair_of("default", mix)
     divergences = [(np.exp(exact) * (exact - log_p_of.__wrapped__(path))).sum(axis=1).mean() for path in files]
     assert divergences[0] <= divergences[1] * 1.1
-    found = [perplexity.measure(*text_in(path), 512).perplexity for path in files]
+    found = [protocol.measure(*text_in(path), 512).perplexity for path in files]
     assert found[0] <= found[1] * 1.003
 
 

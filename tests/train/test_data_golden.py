@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llamacy.cli.common import default_model
+from llamacy.default_model import default_model
 from llamacy.errors import LlamacyError
 from llamacy.formats.model_file import open_model
 from llamacy.text.tokenizer import Tokenizer

@@ -16,7 +16,7 @@ import sys
 sys.path.insert(0, {here!r})
 from tests.train.fakes import ByteTokenizer
 from llamacy.train.data import Encoder, open_data
-from llamacy.train.memory import peak_rss_bytes
+from llamacy.system import peak_rss_bytes
 data = open_data([{path!r}], Encoder(ByteTokenizer(), 4096))
 for i in range(0, len(data), 997):
     data[i]

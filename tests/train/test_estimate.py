@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llamacy import system
 from llamacy.cli.finetune import size
 from llamacy.model.config import ModelConfig
-from llamacy.train import memory
 from llamacy.train.estimate import Case, cases, longest_pass, shown
 from llamacy.train.flops import Flops
 from llamacy.train.options import TrainOptions
@@ -97,12 +97,12 @@ def test_what_is_kept_of_frozen_layers_is_no_file_that_stays(tmp_path):
 
 
 def test_a_process_knows_its_memory():
-    before, peak = memory.rss_bytes(), memory.peak_rss_bytes()
+    before, peak = system.rss_bytes(), system.peak_rss_bytes()
     assert 1 << 20 < before <= peak
     block = np.ones(8 << 20, np.uint64)
-    grown = memory.rss_bytes() - before
+    grown = system.rss_bytes() - before
     assert block.all() and 0.9 * block.nbytes < grown < 1.5 * block.nbytes
-    assert memory.peak_rss_bytes() >= before + grown and memory.available_bytes() > 0
+    assert system.peak_rss_bytes() >= before + grown and system.available_bytes() > 0
 
 
 def test_flops_are_those_of_the_products():
