@@ -5,6 +5,7 @@
 # make lint        ruff, cython-lint  make fuzz        100,000 damaged files against the readers
 # make test-neon   the kernels' tests under qemu          make test-avx512  on any CPU, see docs/portability.md
 # make mutants     break the program in one line at a time: do the tests notice?   ALL=1: compiled modules too
+# make asan        kernels, formats and each command under the address and undefined-behaviour sanitizers
 # make docs        write docs/commands.md from --help      make clean       remove what make made, but not models/
 
 PYTHON = python3
@@ -90,6 +91,9 @@ lint: all $(VENV)/.test
 fuzz: all $(VENV)/.test
 	@$(PY) -m tests.formats.fuzz 100000
 
+asan: all $(VENV)/.test
+	@$(PY) tools/sanitize.py $(TESTS)
+
 mutants: all $(VENV)/.test
 	@$(PY) tools/mutants.py $(if $(ALL),--all) $(ONLY)
 
@@ -101,5 +105,5 @@ clean:
 	rm -f llamacy/kernels/*/*.so llamacy/kernels/*/*/*.so
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
-.PHONY: all test test-neon test-avx512 test-peers bench report demo lint fuzz mutants docs clean
+.PHONY: all test test-neon test-avx512 test-peers bench report demo lint fuzz asan mutants docs clean
 .DELETE_ON_ERROR:

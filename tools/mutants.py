@@ -9,7 +9,6 @@ Exit code 1 where a mutant survives, its tests do not pass without it, or its li
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.mutants import MUTANTS, changed, misplaced  # noqa: E402  found through the line above
+from tools.project_copy import update_copy  # noqa: E402
 
 COPY = ROOT / "build" / "mutants"
-COPIED = ("llamacy", "pyx", "tests", "bench", "bin", "docs", "examples", "tools")
 SECONDS = 600  # a mutant that makes its tests hang is found by no test
 
 
@@ -38,7 +37,7 @@ def main():
     wrong = [complaint for mutant in chosen for complaint in misplaced(mutant)]
     if wrong:
         sys.exit("\n".join(f"mutants: {complaint}" for complaint in wrong))
-    make_copy()
+    update_copy(COPY, with_kernels=True)
     tests = sorted({test for mutant in chosen for test in mutant.tests})
     code, said = run_tests(tests)
     if code != 0:
@@ -48,19 +47,6 @@ def main():
     left = len(MUTANTS) - len(chosen)
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} killed" + (f", {left} not tried" if left else ""))
     sys.exit(bool(survivors))
-
-
-def make_copy():
-    """Copy what the tests need to COPY; the environment and the models are linked to."""
-    shutil.rmtree(COPY, ignore_errors=True)
-    COPY.mkdir(parents=True)
-    for name in COPIED:
-        shutil.copytree(ROOT / name, COPY / name, ignore=shutil.ignore_patterns("__pycache__", ".venv", "work"))
-    for path in [*ROOT.glob("*.*"), ROOT / "Makefile"]:
-        if path.is_file():
-            shutil.copy(path, COPY)
-    for name in (".venv", "models"):
-        (COPY / name).symlink_to(ROOT / name)
 
 
 def environment():
