@@ -51,6 +51,7 @@ def add_engine_flags(parser):
                        "the text stays the same, repetitive text comes faster")  # fmt: skip
     group.add_argument("--context-shift", action="store_true",
                        help="when the context is full, drop its older half and go on instead of stopping")  # fmt: skip
+    group.add_argument("--no-context-shift", dest="context_shift", action="store_false", help="stop (the default)")
 
 
 def engine_options(args):

@@ -135,6 +135,7 @@ WITHOUT_EFFECT = {
     "bench": {
         **DEVICES,
         ("-fa", "--flash-attn"): VALUE,
+        ("-b",): VALUE,
         ("-ub", "--ubatch-size"): VALUE,
         ("-mmp", "--mmap"): VALUE,
         ("-dio", "--direct-io"): VALUE,
@@ -171,6 +172,7 @@ NOT_BUILT = {
     ("-td", "--threads-draft", "-tbd", "--threads-batch-draft", "-cd", "--ctx-size-draft"): DRAFTS,
     ("-devd", "--device-draft", "-ctkd", "--cache-type-k-draft", "-ctvd", "--cache-type-v-draft"): DRAFTS,
     ("--spec-type", "--spec-default", "--spec-draft-n-max", "--spec-draft-n-min", "--spec-draft-p-min"): DRAFTS,
+    ("--spec-draft-p-split", "--spec-synth-len", "--spec-synth-rates", "--spec-draft-backend-sampling"): DRAFTS,
     ("-lcs", "--lookup-cache-static", "-lcd", "--lookup-cache-dynamic"): DRAFTS,
     ("-mm", "--mmproj", "-mmu", "--mmproj-url", "--image", "--audio", "--video", "--media-path"): IMAGES,
     ("--control-vector", "--control-vector-scaled", "--control-vector-layer-range"): VECTORS,
@@ -180,6 +182,7 @@ NOT_BUILT = {
     ("--ssl-key-file", "--ssl-cert-file"): "TLS is not built: let a proxy in front of the server do it",
     ("--models-dir", "--models-preset", "--models-max"): "a server has one model; run one for each",
     ("--hellaswag", "--winogrande", "--multiple-choice"): "benchmarks of questions are not built",
+    ("--log-jsonl",): "logs are lines of text on stderr",
     ("-gqa", "--gqa"): "the model file says it",
     ("--memory-f32",): "in llamacy this is -ctk f32 -ctv f32",
     ("-eps", "--rms-norm-eps"): "in llamacy this is --rms-eps",

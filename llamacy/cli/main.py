@@ -4,6 +4,7 @@ import sys
 import time
 
 from llamacy.cli.common import context_of, engine_options, open_model_from
+from llamacy.cli.log_file import log_to
 from llamacy.cli.main_flags import build_parser
 from llamacy.cli.prompt import read_prompt, read_text, unescape
 from llamacy.cli.run import say
@@ -243,6 +244,7 @@ def system_message(args):
 
 def main(argv):
     args = build_parser().parse_args(argv)
+    log_to(args.log_file)
     args.system, args.format = system_message(args), format_from(args)
     mode = mode_of(args)
     if mode is complete and not args.instruct:

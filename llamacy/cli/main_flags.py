@@ -8,6 +8,7 @@ from llamacy.cli.common import (
     optional,
     whole,
 )
+from llamacy.cli.log_file import add_log_file_flag
 from llamacy.cli.run import make_parser
 from llamacy.cli.sampling_flags import add_sampling_flags
 from llamacy.cli.template_flags import add_template_flags
@@ -15,7 +16,7 @@ from llamacy.cli.template_flags import add_template_flags
 
 def build_parser():
     """Return the parser of `main`'s flags."""
-    parser = make_parser("main", "Continue a prompt with a language model, with or without adapters.")
+    parser = make_parser("main", "Continue a prompt with a language model, with or without adapters.", variables=True)
     _add_text_flags(parser.add_argument_group("text"))
     _add_chat_flags(parser.add_argument_group("chat"))
     add_model_flags(parser, ctx_size="what the prompt and -n need, at most the model's")
@@ -23,6 +24,7 @@ def build_parser():
              help="prompt tokens computed at once, at most (default: 512)")  # fmt: skip
     parser.add_argument("-v", "--verbose", "--log-verbose", dest="verbose", action="store_true",
                         help="say on stderr what is used: model, cache, threads, sampling, tokens")  # fmt: skip
+    add_log_file_flag(parser)
     add_engine_flags(parser)
     add_cache_flags(parser)
     add_lora_flags(parser)

@@ -4,6 +4,7 @@ import json
 import sys
 
 from llamacy.cli.common import add_cache_flags, add_lora_flags, add_model_flags, open_model_from, optional, whole
+from llamacy.cli.log_file import add_log_file_flag, log_to
 from llamacy.cli.run import make_parser
 from llamacy.generate.perplexity import measure, read_tokens
 
@@ -11,12 +12,15 @@ from llamacy.generate.perplexity import measure, read_tokens
 def build_parser():
     """Return the parser of `perplexity`'s flags."""
     parser = make_parser(
-        "perplexity", "Measure how surprised a model is by a text: windows of N tokens, second halves scored."
+        "perplexity",
+        "Measure how surprised a model is by a text: windows of N tokens, second halves scored.",
+        variables=True,
     )
     optional(parser, "-f", "--file", dest="file", required=True, metavar="FILE", help="the text, UTF-8")
     parser.add_argument("-c", "--ctx-size", "--ctx", type=whole(4), default=512, metavar="N", help="tokens in a window")
     optional(parser, "--chunks", dest="chunks", type=whole(1), metavar="N", help="stop after N windows (default: all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the line")
+    add_log_file_flag(parser)
     add_model_flags(parser)
     add_cache_flags(parser)
     add_lora_flags(parser)
@@ -26,6 +30,7 @@ def build_parser():
 def main(argv):
     """Print `PPL = P +/- E (N tokens)` as the last line of stdout; the estimates on the way go to stderr."""
     args = build_parser().parse_args(argv)
+    log_to(args.log_file)
     model = open_model_from(args)
     tokens = read_tokens(model, args.file, args.ctx_size, args.chunks)
     n_windows = len(tokens) // args.ctx_size

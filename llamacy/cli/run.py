@@ -7,9 +7,12 @@ import sys
 import textwrap
 
 from llamacy import __version__
+from llamacy.cli.environment import Environment
 from llamacy.cli.llama_cpp_flags import REASONS, epilog, without_effect
 from llamacy.cli.words import NUMBER, Words
 from llamacy.errors import LlamacyError, one_line, printable
+
+HELP = {"-h", "--help", "--version"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,6 +22,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**more)
         self._negative_number_matcher = NUMBER  # argparse's own knows no exponents
         self._ignored, self._without_effect = without_effect(self.prog), []
+        self.reads_variables = False
 
     def parse_args(self, args=None, namespace=None):
         args = super().parse_args(args, namespace)
@@ -27,12 +31,25 @@ class Parser(argparse.ArgumentParser):
         return args
 
     def parse_known_args(self, args=None, namespace=None):
+        given = list(sys.argv[1:] if args is None else args)
         words = Words(self._option_string_actions, self._ignored, REASONS)
         try:
-            joined, self._without_effect = words.read(sys.argv[1:] if args is None else args)
+            joined, self._without_effect = words.read(given)
+            joined = self._of_environment(given) + joined
         except ValueError as error:
             self.error(str(error))
         return super().parse_known_args(joined, namespace)
+
+    def _of_environment(self, given):
+        """Return the words that environment variables stand for; `given`: the command line's."""
+        if not self.reads_variables or HELP & set(given):
+            return []
+        environment = Environment(self._option_string_actions, self._ignored)
+        words, ignored, unknown = environment.read(os.environ, given)
+        self._without_effect = ignored + self._without_effect
+        if unknown and self.prog == "server":  # the other commands have not all of its flags
+            say(one_line(f"warning: {', '.join(unknown)}: unknown, without effect"))
+        return words
 
     def _get_option_tuples(self, option_string):
         """Return argparse's completions and splits of an unknown word: none."""
@@ -73,10 +90,11 @@ class HelpFormatter(argparse.HelpFormatter):
         return action.help if silent or not action.option_strings else f"{action.help} (default: %(default)s)"
 
 
-def make_parser(prog, description):
-    """Return a Parser with `--version` and defaults shown in `--help`."""
+def make_parser(prog, description, variables=False):
+    """Return a Parser with `--version` and defaults shown in `--help`; variables: LLAMA_ARG_* are read too."""
     parser = Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=HelpFormatter,
                     epilog=epilog(prog))  # fmt: skip
+    parser.reads_variables = variables
     parser.add_argument("--version", action="version", version=f"llamacy {__version__}")
     return parser
 

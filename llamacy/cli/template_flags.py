@@ -7,6 +7,7 @@ import os
 from llamacy.cli.common import optional, whole
 from llamacy.cli.run import say
 from llamacy.errors import UsageError, one_line
+from llamacy.text.chat import OWN_NAMES
 from llamacy.text.chat_formats import FORMATS
 
 ON, OFF, AUTO = ("on", "true", "enabled", "1"), ("off", "false", "disabled", "0"), ("auto", "-1")
@@ -16,7 +17,7 @@ def add_template_flags(group, text):
     """Add --chat-template (`text`: its help) and what goes with it; see template_of and template_values."""
     optional(group, "--chat-template", dest="chat_template", metavar="NAME|FILE", help=text)
     optional(group, "--chat-template-file", dest="chat_template_file", metavar="FILE", help="the same, always a file")
-    optional(group, "--chat-template-kwargs", dest="template_kwargs", default={}, type=json_object, metavar="JSON",
+    optional(group, "--chat-template-kwargs", dest="template_kwargs", default={}, type=template_kwargs, metavar="JSON",
              help="names and values for the template, such as '{\"enable_thinking\": false}'")  # fmt: skip
     optional(group, "-rea", "--reasoning", dest="reasoning", type=on_off_auto, metavar="on|off|auto",
              help="tell the template to let the model think or not (default: auto, as it has it)")  # fmt: skip
@@ -37,6 +38,14 @@ def json_object(text):
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"wanted a JSON object, got {text!r}")
     return value
+
+
+def template_kwargs(text):
+    """Parse a JSON object of names that a template may be given."""
+    values = json_object(text)
+    for name in sorted(OWN_NAMES & values.keys()):
+        raise argparse.ArgumentTypeError(f"{name} is said by the conversation itself, got {text!r}")
+    return values
 
 
 def on_off_auto(text):

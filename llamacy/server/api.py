@@ -205,9 +205,10 @@ def props(app, call):
     tokenizer, metadata = app.model.tokenizer, app.model.metadata
     template = app.chat_template or metadata.get("tokenizer.chat_template")
     defaults = {name: default for name, (_, default, *_) in app.options.items()}
+    defaults["stop"] = list(defaults["stop"])
     return Json(
         {
-            "default_generation_settings": {"params": {**defaults, "stop": []}, "n_ctx": app.engine.n_ctx},
+            "default_generation_settings": {"params": defaults, "n_ctx": app.engine.n_ctx},
             "total_slots": len(app.engine.slots),
             "model_alias": app.alias,
             "model_path": str(app.model.path),
@@ -219,6 +220,13 @@ def props(app, call):
             "is_sleeping": False,
         }
     )
+
+
+def set_props(app, call):
+    """llama.cpp's: it can be asked, and there is nothing that can be changed."""
+    for name in fields.mapping("the body", call.json()):
+        raise HttpError(400, f"{name!r:.60}: no property that can be changed")
+    return Json({"success": True})
 
 
 def slots(app, call):
@@ -281,6 +289,7 @@ ROUTES = {
     ("POST", "/tokenize"): tokenize,
     ("POST", "/detokenize"): detokenize,
     ("GET", "/props"): props,
+    ("POST", "/props"): set_props,
     ("GET", "/slots"): slots,
     ("GET", "/metrics"): metrics,
     ("GET", "/lora-adapters"): get_adapters,

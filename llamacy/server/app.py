@@ -3,7 +3,7 @@
 import hmac
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llamacy.errors import LlamacyError
@@ -11,6 +11,7 @@ from llamacy.generate.grammar import TokenTable
 from llamacy.server import api, embeddings, openai
 from llamacy.server.errors import HttpError
 from llamacy.server.fields import with_defaults
+from llamacy.server.gates import check_gate
 from llamacy.server.http import Text
 from llamacy.server.jobs import http_error
 from llamacy.server.options import OPTIONS
@@ -31,6 +32,8 @@ class Application:
 
     defaults: what a request has of OPTIONS, and of logit_bias, where it does not say. format: likewise what its text
     must follow, with a name (grammar or json_schema), a value and automaton(tokenizer).
+    template_values: more names for the chat template. prefix: what all paths begin with. special: special tokens are
+    text too.
     """
 
     alias: str
@@ -41,6 +44,13 @@ class Application:
     pooling: str = "mean"
     defaults: dict = field(default_factory=dict)
     format: object = None
+    embd_normalize: int = 2
+    embeddings_only: bool = False
+    with_slots: bool = True
+    with_props: bool = False
+    special: bool = False
+    prefix: str = ""
+    template_values: dict = field(default_factory=dict)
     model: object = None
     engine: object = None
     created: int = field(default_factory=lambda: int(time.time()))
@@ -74,14 +84,24 @@ class Application:
         if call.method == "OPTIONS":
             asked = call.headers.get("Access-Control-Request-Headers")
             return Text("", headers=CORS | {"Access-Control-Allow-Headers": asked or "*"})
+        call = self._without_prefix(call)
         self._check_key(call)
         handler = self._handler(call)
+        check_gate(self, call.method, call.path)
         if self.engine is None and call.path not in WHILE_LOADING:
             raise HttpError(503, "Loading model", {"Retry-After": "1"})
         try:
             return handler(self, call)
         except LlamacyError as error:
             raise http_error(error) from None
+
+    def _without_prefix(self, call):
+        """Return the call as if there were no prefix; HttpError 404 for a path outside of it."""
+        if not self.prefix:
+            return call
+        if not call.path.startswith(self.prefix + "/"):
+            raise HttpError(404, f"no such path: {call.path!r:.100}; all begin with {self.prefix}/")
+        return replace(call, path=call.path.removeprefix(self.prefix))
 
     def _check_key(self, call):
         if not self.api_keys or call.path in PUBLIC:

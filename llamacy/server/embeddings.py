@@ -25,6 +25,7 @@ POOLINGS = {
 INPUTS = ("input", "content", "prompt")
 # embd_normalize 0: the largest element becomes this, llama.cpp's for 16-bit integers
 INT16_SIZE = 32760.0
+MAX_NORM = 64
 
 
 def normalised(vector, kind):
@@ -70,7 +71,8 @@ def embedding(app, call):
     """llama.cpp's: [{index, embedding: [vectors]}], a vector for each text or, with pooling none, each token."""
     data = call.json()
     prompts = _prompts(app, data)
-    kind = fields.read_all(data, {"embd_normalize": (fields.number(int, -1, 64), 2)})["embd_normalize"]
+    reader = fields.number(int, -1, MAX_NORM)
+    kind = fields.read_all(data, {"embd_normalize": (reader, app.embd_normalize)})["embd_normalize"]
     pool = POOLINGS[app.pooling]
     answers = []
     for index, rows in enumerate(hidden_states(app, call, prompts)):

@@ -14,6 +14,7 @@ from llamacy.generate.request import Request
 from llamacy.generate.text_limits import TextLimits
 from llamacy.generate.text_stream import TextStream, with_bos
 from llamacy.server.errors import ClientGone, HttpError
+from llamacy.server.gates import check_makes_text
 
 # How often a waiting handler looks whether its client is still there.
 WATCH_SECONDS = 0.1
@@ -122,9 +123,10 @@ class Job(Submission):
     def __init__(self, app, call, prompts, all_options):
         """`prompts` (token ids) and `all_options` (Options) go in pairs; the pair's place is its index."""
         super().__init__(app, call)
+        check_makes_text(app)
         requests = []
         for index, (prompt, options) in enumerate(zip(prompts, all_options, strict=True)):
-            stream = TextStream(app.model.tokenizer.stream(), options.stop)
+            stream = TextStream(app.model.tokenizer.stream(special=app.special), options.stop, app.special)
             limits = TextLimits(options.n_indent, max(0, options.t_max_predict_ms) / 1000)
             collector = Collector(index, prompt, options, stream, limits, self.queue, options.stream)
             collector.request = Request(

@@ -14,7 +14,7 @@ from llamacy.server.errors import HttpError
 from llamacy.server.http import Events, Json
 from llamacy.server.jobs import Answer, Job, Piece
 from llamacy.server.options import MAX_CHOICES, read_options, read_prompts
-from llamacy.text.chat import template_for
+from llamacy.text.chat import OWN_NAMES, template_for
 
 REASONS = {"eos": "stop", "word": "stop", "limit": "length"}
 COMMON = {
@@ -22,6 +22,7 @@ COMMON = {
     "stream_options": (fields.mapping, {}),
 }
 CHAT = {**COMMON, "logprobs": (fields.flag, False), "top_logprobs": (fields.number(int, 0, 20), 0)}
+TEMPLATE = {"chat_template_kwargs": (fields.mapping, {}), "reasoning_effort": (fields.text, "")}
 TEXT = {**COMMON, "logprobs": (fields.number(int, 0, 20), None), "echo": (fields.flag, False)}
 # OpenAI's default for /v1/completions; a chat goes on to the end of the answer.
 TEXT_MAX_TOKENS = 16
@@ -99,7 +100,7 @@ def choice(index, content, logprobs=None, finish_reason=None):
 def chat_completions(app, call):
     data = call.json()
     values = fields.read_all(data, CHAT)
-    prompt = chat_ids(*conversation(app, data))
+    prompt = conversation(app, data, chat_ids)
     # The chosen token's own log-probability is there as soon as any alternative is asked for.
     n_probs = max(1, values["top_logprobs"]) if values["logprobs"] else 0
     return _answer(app, call, data | {"n_probs": n_probs}, values, [prompt], CHAT_SHAPE, values["top_logprobs"])
@@ -122,10 +123,26 @@ def completions(app, call):
     )
 
 
-def conversation(app, data):
-    """Return (messages, template, tokenizer) of a request, as chat_text and chat_ids want them."""
+def conversation(app, data, write):
+    """Return what `write` (chat_text or chat_ids) makes of a request's messages."""
     messages = read_messages(data)
-    return messages, template_for(app.model.metadata, app.chat_template), app.model.tokenizer
+    template = template_for(app.model.metadata, app.chat_template)
+    return write(messages, template, app.model.tokenizer, **template_values(app, data))
+
+
+def template_values(app, data):
+    """Return what the template is given besides the messages: the server's values, and the request's in their place."""
+    given = fields.read_all(data, TEMPLATE)
+    for name in sorted(OWN_NAMES & given["chat_template_kwargs"].keys()):
+        raise HttpError(400, f"chat_template_kwargs.{name}: is said by the conversation itself")
+    values = {**app.template_values, **given["chat_template_kwargs"]}
+    effort = given["reasoning_effort"]
+    if effort == "none":
+        values["enable_thinking"] = False
+        values.pop("reasoning_effort", None)
+    elif effort:
+        values["reasoning_effort"] = effort
+    return values
 
 
 def read_messages(data):
@@ -225,7 +242,7 @@ def _stream(app, job, shape, head, echo, top, prompts, include_usage):
 
 
 def apply_template(app, call):
-    return Json({"prompt": chat_text(*conversation(app, call.json()))})
+    return Json({"prompt": conversation(app, call.json(), chat_text)})
 
 
 def models(app, call):

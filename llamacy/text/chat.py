@@ -12,6 +12,8 @@ from llamacy.text.chat_formats import FORMATS
 
 ROLES = {"developer": "system"}  # OpenAI's newer name for the same
 MAX_SOURCE = 1 << 20  # characters of a template: the longest real ones have some 30,000
+# what render itself tells a template: values from elsewhere cannot have these names
+OWN_NAMES = frozenset({"messages", "template", "bos", "eos", "bos_token", "eos_token", "add_generation_prompt"})
 KEY = "tokenizer.chat_template"  # in a model's metadata; others follow it behind a dot, by name
 
 
@@ -27,8 +29,8 @@ class Template(str):
 def template_for(metadata, override=None):
     """Return the template of a model: Jinja source from its file (a Template), or the name of a built-in format.
 
-    override: a built-in format's name, a template's name in the model file, the path of a Jinja template, or a Template
-    that was found before. A model without a template gets chatml, with a warning.
+    override: a built-in format's name, a template's name in the model file, the path of a Jinja template, its source,
+    or a Template that was found before. A model without a template gets chatml, with a warning.
     """
     if isinstance(override, Template):
         return override
@@ -55,6 +57,8 @@ def _chosen(metadata, name):
     named = _of_model(metadata, f"{KEY}.{name}")
     if name in FORMATS or named:
         return named or name
+    if not os.path.exists(name) and ("{%" in name or "{{" in name):
+        return Template(name, "given as text")
     if not os.path.exists(name):
         raise LlamacyError(f"chat template {name!r}: no such file, nor one of {', '.join(sorted(FORMATS))}")
     try:

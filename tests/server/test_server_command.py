@@ -163,3 +163,26 @@ def test_adapters_with_norms_have_their_scale_per_request():
     assert top() == pytest.approx(off, abs=1e-5)
     bare.send_signal(signal.SIGTERM)
     assert bare.wait(15) == 0
+
+
+def test_a_pasted_line_and_variables(tmp_path, monkeypatch):
+    (tmp_path / "chat.jinja").write_text("{{ messages[-1].content }}{{ mark }}")
+    monkeypatch.setitem(ENVIRONMENT, "LLAMA_ARG_N_PREDICT", "5")
+    monkeypatch.setitem(ENVIRONMENT, "LLAMA_ARG_CTX_SIZE", "0")
+    line = "-np 2 -ngl 99 -fa on --jinja --threads-http 4 --no-slots --api-prefix /llm --lora-init-without-apply"
+    names = ["--chat-template-file", tmp_path / "chat.jinja", "--chat-template-kwargs", '{"mark": "!"}']
+    process = start("-m", MODEL, "--lora", ADAPTER, *line.split(), *names, "--log-file", tmp_path / "log")
+    assert process.stderr.readline() == "-ngl 99, -fa on, --jinja, --threads-http 4: no effect here\n"
+    first = process.stderr.readline()
+    address = re.search(r"listening on http://127.0.0.1:(\d+)/llm \(.*, 2 slots of (\d+) tokens", first)
+    service = SimpleNamespace(port=int(address[1]))
+    assert int(address[2]) == ask(service, "GET", "/llm/v1/models")[1]["data"][0]["meta"]["n_ctx_train"]
+    assert post(service, "/llm/completion", prompt="This License", ignore_eos=True)["tokens_predicted"] == 5
+    adapters = ask(service, "GET", "/llm/lora-adapters")[1]
+    assert [adapter["scale"] for adapter in adapters] == [0]
+    asked = post(service, "/llm/apply-template", messages=[{"role": "user", "content": "hi"}])
+    assert asked == {"prompt": "hi!"}
+    assert error_of(service, "GET", "/llm/slots")[0] == 501
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(15) == 0
+    assert (tmp_path / "log").read_text() == first

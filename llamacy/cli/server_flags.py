@@ -1,0 +1,124 @@
+"""`server`'s flags, those of llama-server."""
+
+import re
+
+from llamacy.cli.common import add_cache_flags, add_engine_flags, add_lora_flags, add_model_flags
+from llamacy.cli.log_file import add_log_file_flag
+from llamacy.cli.run import make_parser
+from llamacy.cli.sampling_flags import add_sampling_flags, sampling_values
+from llamacy.cli.template_flags import add_template_flags
+from llamacy.cli.values import Append, optional, real, whole
+from llamacy.errors import LlamacyError, UsageError
+
+DEFAULT_SLOTS, MAX_SLOTS = 4, 256
+
+
+def build_parser():
+    """Return the parser of `server`'s flags."""
+    parser = make_parser(
+        "server",
+        "Serve a model over HTTP: llama.cpp's and OpenAI's endpoints, and a chat page at /. Variables LLAMA_ARG_NAME "
+        "and LLAMA_API_KEY mean what they mean to llama-server; a flag beats its variable.",
+        variables=True,
+    )
+    add_model_flags(parser, ctx_size="4096, at most the model's; each slot has that much")
+    add_engine_flags(parser)
+    add_cache_flags(parser)
+    add_lora_flags(parser)
+    add_sampling_flags(parser, "sampling, for requests that do not say")
+    group = parser.add_argument_group("server")
+    group.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 = every network")
+    group.add_argument("--port", type=whole(0, 65535), default=8080, metavar="N", help="0 = any free one")
+    optional(group, "-np", "--parallel", dest="parallel", type=slot_count, metavar="N",
+             help=f"slots: requests answered at once, others wait (default and -1: {DEFAULT_SLOTS})")  # fmt: skip
+    optional(group, "-b", "--batch-size", dest="batch_size", type=whole(1), metavar="N",
+             help="tokens computed in one step, at most (default: 512)")  # fmt: skip
+    group.add_argument("--max-queue", type=whole(1), default=256, metavar="N", help="requests that may wait for a slot")
+    optional(group, "--api-key", dest="api_key", default=[], action=Append, metavar="KEY",
+             help="clients must send this key as a bearer token (repeatable, or several with commas)")  # fmt: skip
+    optional(group, "--api-key-file", dest="api_key_file", metavar="FILE",
+             help="the same, a key a line; lines that begin with # are none")  # fmt: skip
+    optional(group, "--api-prefix", dest="api_prefix", default="", type=path_prefix, metavar="PREFIX",
+             help="what all paths begin with, such as /llm")  # fmt: skip
+    group.add_argument("-to", "--timeout", type=real(1), default=600, metavar="SECONDS",
+                       help="how long receiving a body or sending an answer may stand still")  # fmt: skip
+    optional(group, "-a", "--alias", dest="alias", metavar="NAME",
+             help="the model's name in answers (default: its file's)")  # fmt: skip
+    group.add_argument("-v", "--verbose", "--log-verbose", action="store_true", help="log every request on stderr")
+    add_log_file_flag(group)
+    _add_endpoint_flags(parser.add_argument_group("endpoints"))
+    _add_request_flags(parser.add_argument_group("what requests ask for that do not say"))
+    return parser
+
+
+def _add_endpoint_flags(group):
+    group.add_argument("--metrics", action="store_true", help="offer /metrics for Prometheus")
+    group.add_argument("--slots", action="store_true", default=True, help="offer /slots (the default)")
+    group.add_argument("--no-slots", "--slots-endpoint-disable", dest="slots", action="store_false",
+                       help="keep what slots are doing to yourself")  # fmt: skip
+    group.add_argument("--props", action="store_true", help="offer POST /props")
+    group.add_argument("--no-ui", "--no-webui", dest="no_webui", action="store_true", help="no chat page at /")
+    group.add_argument("--ui", "--webui", dest="no_webui", action="store_false", help="a chat page (the default)")
+    group.add_argument("--embedding", "--embeddings", dest="embeddings_only", action="store_true",
+                       help="make embeddings only, no text")  # fmt: skip
+    group.add_argument("--pooling", choices=["mean", "last", "cls", "none"], default="mean",
+                       help="what /embedding makes of a text's tokens; none: a vector for each")  # fmt: skip
+    group.add_argument("--lora-init-without-apply", action="store_true",
+                       help="adapters have scale 0 until POST /lora-adapters or a request says otherwise")  # fmt: skip
+
+
+def _add_request_flags(group):
+    optional(group, "-n", "--n-predict", "--predict", dest="n_predict", type=whole(-1), metavar="N",
+             help="tokens to make, -1 = to the end of the text or context (default: -1)")  # fmt: skip
+    optional(group, "--keep", dest="n_keep", type=whole(-1), metavar="N",
+             help="prompt tokens that --context-shift never drops, -1 = all (default: 0)")  # fmt: skip
+    optional(group, "-r", "--reverse-prompt", "--stop", dest="stop", action="append", metavar="TEXT",
+             help="stop before this text (repeatable)")  # fmt: skip
+    optional(group, "--cache-prompt", dest="cache_prompt", action="store_true",
+             help="use what a slot's cache holds of the prompt (the default)")  # fmt: skip
+    optional(group, "--no-cache-prompt", dest="cache_prompt", action="store_false", help="compute it anew")
+    group.add_argument("--embd-normalize", type=whole(-1, 64), default=2, metavar="N",
+                       help="scale of embeddings: -1 as they are, 0 16-bit integers, 1, 2, ... that norm")  # fmt: skip
+    group.add_argument("-sp", "--special", action="store_true", help="special tokens are part of the text, by name")
+    add_template_flags(group, "chat with this template (default: the model's own)")
+
+
+def slot_count(text):
+    """Parse a number of slots; -1 leaves it to the server, as in llama.cpp."""
+    return -1 if text == "-1" else whole(1, MAX_SLOTS)(text)
+
+
+def slots_of(args):
+    """Return how many slots the flags ask for."""
+    return DEFAULT_SLOTS if args.parallel in (None, -1) else args.parallel
+
+
+def path_prefix(text):
+    """Parse the beginning of all paths: none, or one or more /name."""
+    prefix = text.rstrip("/")
+    if prefix and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", prefix):
+        import argparse
+
+        raise argparse.ArgumentTypeError(f"wanted a path such as /llm, got {text!r}")
+    return prefix
+
+
+def defaults_of(args):
+    """Return what the flags say of requests, by the names of the server's OPTIONS."""
+    names = ("n_predict", "n_keep", "stop", "cache_prompt")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    return sampling_values(args) | given | ({"stop": tuple(filter(None, args.stop))} if args.stop else {})
+
+
+def read_keys(args):
+    """Return the API keys of the flags; an empty one or an empty file is an error, not an open door."""
+    keys = [key for keys in args.api_key for key in keys.split(",")]
+    if args.api_key_file is not None:
+        with open(args.api_key_file, encoding="utf-8", errors="surrogateescape") as file:
+            found = [line.strip() for line in file if line.strip() and not line.startswith("#")]
+        if not found:
+            raise LlamacyError(f"--api-key-file {args.api_key_file}: wanted a key a line, got none")
+        keys += found
+    if not all(key.strip() for key in keys):
+        raise UsageError("--api-key: wanted a key, got an empty one")
+    return tuple(keys)
