@@ -144,14 +144,17 @@ def estimate(setup):
     return Estimate(setup.peak, trainer.options.checkpointing, seconds, plan.n_steps, speed, adapter, kept)
 
 
-def train(setup, say):
-    """Run the loop with its log, its bar and its signals; return the Result."""
+def train(setup, say, progress=None):
+    """Run the loop with its log, its bar and its signals; return the Result.
+
+    progress: what shows the steps, None for a Progress on stderr.
+    """
     job, options, outputs, checkpoint = setup.prepared.job, setup.options, setup.outputs, setup.checkpoint
     setup.budget.tell_room(outputs, say)
     if setup.case.checkpointing and not job.options.checkpointing:
         limit = shown(setup.budget.limit)
         say(f"activations are computed again in the backward pass: without, more than {limit} are needed")
-    progress = Progress(options.epochs)
+    progress = progress or Progress(options.epochs)
     run = Run(setup.trainer, setup.train, options, outputs, progress, validation=setup.held,
               ids=ids_of(setup.prepared, setup.data, setup.held),
               describe=lambda done: description(setup.prepared, setup.data, done))  # fmt: skip
