@@ -205,6 +205,7 @@ def test_a_hugging_face_folder_with_strange_tensors_and_tokens(tmp_path, capsys)
 
 
 RECORDS = {
+    "a role": {"messages": [{"role": VALUE, "content": "x"}]},
     "keys": {VALUE: 1, "b" + VALUE: 2},
     "a value": {"prompt": [VALUE], "completion": "x"},
     "broken": VALUE,

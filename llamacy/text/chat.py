@@ -60,12 +60,12 @@ def _chosen(metadata, name):
     if not os.path.exists(name) and ("{%" in name or "{{" in name):
         return Template(name, "given as text")
     if not os.path.exists(name):
-        raise LlamacyError(f"chat template {name!r}: no such file, nor one of {', '.join(sorted(FORMATS))}")
+        raise LlamacyError(f"chat template {shown(name)}: no such file, nor one of {', '.join(sorted(FORMATS))}")
     try:
         with open(name, encoding="utf-8") as file:
             return Template(file.read(MAX_SOURCE + 1), name)
     except (OSError, UnicodeDecodeError) as error:
-        raise LlamacyError(f"chat template {name!r}: cannot be read as UTF-8 text: {error}") from error
+        raise LlamacyError(f"chat template {shown(name)}: cannot be read as UTF-8 text: {error}") from error
 
 
 def render(messages, template, *, bos, eos, add_generation_prompt=True, **variables):
@@ -95,6 +95,6 @@ def _turn(message, template):
     if role not in ("system", "user", "assistant") or not isinstance(content, str):
         raise RequestError(
             f"chat format {template}: wanted messages of system, user or assistant with text, "
-            f"got role {role!r} with {type(content).__name__}"
+            f"got role {shown(role)} with {type(content).__name__}"
         )
     return role, content
