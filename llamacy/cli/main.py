@@ -9,7 +9,7 @@ from llamacy.cli.main_flags import build_parser
 from llamacy.cli.prompt import read_prompt, read_text, unescape
 from llamacy.cli.run import say
 from llamacy.cli.sampling_flags import format_from, sampling_from
-from llamacy.errors import UsageError, one_line
+from llamacy.errors import UsageError, one_line, shown
 from llamacy.generate.context import DEFAULT_CTX
 
 UNTIL_FULL = -2  # of -n: to the end of the text, or of the context, whatever its size
@@ -39,8 +39,7 @@ def print_tokens(tokenizer, ids):
     """Print the prompt's ids and pieces, on stderr (`--verbose-prompt`)."""
     print(f"prompt: {len(ids)} tokens", file=sys.stderr)
     for token in ids:
-        piece = tokenizer.token_bytes(token).decode("utf-8", "replace")
-        print(f"{token:>8} -> {piece!r}", file=sys.stderr)
+        print(f"{token:>8} -> {shown(tokenizer.token_bytes(token))}", file=sys.stderr)
 
 
 def print_timings(load_seconds, result):

@@ -38,6 +38,7 @@ class Worker(threading.Thread):
     def _load(self):
         from llamacy.generate.engine import Engine
         from llamacy.generate.sampler import Sampler
+        from llamacy.server.embeddings import pooling_of
 
         args, began = self._args, time.perf_counter()
         model = open_model_from(args)
@@ -52,6 +53,7 @@ class Worker(threading.Thread):
         Sampler(sampling_from(args), engine.n_vocab)  # a bias for a token that does not exist is said now
         if args.lora_init_without_apply:
             engine.lora = (0.0,) * len(engine.lora)
+        self._app.pooling = args.pooling or pooling_of(model)
         self._app.ready(model, engine)
         print(
             f"server is listening on {self._server.url}{self._app.prefix} ({self._app.alias}, {n_slots} slots of "
@@ -77,7 +79,6 @@ def main(argv):
         with_props=args.props,
         chat_template=template_override(args),
         template_values=template_values(args),
-        pooling=args.pooling,
         embd_normalize=args.embd_normalize,
         embeddings_only=args.embeddings_only,
         special=args.special,

@@ -61,8 +61,9 @@ def _add_endpoint_flags(group):
     group.add_argument("--ui", "--webui", dest="no_webui", action="store_false", help="a chat page (the default)")
     group.add_argument("--embedding", "--embeddings", dest="embeddings_only", action="store_true",
                        help="make embeddings only, no text")  # fmt: skip
-    group.add_argument("--pooling", choices=["mean", "last", "cls", "none"], default="mean",
-                       help="what /embedding makes of a text's tokens; none: a vector for each")  # fmt: skip
+    optional(group, "--pooling", dest="pooling", choices=["mean", "last", "cls", "none"],
+             help="what /embedding makes of a text's tokens; none: a vector for each "
+             "(default: as the model's file says, else mean)")  # fmt: skip
     group.add_argument("--lora-init-without-apply", action="store_true",
                        help="adapters have scale 0 until POST /lora-adapters or a request says otherwise")  # fmt: skip
 

@@ -4,10 +4,11 @@ Shapes: llama.cpp's server README (/embedding) and https://platform.openai.com/d
 """
 
 import base64
+import warnings
 
 import numpy as np
 
-from llamacy.errors import LlamacyError
+from llamacy.errors import LlamacyError, shown
 from llamacy.generate.request import Request, Result
 from llamacy.server import fields
 from llamacy.server.errors import HttpError
@@ -22,6 +23,8 @@ POOLINGS = {
     "cls": lambda rows: rows[0],
     "none": None,
 }
+# <family>.pooling_type in a model's file -> name; 4 ranks texts, which needs a head of its own
+TYPES = {0: "none", 1: "mean", 2: "cls", 3: "last"}
 INPUTS = ("input", "content", "prompt")
 # embd_normalize 0: the largest element becomes this, llama.cpp's for 16-bit integers
 INT16_SIZE = 32760.0
@@ -35,6 +38,16 @@ def normalised(vector, kind):
         return vector
     size = np.abs(vector).max() / INT16_SIZE if kind == 0 else np.linalg.norm(vector, kind)
     return vector / size if size else vector
+
+
+def pooling_of(model):
+    """Return the pooling that a model's file asks for; "mean" where it says nothing, or with a warning another one."""
+    key = f"{model.config.architecture}.pooling_type"
+    value = model.metadata.get(key, 1)
+    if isinstance(value, int) and value in TYPES:
+        return TYPES[value]
+    warnings.warn(f"{model.path}: {key} is {shown(value)}, which is not known: mean; see --pooling", stacklevel=1)
+    return "mean"
 
 
 def hidden_states(app, call, prompts):

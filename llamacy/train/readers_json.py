@@ -47,10 +47,17 @@ def parse_text(text, path, line):
         raise _broken(path, line + error.lineno - 1, error, text) from error
     except RecursionError as error:
         raise LlamacyError(f"{path}:{line}: JSON nested too deeply; wanted an object with text in it") from error
+    except ValueError as error:
+        raise _digits(path, line) from error
     if not isinstance(value, dict):
         wanted = '{"prompt": ..., "completion": ...}'
         raise LlamacyError(f"{path}:{line}: wanted a JSON object such as {wanted}, got {shown(text, 40)}")
     return value
+
+
+def _digits(path, line):
+    # Python's own bound on the digits of a whole number
+    return LlamacyError(f"{path}:{line}: a number of thousands of digits; wanted an object with text in it")
 
 
 def _broken(path, line, error, text):
@@ -128,6 +135,8 @@ class JsonValues(JsonLines):
                     raise LlamacyError(f"{self.path}:{window.line}: broken JSON: {error.msg}") from error
             except RecursionError as error:
                 raise LlamacyError(f"{self.path}:{window.line}: JSON nested too deeply") from error
+            except ValueError as error:
+                raise _digits(self.path, window.line) from error
 
 
 _DECODER = json.JSONDecoder()

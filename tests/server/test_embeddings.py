@@ -2,10 +2,12 @@
 
 import base64
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from llamacy.server.embeddings import pooling_of
 from tests.generate.fakes import BOS, FakeModel, hidden_state
 from tests.server.service import ask, error_of, post, serving
 
@@ -40,6 +42,20 @@ def test_a_vector_for_each_text_or_each_token(pooling, path, name):
     for text, item in zip(texts, answer, strict=True):
         wanted = [unit(POOLED[kind](states(text)))] if kind != "none" else states(text)
         np.testing.assert_allclose(item["embedding"], wanted, rtol=1e-6)
+
+
+def test_the_file_says_how_texts_are_pooled():
+    """llama.cpp's numbers; a model that ranks texts is one that this server cannot pool as it should."""
+
+    def of(**metadata):
+        return SimpleNamespace(config=SimpleNamespace(architecture="llama"), metadata=metadata, path="m.gguf")
+
+    named = {0: "none", 1: "mean", 2: "cls", 3: "last"}
+    assert {value: pooling_of(of(**{"llama.pooling_type": value})) for value in named} == named
+    assert pooling_of(of()) == "mean"
+    for value in (4, -1, "mean"):
+        with pytest.warns(UserWarning, match=r"m.gguf: llama.pooling_type is .*, which is not known"):
+            assert pooling_of(of(**{"llama.pooling_type": value})) == "mean"
 
 
 def test_openai(pooling):

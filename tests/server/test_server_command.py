@@ -114,6 +114,18 @@ def test_an_empty_key_file_does_not_open_the_door(tmp_path):
     assert code == 1 and "wanted a key a line, got none" in err
 
 
+@pytest.mark.parametrize(("flags", "n_vectors"), [([], 3), (["--pooling", "last"], 1)])
+def test_pooling_is_the_file_s_unless_a_flag_says_another(flags, n_vectors):
+    process = start("-m", MODEL, "-c", 64, "--override-kv", "llama.pooling_type=int:0", *flags)
+    try:
+        port = int(re.search(r":(\d+) ", process.stderr.readline())[1])
+        answer = post(SimpleNamespace(port=port), "/embedding", content=[5, 6, 7])
+        assert len(answer[0]["embedding"]) == n_vectors
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=15)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_with_0_while_it_works(number):
     process = start("-m", MODEL, "-np", 1, "--api-key", "k")

@@ -169,6 +169,8 @@ BAD = {
     '[{"text": "a"}]\n{"text": "b"}': "data:2: text after the array's end",
     "[" + "[" * 100000: "nested too deeply",
     '{"text": ' + "[" * 100000: "nested too deeply",
+    '{"text": ' + "9" * 5000 + "}": "data:1: a number of thousands of digits",
+    '[\n{"text": "a"},\n{"text": ' + "9" * 5000 + "}\n]": "data:3: a number of thousands of digits",
     "[]": "no usable sample",
     b'{"text": "a"}\n{"text": "\xff"}': "data:2: byte 0xff is not UTF-8",
     b'[{"text": "a"},\n{"text": "\xff"}]': "data:2: byte 0xff is not UTF-8",
