@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from llamacy import kernels
 from llamacy.errors import LlamacyError
 from llamacy.formats.arrays import float_rows
 from llamacy.formats.lora import base_tensor, row_order
 from llamacy.formats.mapped import MappedFile
 from llamacy.formats.names import shown
 from llamacy.formats.safetensors import read_safetensors
-from llamacy.kernels import quants
 
 # Elements in f32 at a time.
 CHUNK = 1 << 22
@@ -68,7 +68,7 @@ def _difference(copy, model):
         ours, theirs = model.tensors[name], file.tensors[copy.key]
         if ours.n_elements != theirs.n_elements or (theirs.shape[-1:] != ours.shape[-1:]):
             return f"has shape {theirs.shape}, {name} of {model.path} has {ours.shape}"
-        if ours.type.number not in quants.types():
+        if ours.type.number not in kernels.quants.types():
             return f"cannot be compared with {name} of {model.path}, which is {ours.type.name}"
         error, size = _distances(file, copy, model, name)
         noise = rounding(ours.type) + rounding(theirs.type)
@@ -94,7 +94,7 @@ def _distances(file, copy, model, name):
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, info.n_rows, step):
             part = slice(start, start + step)
-            base = quants.dequantize(np.ascontiguousarray(content[part]), info.type.number)
+            base = kernels.quants.dequantize(np.ascontiguousarray(content[part]), info.type.number)
             theirs = float_rows(file, copy.key, part if order is None else order[part])
             error[part] = np.square(theirs - base).sum(1, dtype=np.float64)
             size[part] = np.maximum(*(np.square(x).sum(1, dtype=np.float64) for x in (theirs, base)))

@@ -60,7 +60,7 @@ def targets_to_go_on(prepared, adapter):
     config = prepared.config()
     known = [name for name in places(config, TARGETS) if name in adapter.pairs]
     if not known:
-        what = f"wanted pairs on some of {', '.join(TARGETS)}"
+        what = f"wanted pairs on some of {', '.join(TARGETS)}; use the model it was trained on"
         raise LlamacyError(f"{prepared.job.init_lora}: adapts no matrix that can be trained; {what}")
     if prepared.job.options.num_layers is None:
         return targets_of(config, known)
