@@ -194,11 +194,20 @@ def test_penalties_by_hand():
     assert got == pytest.approx(np.exp(expected) / np.exp(expected).sum(), abs=1e-6)
 
 
+def test_penalties_behind_a_cut_change_only_what_is_left():
+    """Two of four tokens are left by top_k; each time that one was seen counts."""
+    params = SamplingParams(**OFF | {"top_k": 2}, samplers=("top_k", "penalties"), frequency_penalty=1.5)
+    got = drawn(np.array([3.0, 1.0, 2.0, 0.0], np.float32), [0, 0, 1, 3], params)
+    expected = np.exp([3.0 - 2 * 1.5, 2.0])
+    assert got == pytest.approx([expected[0] / expected.sum(), 0, expected[1] / expected.sum(), 0], abs=1e-6)
+
+
 # Histories, what follows them, and how long the repeated sequence is that it would go on with.
 SEQUENCES = [
     ([1, 2, 3, 1, 2], {3: 2}),
     ([1, 2, 3, 1, 2, 3, 1, 2], {3: 5}),
     ([1, 2, 3, 4, 2, 5, 1, 2], {3: 2, 5: 1}),
+    ([1, 2, 5, 4, 2, 5, 3, 1, 2], {5: 2}),
     ([1, 1, 1, 1], {1: 3}),
     ([1, 2, 3, 4], {}),
     ([1], {}),
@@ -293,6 +302,10 @@ def test_dynamic_temperature_by_hand():
         got = drawn(logits, [], SamplingParams(**OFF | params, logit_bias=bias))
         assert got[:4] == pytest.approx(expected, abs=1e-6)
     assert by_probabilities([0.25] * 4, **params) == [0.25] * 4
+    # What top_n_sigma forbids stays a candidate: two of four are left, but the largest entropy is that of four.
+    t = 0.5 + (-(3 / 7 * math.log(3 / 7) + 4 / 7 * math.log(4 / 7)) / math.log(4)) ** 2
+    two = np.array([3.0, 4.0]) ** (1 / t)
+    assert by_probabilities(FOUR, **params, top_n_sigma=1.0) == pytest.approx([0, 0, *(two / two.sum())], abs=1e-5)
     # At temperature 0 the range is from 0 to itself, as in llama.cpp: no greedy choice.
     assert by_probabilities(FOUR, temperature=0.0, dynatemp_range=1.0)[3] < 0.5
 
