@@ -42,6 +42,7 @@ FIELDS = [
         "n",
         "logprobs",
     ],
+    *["n_cmpl", "response_fields", "speculative.n_max", "adaptive_target", "best_of", "repetition_penalty"],
     *["top_logprobs", "stream_options", "echo", "suffix", "content", "tokens", "add_special", "with_pieces"],
 ]
 PATHS = [
