@@ -66,6 +66,15 @@ def tell(args, model, engine, ids=()):
         print_tokens(model.tokenizer, ids)
 
 
+def open_prompt_cache(args, engine):
+    """Return the PromptCache that the flags ask for; without a file it does nothing."""
+    from llamacy.generate.prompt_cache import PromptCache
+
+    return PromptCache(
+        args.prompt_cache, engine, writes=not args.prompt_cache_ro, generated=args.prompt_cache_all, note=say
+    )
+
+
 class Writer:
     """Generates after prompts with one engine and shows the text as it comes.
 
@@ -73,6 +82,7 @@ class Writer:
     """
 
     def __init__(self, engine, tokenizer, args, stops=()):
+        self._cache = open_prompt_cache(args, engine)
         self.engine, self._tokenizer, self._args = engine, tokenizer, args
         self.stops = [unescape(stop) if args.escape else stop for stop in args.stop] + list(stops)
         self.result, self.tokens, self.stopping_word = None, [], None
@@ -100,20 +110,24 @@ class Writer:
             show(text)
 
         def on_token(token):
+            self._cache.keep(ids)
             self.tokens.append(token)
             text, stop = stream.feed(token)
             put(text)
             return stop
 
         request = self._request(ids, on_token)
+        self._cache.restore(ids)
         try:
             self.result = self.engine.run(request)
+            self._cache.keep(ids)
         except KeyboardInterrupt:
             # Back in the engine's hands: the slot is free again for whoever goes on.
             self.engine.cancel(request)
             self.engine.step()
             raise
         finally:
+            self._cache.keep_all()
             put(stream.flush())
             self.stopping_word = stream.stopping_word
             text = self.partial = "".join(shown)
@@ -244,6 +258,8 @@ def system_message(args):
 def main(argv):
     args = build_parser().parse_args(argv)
     log_to(args.log_file)
+    if args.prompt_cache is None and (args.prompt_cache_all or args.prompt_cache_ro):
+        raise UsageError("--prompt-cache-all and --prompt-cache-ro need a file: --prompt-cache FILE")
     args.system, args.format = system_message(args), format_from(args)
     mode = mode_of(args)
     if mode is complete and not args.instruct:

@@ -50,6 +50,10 @@ def _add_text_flags(group):
     group.add_argument("--no-display-prompt", action="store_true", help="print only what is new")
     group.add_argument("--display-prompt", dest="no_display_prompt", action="store_false",
                        help="print the prompt too (the default)")  # fmt: skip
+    optional(group, "--prompt-cache", dest="prompt_cache", metavar="FILE",
+             help="keep what was computed of the prompt in this file, and begin with what it has")  # fmt: skip
+    group.add_argument("--prompt-cache-all", action="store_true", help="keep what is generated in it too")
+    group.add_argument("--prompt-cache-ro", action="store_true", help="read it only")
     group.add_argument("--verbose-prompt", action="store_true", help="print the prompt's tokens on stderr")
     group.add_argument("-sp", "--special", action="store_true", help="print special tokens by name")
 

@@ -218,6 +218,20 @@ class Session:
         rows = self._session.step(*arrays, lora_scales, hidden)
         return rows if hidden else rows[:, : self.model.config.n_vocab]
 
+    def read_cache(self, slot, n):
+        """Return what a slot holds of its first n positions, uint8 (layers x KV heads, 16 positions each, bytes)."""
+        return self._session.read_cache(slot, n)
+
+    def write_cache(self, slot, tiles):
+        """Put back what read_cache returned; ValueError where it is another model's or of other types."""
+        self._session.write_cache(slot, np.ascontiguousarray(tiles, np.uint8))
+
+    @property
+    def cache_types(self):
+        """How keys and values are kept, by name."""
+        usual = "f32" if self.model.activations == "f32" else "s16"
+        return tuple(kind or usual for kind in self.model.cache_types)
+
     @property
     def cache_bytes(self):
         """Bytes reserved for keys and values."""

@@ -112,6 +112,34 @@ cdef class Session:
     def cache_bytes(self):
         return self.cache.shape[0]
 
+    def _tiles(self, int slot, int chunk):
+        """A view of the cache: uint8 (layers x KV heads, tiles of 16 positions, bytes of a tile) of a slot's chunk."""
+        cdef int tiles = <int>padded(min(self.n_ctx, CHUNK), 16) // 16
+        heads = self.weights.config.n_layer * self.weights.config.n_head_kv
+        shape = (self.n_slots, self.n_chunks, heads, tiles, self.chunk_bytes // tiles)
+        return np.asarray(self.cache).reshape(shape)[slot, chunk]
+
+    def read_cache(self, int slot, int n):
+        """Return what a slot holds of its first n positions, as it lies: uint8 (layers x KV heads, tiles, bytes of a tile).
+
+        Tiles have 16 positions; the last may hold more than was asked for. ValueError out of range.
+        """
+        if not (0 <= slot < self.n_slots and 0 <= n <= self.n_ctx):
+            raise ValueError(f"slot {slot} and {n} positions, wanted below {self.n_slots} and at most {self.n_ctx}")
+        tiles = [self._tiles(slot, chunk) for chunk in range(max(1, (n + CHUNK - 1) // CHUNK))]
+        return np.concatenate(tiles, axis=1)[:, :(n + 15) // 16]
+
+    def write_cache(self, int slot, tiles):
+        """Put back what read_cache returned, of a session over the same weights with the same types; else ValueError."""
+        heads, n_tiles, n_bytes = np.shape(tiles)
+        part = self._tiles(0, 0)
+        wanted = part.shape[0], part.shape[2]
+        if not 0 <= slot < self.n_slots or (heads, n_bytes) != wanted or n_tiles > (self.n_ctx + 15) // 16:
+            raise ValueError(f"slot {slot} and tiles {np.shape(tiles)} do not fit {self.n_slots} slots of {part.shape}")
+        for chunk in range((16 * n_tiles + CHUNK - 1) // CHUNK):
+            some = tiles[:, chunk * CHUNK // 16:][:, :CHUNK // 16]
+            self._tiles(slot, chunk)[:, :some.shape[1]] = some
+
     def step(self, const int[::1] tokens, const int[::1] positions, const int[::1] slots, const int[::1] logits_at,
              const float[:, ::1] lora_scales=None, bint hidden=False):
         """Run T tokens: token i enters slot slots[i] at positions[i] and attends to what that slot holds up to there.

@@ -59,6 +59,17 @@ class FakeSession:
         self.gate = threading.Event()  # cleared: steps wait
         self.gate.set()
 
+    cache_types = ("fake", "fake")
+
+    def read_cache(self, slot, n):
+        tiles = np.full((1, -(-n // 16), 16), -1)
+        tiles.reshape(-1)[:n] = self.ids[slot, :n]
+        return tiles.view(np.uint8)
+
+    def write_cache(self, slot, tiles):
+        ids = np.ascontiguousarray(tiles).view(np.int64).reshape(-1)[: self.n_ctx]
+        self.ids[slot, : len(ids)] = ids
+
     def step(self, tokens, positions, slots, logits_at, lora_scales=None, hidden=False):
         self.gate.wait(10)
         assert 0 < len(tokens) == len(positions) == len(slots) <= self.max_batch
@@ -98,7 +109,8 @@ class FakeModel:
         norms = {"output_norm.weight": np.ones(8)} if with_norms else {}
         self.adapters = [(SimpleNamespace(path=f"a{i}.gguf", norms=norms), 1.0) for i in range(adapters)]
         self.with_norms = with_norms
-        self.metadata = {"general.name": "fake"}
+        self.metadata, self.file = {"general.name": "fake"}, SimpleNamespace(paths=[])
+        self.activations = "int8"
         self.fail = None
         self.answer, self.prompt_length = answer, prompt_length
 

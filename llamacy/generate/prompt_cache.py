@@ -1,0 +1,170 @@
+"""What was computed of a prompt, in a file: the next run with the same beginning computes only what is new.
+
+A GGUF file with the token ids, the slot's part of the KV cache as it lies, and what both depend on. The same bits come
+back, so that the text is the same with and without it.
+"""
+
+import json
+import os
+import zlib
+from hashlib import blake2b
+
+import numpy as np
+
+from llamacy import __version__, kernels
+from llamacy.errors import LlamacyError
+from llamacy.formats.gguf import MAGIC
+from llamacy.formats.mapped import MappedFile
+from llamacy.formats.model_file import open_model
+from llamacy.formats.types import by_name
+
+KIND, VERSION = "prompt cache", 1
+KEY = "llamacy.prompt_cache"
+TENSOR = "cache"
+# Of a model's file so much is looked at in so many places: its size and time say the rest.
+SAMPLES, SAMPLE_BYTES = 64, 1 << 12
+
+
+class PromptCache:
+    """The cache file of one engine's first slot; `path` None: none, and all methods do nothing.
+
+    writes: the file is written, by `keep` with a prompt and, where `generated`, by `keep_all` with what followed it.
+    note(text): is told what came of the file.
+    """
+
+    def __init__(self, path, engine, writes=True, generated=False, note=print):
+        self._path, self._engine, self._note = path, engine, note
+        self._writes, self._generated = writes and path is not None, generated
+        self._read = self._kept = path is None
+        self._known = []  # the ids in the file that fit this model
+
+    def restore(self, ids):
+        """Put what the file has of a prompt's beginning into the engine, the first time that it is called.
+
+        LlamacyError, one line, for a file that is something else or damaged; one of another model is only noted.
+        """
+        if self._read:
+            return
+        self._read = True
+        if not os.path.exists(self._path) or os.path.getsize(self._path) == 0:
+            return
+        found, cached, tiles = _load(self._path)
+        differs = [name for name, value in self._identity().items() if found.get(name) != value]
+        if differs:
+            self._note(f"{self._path}: made with another {' and '.join(differs)}: the prompt is computed anew")
+            return
+        self._known = cached.tolist()
+        n = _common(self._known, ids[:-1])  # the last token is computed for its logits
+        slot = self._engine.slots[0]
+        try:
+            self._engine.session.write_cache(slot.id, tiles[:, : -(-n // 16)])
+        except ValueError as error:
+            raise _damaged(self._path, error) from None
+        slot.cached, slot.lora = ids[:n], self._engine.lora
+        self._note(f"{self._path}: {n} of the prompt's {len(ids)} tokens were computed before")
+
+    def keep(self, ids):
+        """Write the file when the prompt `ids` was computed, once, unless it has it already."""
+        if self._kept or not self._writes:
+            return
+        self._kept = True
+        if self._known[: len(ids)] != ids:
+            self._save(len(ids))
+
+    def keep_all(self):
+        """Write the file with all that the slot holds, where that was asked for."""
+        cached = self._engine.slots[0].cached
+        if self._writes and self._generated and cached and self._known[: len(cached)] != cached:
+            self._save(len(cached))
+
+    def _save(self, n):
+        from llamacy.formats.gguf_writer import write_gguf
+
+        slot = self._engine.slots[0]
+        n = min(n, len(slot.cached))
+        tiles = self._engine.session.read_cache(slot.id, n)
+        metadata = {
+            "general.type": KIND,
+            f"{KEY}.version": VERSION,
+            f"{KEY}.identity": json.dumps(self._identity()),
+            f"{KEY}.tokens": np.array(slot.cached[:n], np.int32),
+            f"{KEY}.checksum": _checksum(slot.cached[:n], tiles),
+        }
+        write_gguf(self._path, metadata, [(TENSOR, by_name("I8"), tiles.shape, np.ascontiguousarray(tiles))])
+        self._known = slot.cached[:n]
+
+    def _identity(self):
+        """Return what the cached values depend on besides the ids, {name: text}."""
+        session = self._engine.session
+        model = session.model
+        return {
+            "llamacy": f"{__version__} {kernels.isa}",
+            "model": f"{model.config} {_of_files(model)}",
+            "adapters": " ".join(_of_adapter(adapter) for adapter, _ in model.adapters) + f" {self._engine.lora}",
+            "precision": f"{model.activations} {session.cache_types}",
+        }
+
+
+def _common(known, ids):
+    """Return how many leading ids are the same."""
+    return next((i for i, (a, b) in enumerate(zip(known, ids, strict=False)) if a != b), min(len(known), len(ids)))
+
+
+def _load(path):
+    """Return (identity, ids int32 (n), tiles uint8) of a cache file; LlamacyError for anything else."""
+    source = MappedFile(path)
+    if source.bytes[:4].tobytes() != MAGIC:
+        raise source.stranger("a prompt cache that bin/main wrote")
+    source.close()
+    with open_model(path) as file:
+        if file.metadata.get("general.type") != KIND:
+            raise LlamacyError(f"{path}: is no prompt cache that bin/main wrote; choose another --prompt-cache")
+        if file.metadata.get(f"{KEY}.version") != VERSION:
+            raise LlamacyError(f"{path}: a prompt cache of another version of llamacy; remove it")
+        try:
+            identity = json.loads(file.metadata[f"{KEY}.identity"])
+            tokens = np.asarray(file.metadata[f"{KEY}.tokens"])
+            info = file.tensors[TENSOR]
+            tiles = np.array(file.data(TENSOR)).view(np.uint8).reshape(info.shape)
+            fits = tokens.dtype == np.int32 and len(info.shape) == 3 and info.shape[1] == -(-len(tokens) // 16)
+            if not fits or not isinstance(identity, dict):
+                raise ValueError("its parts do not fit together")
+            if _checksum(tokens.tolist(), tiles) != file.metadata[f"{KEY}.checksum"]:
+                raise ValueError("its checksum is wrong")
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise _damaged(path, error) from None
+    return identity, tokens, tiles
+
+
+def _damaged(path, error):
+    return LlamacyError(f"{path}: the prompt cache is damaged ({error}); remove it")
+
+
+def _checksum(ids, tiles):
+    return zlib.crc32(np.ascontiguousarray(tiles), zlib.crc32(np.array(ids, np.int32)))
+
+
+def _of_files(model):
+    """Return a text that changes with a model's files: sizes, times and samples of what is in them."""
+    found = blake2b(digest_size=16)
+    for path in model.file.paths:
+        about = os.stat(path)
+        found.update(f"{about.st_size} {about.st_mtime_ns} ".encode())
+        with open(path, "rb") as file:
+            for i in range(SAMPLES):
+                file.seek(i * about.st_size // SAMPLES)
+                found.update(file.read(SAMPLE_BYTES))
+    return found.hexdigest()
+
+
+def _of_adapter(adapter):
+    """Return a text that changes with an adapter's values."""
+    found = blake2b(digest_size=16)
+    for name, pair in sorted(adapter.pairs.items()):
+        found.update(f"{name} {pair.scale} {pair.a.shape}".encode())
+        for values in (pair.a, pair.b):
+            found.update(np.ascontiguousarray(values))
+    for name, delta in sorted(adapter.norms.items()):
+        found.update(name.encode())
+        found.update(np.ascontiguousarray(delta))
+    return found.hexdigest()
