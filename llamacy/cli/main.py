@@ -8,7 +8,7 @@ from llamacy.cli.log_file import log_to
 from llamacy.cli.main_flags import build_parser
 from llamacy.cli.prompt import read_prompt, read_text, unescape
 from llamacy.cli.run import say
-from llamacy.cli.sampling_flags import format_from, sampling_from
+from llamacy.cli.sampling_flags import check_bias, format_from, sampling_from
 from llamacy.errors import UsageError, one_line, shown
 from llamacy.generate.context import DEFAULT_CTX
 
@@ -271,6 +271,7 @@ def main(argv):
     args.verbose_prompt = args.verbose_prompt or args.verbose
     began = time.perf_counter()
     model = open_model_from(args)
+    check_bias(args, model.config.n_vocab)
     load_seconds = time.perf_counter() - began
     result = mode(args, model, prompt)
     if result:

@@ -112,6 +112,13 @@ def sampling_from(args):
     return SamplingParams(**sampling_values(args))
 
 
+def check_bias(args, n_vocab):
+    """Refuse a bias for a token that the model does not have."""
+    wrong = next((token for token, _ in args.logit_bias if token >= n_vocab), None)
+    if wrong is not None:
+        raise UsageError(f"--logit-bias: wanted a token id from 0 to {n_vocab - 1}, got {wrong}")
+
+
 class Format:
     """What the text must follow: `name` (grammar or json_schema) and its `value`, of a flag or of a file."""
 

@@ -9,7 +9,7 @@ from functools import partial
 
 from llamacy.cli.common import context_of, engine_options, open_model_from
 from llamacy.cli.log_file import log_to
-from llamacy.cli.sampling_flags import format_from, sampling_from
+from llamacy.cli.sampling_flags import check_bias, format_from
 from llamacy.cli.server_flags import build_parser, defaults_of, read_keys, slots_of
 from llamacy.cli.template_flags import template_override, template_values, warn_of_unused
 from llamacy.default_model import MODEL_NAME
@@ -37,7 +37,6 @@ class Worker(threading.Thread):
 
     def _load(self):
         from llamacy.generate.engine import Engine
-        from llamacy.generate.sampler import Sampler
         from llamacy.server.embeddings import pooling_of
 
         args, began = self._args, time.perf_counter()
@@ -50,7 +49,7 @@ class Worker(threading.Thread):
             warn_of_unused(self._app.chat_template, self._app.template_values)
         n_ctx, n_slots = context_of(args, model), slots_of(args)
         engine = Engine(model, n_slots=n_slots, n_ctx=n_ctx, max_queue=args.max_queue, **engine_options(args))
-        Sampler(sampling_from(args), engine.n_vocab)  # a bias for a token that does not exist is said now
+        check_bias(args, engine.n_vocab)
         if args.lora_init_without_apply:
             engine.lora = (0.0,) * len(engine.lora)
         self._app.pooling = args.pooling or pooling_of(model)

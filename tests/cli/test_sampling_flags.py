@@ -67,6 +67,11 @@ def test_an_unknown_sampler_is_named(capsys):
     assert "got 'mirrorstat'" in err and err.count("\n") == 1
 
 
+def test_a_bias_for_a_token_that_does_not_exist(main):  # noqa: F811
+    code, out, err = main("-p", "Hi", "-l", "999+1")
+    assert (code, out) == (2, "") and "--logit-bias: wanted a token id from 0 to 263, got 999" in err
+
+
 def test_a_text_follows_its_grammar(main, tmp_path):  # noqa: F811
     assert main("-p", "Hi", "--grammar", 'root ::= "he" "l"*', "-n", "5")[1] == "Hihelll\n"
     path = tmp_path / "g.gbnf"
