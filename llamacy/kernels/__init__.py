@@ -49,7 +49,8 @@ def _choose():
         return _usable(forced)
     usable = available()
     if not usable:
-        raise LlamacyError("the compiled kernels are missing: run `make` in the project's folder first")
+        root = Path(__file__).resolve().parents[2]
+        raise LlamacyError(f"the compiled kernels are missing or cannot be loaded: run `make` in {root}")
     return usable[0]
 
 
