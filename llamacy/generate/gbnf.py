@@ -12,6 +12,7 @@ from llamacy.generate.utf8 import MAX_CODE, characters
 MAX_TEXT = 1 << 20  # characters of a grammar
 MAX_DEPTH = 100  # parentheses in parentheses
 MAX_REPEATS = 10_000
+MAX_SEQUENCES = 100_000  # of bytes, in all classes together: one of many characters has some ten
 ESCAPES = {"t": "\t", "r": "\r", "n": "\n", **{char: char for char in '\\"[]-'}}
 HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
 ANY_CHARACTER = characters([(0, MAX_CODE)])
@@ -38,6 +39,7 @@ class _Parser:
     def __init__(self, text, tokenizer):
         self.text, self.at, self._tokenizer = text, 0, tokenizer
         self.where, self._depth = {}, 0
+        self._classes, self._n_sequences = {}, 0  # {ranges: expression}, and of how many sequences of bytes they are
 
     def fail(self, message, at=None):
         at = self.at if at is None else at
@@ -210,12 +212,15 @@ class _Parser:
             if last < first:
                 self.fail(f"the range {self.text[at : self.at][:40]!r} is empty", at)
             ranges.append((first, last))
-        if negated:
-            ranges = _others(ranges)
-        found = characters(ranges)
-        if found is None or (not ranges and not negated):
-            self.fail("no character is in this class", start)
-        return found
+        key = tuple(_others(ranges) if negated else ranges)
+        if key not in self._classes:
+            self._classes[key] = found = characters(key)
+            if found is None:
+                self.fail("no character is in this class", start)
+            self._n_sequences += len(found.parts) if isinstance(found, Alt) else 1
+            if self._n_sequences > MAX_SEQUENCES:
+                self.fail("too many classes of characters", start)
+        return self._classes[key]
 
     def char(self):
         """Read one character, escaped or not; return its code."""

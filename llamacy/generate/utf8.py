@@ -1,5 +1,7 @@
 """Sets of characters as expressions over the bytes of UTF-8 (RFC 3629): no overlong forms, no surrogates."""
 
+from functools import lru_cache
+
 from llamacy.generate.grammar import Alt, Seq, Some
 
 MAX_CODE = 0x10FFFF
@@ -15,9 +17,15 @@ def characters(ranges):
                 if len(sequence) == 1:
                     single.update(range(sequence[0][0], sequence[0][1] + 1))
                 else:
-                    longer.append(Seq(tuple(Some(frozenset(range(low, high + 1))) for low, high in sequence)))
+                    longer.append(Seq(tuple(_bytes(low, high) for low, high in sequence)))
     parts = ([Some(frozenset(single))] if single else []) + longer
     return Alt(tuple(parts)) if len(parts) > 1 else parts[0] if parts else None
+
+
+@lru_cache(maxsize=4096)
+def _bytes(low, high):
+    """Return one byte from `low` to `high`, the same object for the same bounds: grammars have many of them."""
+    return Some(frozenset(range(low, high + 1)))
 
 
 def _joined(ranges):

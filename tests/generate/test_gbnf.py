@@ -268,6 +268,7 @@ WRONG = [
     ("root ::= <nothing>", "'<nothing>' is not one token of this model but 9"),
     (f"root ::= <[{N_VOCAB}]>", f"wanted a token below {N_VOCAB}"),
     ("root ::= " + "(" * 5000, "more than 100 parentheses in each other"),
+    ("root ::= " + " ".join(f"[^\\U000{code:05x}]" for code in range(12_000)), "too many classes of characters"),
     ("x" * 2_000_000, "wanted at most 1048576 characters, got 2000000"),
 ]  # fmt: skip
 
