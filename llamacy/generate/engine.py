@@ -257,6 +257,7 @@ class Engine:
         for (slot, count), n in zip(batch, counts, strict=True):
             slot.cached += slot.history[len(slot.cached) : len(slot.cached) + count]
             slot.last_step = self.counters["steps"]
+            slot.tell_progress()
             if n:
                 rows.append((slot, logits[at : at + n]))
             at += n

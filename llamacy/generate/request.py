@@ -78,6 +78,7 @@ class Request:
     constraint: object = None  # grammar.Constraint: which tokens may come; the request ends where nothing may follow
     on_token: object = lambda token: False
     on_end: object = lambda result: None
+    on_prompt: object = None  # (tokens of the prompt in the cache, milliseconds): called after each part of it
     on_hidden: object = None
 
     def __post_init__(self):

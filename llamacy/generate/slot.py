@@ -68,6 +68,11 @@ class Slot:
     def is_embedding(self):
         return self.request.on_hidden is not None
 
+    def tell_progress(self):
+        """Report how much of the prompt is in the cache, where the request wants to know and it is still being read."""
+        if self.request.on_prompt and self._first is None:
+            self.request.on_prompt(len(self.cached), 1000 * (time.perf_counter() - self._began))
+
     def embed(self, rows):
         """Report hidden states (n, n_embd); return the Result after the prompt's last token, else None."""
         self.request.on_hidden(rows)

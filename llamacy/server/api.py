@@ -7,7 +7,7 @@ from llamacy.generate.chat_prompt import special_text
 from llamacy.server import fields
 from llamacy.server.errors import HttpError
 from llamacy.server.http import Events, Json, Text
-from llamacy.server.jobs import Answer, Job
+from llamacy.server.jobs import Answer, Job, Progress
 from llamacy.server.metrics import metrics_text
 from llamacy.server.options import MAX_CHOICES, read_options, read_prompts, read_scales
 
@@ -70,6 +70,10 @@ def _stream(app, job, paths):
     for event in job.events():
         if isinstance(event, Answer):
             yield picked({**final(app, event), "content": "", "tokens": []}, paths)
+            continue
+        if isinstance(event, Progress):
+            empty = {"index": event.index, "content": "", "tokens": [], "stop": False}
+            yield {**empty, "prompt_progress": event.report()}
             continue
         partial = {
             "index": event.index,

@@ -32,6 +32,21 @@ class Piece:
 
 
 @dataclass
+class Progress:
+    """How far the reading of prompt `index` is: tokens in all, in the cache before, in it now; time in milliseconds."""
+
+    index: int
+    total: int
+    cache: int
+    processed: int
+    time_ms: float
+
+    def report(self):
+        """Return llama.cpp's `prompt_progress`."""
+        return {key: getattr(self, key) for key in ("total", "cache", "processed", "time_ms")}
+
+
+@dataclass
 class Answer:
     """The end of prompt `index`: all its text and tokens, and how it ended."""
 
@@ -67,6 +82,10 @@ class Collector:
         if text:
             self._put(text)
         return "limit" if self.limits.is_over else stop
+
+    def on_prompt(self, processed, ms):
+        cache = self.request.timings.cache_n
+        self.queue.put(Progress(self.index, len(self.prompt), cache, processed, ms))
 
     def on_end(self, result):
         rest = self.limits.feed(self.stream.flush())
@@ -142,6 +161,7 @@ class Job(Submission):
                 constraint=options.automaton and Constraint(options.automaton, app.token_table()),
                 on_token=collector.on_token,
                 on_end=collector.on_end,
+                on_prompt=collector.on_prompt if options.stream and options.return_progress else None,
             )
             requests.append(collector.request)
         self.submit(requests)

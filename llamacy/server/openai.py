@@ -12,7 +12,7 @@ from llamacy.generate.chat_prompt import chat_ids, chat_text
 from llamacy.server import api, fields
 from llamacy.server.errors import HttpError
 from llamacy.server.http import Events, Json
-from llamacy.server.jobs import Answer, Job, Piece
+from llamacy.server.jobs import Answer, Job, Piece, Progress
 from llamacy.server.options import MAX_CHOICES, read_options, read_prompts
 from llamacy.text.chat import OWN_NAMES, template_for
 
@@ -232,6 +232,9 @@ def _stream(app, job, shape, head, echo, top, prompts, include_usage):
             offsets[event.index] += len(event.text)
             timings = {"timings": api.timings_of(event.timings)} if event.timings else {}
             yield {**head, "choices": [choice(event.index, shape.delta(event.text), logprobs)], **timings}
+        elif isinstance(event, Progress):
+            piece = choice(event.index, shape.delta(""))
+            yield {**head, "choices": [piece], "prompt_progress": event.report()}
         elif isinstance(event, Answer):
             answers.append(event)
             end = choice(event.index, shape.delta(""), None, REASONS[event.result.stop_type])

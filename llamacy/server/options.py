@@ -26,6 +26,7 @@ OPTIONS = {
     "cache_prompt": (fields.flag, True),
     "return_tokens": (fields.flag, False),
     "timings_per_token": (fields.flag, False),
+    "return_progress": (fields.flag, False),
 }
 # How a grammar or a schema may be given; more than one of them is no clear wish.
 FORMATS = ("grammar", "json_schema", "response_format")

@@ -26,7 +26,6 @@ REFUSED = {
                 "grammar_lazy",
                 "grammar_triggers",
                 "preserved_tokens",
-                "return_progress",
             ),
             # OpenAI
             *("tools", "functions", "suffix", "audio", "web_search_options"),

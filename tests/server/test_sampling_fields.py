@@ -108,7 +108,7 @@ WRONG = [
     ({"tfs_z": 0.5}, "tfs_z: not supported"),
     ({"best_of": 2}, "best_of: not supported"),
     ({"stop_token_ids": [5]}, "stop_token_ids: not supported"),
-    ({"return_progress": True}, "return_progress: not supported"),
+    ({"return_progress": 1}, "return_progress: wanted true or false, got 1"),
 ]
 
 
@@ -189,6 +189,23 @@ def test_timings_with_every_piece(service):
     counts = [part["timings"]["predicted_n"] for part in parts[:-1]]
     assert counts == sorted(counts) and counts[0] >= 1
     assert "timings" not in events(service, "/completion", prompt="ab", n_predict=4)[0]
+
+
+def test_progress_of_a_prompt():
+    """After each part of a prompt: how much of it is in the cache, what was there before included."""
+    with serving(batch_size=16, n_slots=1) as service:
+        data = {"prompt": "a" * 39, "n_predict": 1, "return_progress": True}
+        found = [
+            part["prompt_progress"] for part in events(service, "/completion", **data) if "prompt_progress" in part
+        ]
+        assert [(p["total"], p["cache"], p["processed"]) for p in found] == [(40, 0, 16), (40, 0, 32), (40, 0, 40)]
+        assert all(p["time_ms"] > 0 for p in found)
+        data["prompt"] += "b" * 8
+        parts = events(service, "/v1/completions", **data)
+        found = [part["prompt_progress"] for part in parts if "prompt_progress" in part]
+        assert [(p["total"], p["cache"], p["processed"]) for p in found] == [(48, 40, 48)]
+        assert "prompt_progress" not in post(service, "/completion", **data)
+        assert not any("prompt_progress" in part for part in events(service, "/completion", prompt="c", n_predict=1))
 
 
 def test_a_slot_of_one_s_own(service):
