@@ -243,3 +243,42 @@ def test_clients_against_our_server(tiny):
     result = json.loads(done.stdout)
     assert len(result["ts"]) == 2 and min(result["ts"]) > 0
     assert result["peak_rss_bytes"] > 10_000_000
+
+
+def test_values_of_several_words_and_ranges(tiny, capsys):
+    words = ["-p", "4", "-p", "6-10+2", "-n", "1-4*2", "-pg", "3,2", "-t", "1", "-r", "1", "--no-warmup", "-o", "jsonl"]
+    assert run(bench.main, ["-m", tiny, *words]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["test"] for row in rows] == ["pp4", "pp6", "pp8", "pp10", "tg1", "tg2", "tg4", "pp3+tg2"]
+    assert [row["samples_ts"][0] * row["samples_ns"][0] / 1e9 for row in rows] == pytest.approx(
+        [4, 6, 8, 10, 1, 2, 4, 5], rel=1e-3
+    )
+
+
+def test_rows_for_several_numbers_of_threads_as_csv(tiny, capsys, monkeypatch):
+    import csv
+
+    monkeypatch.setattr("llamacy.cli.bench.fit_threads", lambda n: n)
+    used = []
+    monkeypatch.setattr(bench, "measure", lambda model, row, *more: used.append(model.threads) or row.fill([1.0], 1))
+    assert run(bench.main, ["-m", tiny, "-p", "2", "-n", "0", "-t", "1,2", "-r", "1", "-o", "csv"]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [row["n_threads"] for row in rows] == ["1", "2"] and used == [1, 2]
+    assert {row["test"] for row in rows} == {"pp2"} and float(rows[0]["avg_ts"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-p", "8-4"], "wanted a range that grows"),
+        (["-n", "0-4*2"], "wanted a range that grows"),
+        (["-p", "1-9999"], "wanted at most 1000 values"),
+        (["-pg", "5"], "wanted PP,TG such as 512,128, got '5'"),
+        (["-pg", "5,0"], "wanted a whole number from 1, got '0'"),
+        (["-t", "1,x"], "wanted a whole number from -1, got 'x'"),
+    ],
+)
+def test_wrong_values(words, message, capsys):
+    with pytest.raises(SystemExit):
+        bench.build_parser().parse_args(words)
+    assert message in capsys.readouterr().err

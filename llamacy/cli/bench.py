@@ -3,10 +3,9 @@
 `pp512` is a prompt of 512 tokens, `tg128` the generation of 128 one after another, `tg128 x8` that of eight sequences
 at once, ` @ d4096` any of them with 4096 tokens already in the cache. Random tokens: no test depends on what they are.
 `train 1x256 r8` is LoRA on all linear matrices: forward, backward and update; with data, `train data.jsonl x4 r8`, its
-speed is in samples per second, an epoch each time. Every test runs once unmeasured first.
+speed is in samples per second, an epoch each time. Every test runs once unmeasured first. `pp512+tg128` is both as one.
 """
 
-import json
 import os
 import random
 import sys
@@ -18,8 +17,9 @@ from itertools import product
 import numpy as np
 
 from llamacy import __version__, kernels
-from llamacy.cli.common import add_cache_flags, add_lora_flags, add_model_flags, open_model_from, whole
-from llamacy.cli.run import make_parser
+from llamacy.cli.bench_flags import build_parser
+from llamacy.cli.bench_output import FORMATS
+from llamacy.cli.common import fit_threads, open_model_from
 from llamacy.errors import UsageError
 from llamacy.formats.model_file import open_model
 from llamacy.system import cpu_name, peak_rss_bytes
@@ -36,6 +36,7 @@ class Row:
     n_gen: int = 0
     n_depth: int = 0
     n_parallel: int = 1
+    n_threads: int = 0
     n_train: int = 0
     lora_r: int = 0
     unit: str = "tokens"
@@ -76,7 +77,7 @@ def generate(session, sequences, start=0):
         session.step(step, [start + i] * len(step), slots, slots)
 
 
-def measure(model, row, repetitions):
+def measure(model, row, repetitions, warm_up=True):
     """Fill `row` with the times of its prompts and its generation behind `n_depth` cached tokens."""
     depth, n_prompt = row.n_depth, row.n_prompt
     n_each, slots = n_prompt + row.n_gen, range(row.n_parallel)
@@ -86,13 +87,13 @@ def measure(model, row, repetitions):
     for slot in slots:
         read_prompt(session, slot, tokens[slot][:depth])
     seconds = []
-    for _ in range(repetitions + 1):
+    for _ in range(repetitions + warm_up):
         begin = time.perf_counter()
         for slot in slots:
             read_prompt(session, slot, tokens[slot][depth : depth + n_prompt], depth)
         generate(session, [ids[depth + n_prompt :] for ids in tokens], depth + n_prompt)
         seconds.append(time.perf_counter() - begin)
-    return row.fill(seconds[1:], n_each * row.n_parallel)
+    return row.fill(seconds[warm_up:], n_each * row.n_parallel)
 
 
 def new_trainer(model, row, n_ctx):
@@ -107,7 +108,7 @@ def new_trainer(model, row, n_ctx):
     return trainer
 
 
-def measure_training(model, row, repetitions):
+def measure_training(model, row, repetitions, warm_up=True):
     """Fill `row` with the times of optimiser steps over `n_parallel` sequences of `n_train` random, learnt tokens."""
     from llamacy.train.samples import Sample
 
@@ -116,12 +117,12 @@ def measure_training(model, row, repetitions):
     # One more id than are read: every token has a next one to predict.
     trained = np.arange(row.n_train + 1) > 0
     seconds = []
-    for _ in range(repetitions + 1):
+    for _ in range(repetitions + warm_up):
         ids = chosen.integers(0, model.config.n_vocab, (row.n_parallel, row.n_train + 1), np.int32)
         begin = time.perf_counter()
         trainer.step([[Sample(sequence, trained) for sequence in ids]], trainer.options.learning_rate)
         seconds.append(time.perf_counter() - begin)
-    return row.fill(seconds[1:], row.n_parallel * row.n_train)
+    return row.fill(seconds[warm_up:], row.n_parallel * row.n_train)
 
 
 def samples_of(paths, tokenizer, n_ctx):
@@ -132,32 +133,37 @@ def samples_of(paths, tokenizer, n_ctx):
     return [data[i] for i in range(len(data))]
 
 
-def measure_samples(model, row, repetitions, paths, n_ctx):
+def measure_samples(model, row, repetitions, paths, n_ctx, warm_up=True):
     """Fill `row` with the times of epochs over the samples in `paths`, `n_parallel` in a step, in file order."""
     samples, trainer = samples_of(paths, model.tokenizer, n_ctx), new_trainer(model, row, n_ctx)
     seconds = []
-    for _ in range(repetitions + 1):
+    for _ in range(repetitions + warm_up):
         begin = time.perf_counter()
         for i in range(0, len(samples), row.n_parallel):
             trainer.step([samples[i : i + row.n_parallel]], trainer.options.learning_rate)
         seconds.append(time.perf_counter() - begin)
-    return row.fill(seconds[1:], len(samples))
+    return row.fill(seconds[warm_up:], len(samples))
 
 
 def rows_of(args):
     """Return the rows that the flags ask for, not yet measured."""
-    rows = []
+    return [row for threads in args.threads for row in _rows_of(args, fit_threads(threads))]
+
+
+def _rows_of(args, n_threads):
+    rows, with_threads = [], {"n_threads": n_threads}
     for depth, parallel in product(args.n_depth, args.parallel):
         suffix = (f" x{parallel}" if parallel > 1 else "") + (f" @ d{depth}" if depth else "")
-        rows += [Row(f"pp{n}{suffix}", n, 0, depth, parallel) for n in args.n_prompt if n]
-        rows += [Row(f"tg{n}{suffix}", 0, n, depth, parallel) for n in args.n_gen if n]
+        tests = [(f"pp{n}", n, 0) for n in args.n_prompt if n] + [(f"tg{n}", 0, n) for n in args.n_gen if n]
+        tests += [(f"pp{pp}+tg{tg}", pp, tg) for pp, tg in args.prompt_and_gen]
+        rows += [Row(f"{name}{suffix}", pp, tg, depth, parallel, **with_threads) for name, pp, tg in tests]
+    learnt = {"n_parallel": args.batch_size, "lora_r": args.lora_r, **with_threads}
     if args.train_data:
         files = "+".join(os.path.basename(path) for path in args.train_data)
-        name = f"train {files} x{args.batch_size} r{args.lora_r}"
-        rows.append(Row(name, n_parallel=args.batch_size, lora_r=args.lora_r, unit="samples"))
+        rows.append(Row(f"train {files} x{args.batch_size} r{args.lora_r}", unit="samples", **learnt))
     elif args.train:
         name = f"train {args.batch_size}x{args.ctx_size} r{args.lora_r}"
-        rows.append(Row(name, n_parallel=args.batch_size, n_train=args.ctx_size, lora_r=args.lora_r))
+        rows.append(Row(name, n_train=args.ctx_size, **learnt))
     return rows
 
 
@@ -173,7 +179,6 @@ def facts_of(args, model):
         "model_type": f"{model.config.architecture} {model.name}".strip(),
         "model_size": os.path.getsize(model.path),
         "model_n_params": n_params,
-        "n_threads": model.threads,
         "activations": args.activations,
         "type_k": args.cache_type_k or ("f32" if args.activations == "f32" else "s16"),
         "type_v": args.cache_type_v or ("f32" if args.activations == "f32" else "s16"),
@@ -181,74 +186,24 @@ def facts_of(args, model):
     }
 
 
-def as_markdown(rows):
-    """Return the rows as llama-bench's table."""
-    head = ("model", "size", "params", "threads", "test", "t/s")
-    lines = [head, tuple("-" * len(name) for name in head)]
-    for row in rows:
-        size, params = f"{row['model_size'] / 2**20:.2f} MiB", f"{row['model_n_params'] / 1e6:.2f} M"
-        speed = f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}"
-        speed += " samples/s" if row["unit"] == "samples" else ""
-        lines.append((row["model_type"], size, params, str(row["n_threads"]), row["test"], speed))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
-
-
-def whole_list(low):
-    """Return an argparse type: whole numbers from `low` up, `512` or `128,512`, as a list."""
-
-    def numbers(text):
-        return [whole(low)(part) for part in text.split(",")]
-
-    return numbers
-
-
-def build_parser():
-    """Return the parser of `bench`'s flags."""
-    parser = make_parser("bench", "Measure tokens per second with a model, as llama-bench does.")
-    for flags, low, default, text in (
-        (("-p", "--n-prompt"), 0, "512", "prompt lengths to measure, 0 = none"),
-        (("-n", "--n-gen"), 0, "128", "generation lengths to measure, 0 = none"),
-        (("-d", "--n-depth"), 0, "0", "tokens already in the cache"),
-        (("-np", "--parallel"), 1, "1", "sequences at once"),
-    ):
-        parser.add_argument(*flags, type=whole_list(low), default=default, metavar="N,...", help=text)
-    parser.add_argument("-r", "--repetitions", type=whole(1), default=5, metavar="N", help="repetitions of each test")
-    parser.add_argument("-o", "--output", choices=["md", "json"], default="md", help="how the rows are printed")
-    group = parser.add_argument_group("training")
-    group.add_argument("--train", action="store_true", help="measure LoRA training steps on random tokens too")
-    group.add_argument(
-        "--train-data",
-        action="append",
-        metavar="FILE",
-        help="measure epochs over a file's instructions too, only the answers learnt, in samples per second",
-    )
-    for flag, default, text in (
-        ("--batch-size", 1, "sequences in a step"),
-        ("--ctx-size", 256, "tokens in a sequence, of data: at most"),
-        ("--lora-r", 8, "rank of the adapter"),
-    ):
-        group.add_argument(flag, type=whole(1), default=default, metavar="N", help=text)
-    add_model_flags(parser)
-    add_cache_flags(parser)
-    add_lora_flags(parser)
-    return parser
-
-
 def main(argv):
-    """Measure what the flags ask for; a table or a JSON array on stdout, a line as each test ends on stderr."""
+    """Measure what the flags ask for; the rows on stdout, a line as each test ends on stderr."""
     args = build_parser().parse_args(argv)
     rows = rows_of(args)
     if not rows:
-        raise UsageError("nothing to measure: wanted -p or -n above 0, --train or --train-data")
+        raise UsageError("nothing to measure: wanted -p, -n or -pg above 0, --train or --train-data")
+    args.threads = max(row.n_threads for row in rows)
     model = open_model_from(args)
-    results = []
+    results, warm_up = [], not args.no_warmup
     for row in rows:
+        if results:
+            time.sleep(args.delay)
+        model.threads = row.n_threads
         if row.unit == "samples":
-            measure_samples(model, row, args.repetitions, args.train_data, args.ctx_size)
+            measure_samples(model, row, args.repetitions, args.train_data, args.ctx_size, warm_up)
         else:
-            (measure_training if row.n_train else measure)(model, row, args.repetitions)
+            (measure_training if row.n_train else measure)(model, row, args.repetitions, warm_up)
         results.append(facts_of(args, model) | asdict(row))
         print(f"{row.test}: {row.avg_ts:.2f} {row.unit}/s", file=sys.stderr)
-    print(json.dumps(results, indent=2) if args.output == "json" else as_markdown(results))
+    print(FORMATS[args.output](results))
     return 0

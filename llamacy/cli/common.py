@@ -20,17 +20,19 @@ from llamacy.generate.context import fit_context
 LOAD_MODES = ("auto", "none", "mmap", "mlock", "mmap+mlock", "dio")
 
 
-def add_model_flags(parser, *, ctx_size=None, names=("-m", "--model")):
+def add_model_flags(parser, *, ctx_size=None, names=("-m", "--model"), threads=True):
     """Add what every computing command takes: the model, threads, activations; `-c` too where `ctx_size` is given.
 
-    `ctx_size` is the text shown as `-c`'s default ("4096, at most the model's"); unset, the value is None.
+    `ctx_size` is the text shown as `-c`'s default ("4096, at most the model's"); unset, the value is None. Without
+    `threads` the command has a `-t` of its own.
     """
     group = parser.add_argument_group("model")
     optional(group, *names, dest="model", metavar="FILE", help=f"the model, GGUF or GGML (default: {MODEL_NAME})")
     if ctx_size is not None:
         optional(group, "-c", "--ctx-size", "--ctx", dest="ctx_size", type=whole(0), metavar="N",
                  help=f"context in tokens, 0 = the model's own (default: {ctx_size})")  # fmt: skip
-    add_threads_flag(group, "compute")
+    if threads:
+        add_threads_flag(group, "compute")
     group.add_argument("--activations", choices=["int8", "int16", "f32"], default="int8",
                        help="how activations enter products: int8 fast, int16 near to exact, f32 exact")  # fmt: skip
     group.add_argument("--no-mmap", action="store_true", help="read the whole model instead of mapping the file")

@@ -17,14 +17,14 @@ D = TrainOptions
 RUN_FLAGS = [
     (("-p", "-b", "--batch-size", "--batch"), "batch_size", int, "N", "sequences per micro-batch"),
     (("--grad-acc", "--grad-accumulation"), "grad_acc", int, "N", "micro-batches per optimiser step"),
-    (("--epochs",), "epochs", int, "N", "times to go through the data"),
+    (("--epochs", "-epochs"), "epochs", int, "N", "times to go through the data"),
     (("-s", "--seed"), "seed", int, "N", "seed of the order of samples and of the adapter's first values"),
     (("--save-every",), "save_every", int, "N", "save every N epochs, 0 = at the end only"),
     (("--save-every-steps",), "save_every_steps", int, "N", "save every N steps too, 0 = not"),
 ]
 ADAMW_FLAGS = [
-    (("--learning-rate", "--lr", "--adam-alpha"), "learning_rate", float, "F", "learning rate at its highest"),
-    (("--weight-decay",), "weight_decay", float, "F", "decoupled weight decay"),
+    (("--learning-rate", "--lr", "-lr", "--adam-alpha"), "learning_rate", float, "F", "learning rate at its highest"),
+    (("--weight-decay", "-wd"), "weight_decay", float, "F", "decoupled weight decay"),
     (("--beta1",), "beta1", float, "F", "decay of the first moment"),
     (("--beta2",), "beta2", float, "F", "decay of the second moment"),
     (("--adam-eps",), "adam_eps", float, "F", "added to the root of the second moment"),
@@ -33,7 +33,7 @@ ADAMW_FLAGS = [
 # llama.cpp's flags for one matrix's rank, named as Meta names the matrices
 RANKS = {f"--rank-{matrix.meta.rpartition('.')[2]}": matrix.name for matrix in MATRICES if matrix.meta}
 VALIDATION_FLAGS = [
-    (("--val-split",), "val_split", float, "F", "hold out this share of the training data"),
+    (("--val-split", "-val-split"), "val_split", float, "F", "hold out this share of the training data"),
     (("--eval-every",), "eval_every", int, "N", "measure every N steps, 0 = after every epoch"),
     (("--early-stop",), "early_stop", int, "N", "stop after N measurements without a better one, 0 = never"),
 ]
@@ -79,7 +79,7 @@ def _add_rows(group, rows):
 
 
 def _add_data_flags(group):
-    optional(group, "--train-data", dest="train_data", action="append", metavar="FILE",
+    optional(group, "--train-data", "-f", "--file", dest="train_data", action="append", metavar="FILE",
              help="instruction text, JSON or plain text to learn (repeatable; default: the sample data)")  # fmt: skip
     optional(group, "--sample-start", dest="sample_start", default="", metavar="TEXT",
              help="plain text: a sample begins where TEXT stands (default: windows of --ctx-size)")  # fmt: skip

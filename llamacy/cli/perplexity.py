@@ -17,8 +17,10 @@ def build_parser():
         variables=True,
     )
     optional(parser, "-f", "--file", dest="file", required=True, metavar="FILE", help="the text, UTF-8")
-    parser.add_argument("-c", "--ctx-size", "--ctx", type=whole(4), default=512, metavar="N", help="tokens in a window")
-    optional(parser, "--chunks", dest="chunks", type=whole(1), metavar="N", help="stop after N windows (default: all)")
+    parser.add_argument("-c", "--ctx-size", "--ctx", type=window, default=512, metavar="N",
+                        help="tokens in a window, 0 = the model's context")  # fmt: skip
+    optional(parser, "--chunks", dest="chunks", type=chunks, metavar="N",
+             help="stop after N windows, -1 = not (the default)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the line")
     add_log_file_flag(parser)
     add_model_flags(parser)
@@ -27,11 +29,22 @@ def build_parser():
     return parser
 
 
+def window(text):
+    """Parse the size of a window, 0 for the model's context."""
+    return 0 if text == "0" else whole(4)(text)
+
+
+def chunks(text):
+    """Parse a number of windows, -1 for all."""
+    return None if text == "-1" else whole(1)(text)
+
+
 def main(argv):
     """Print `PPL = P +/- E (N tokens)` as the last line of stdout; the estimates on the way go to stderr."""
     args = build_parser().parse_args(argv)
     log_to(args.log_file)
     model = open_model_from(args)
+    args.ctx_size = args.ctx_size or model.config.n_ctx_train
     tokens = read_tokens(model, args.file, args.ctx_size, args.chunks)
     n_windows = len(tokens) // args.ctx_size
     trained = model.config.n_ctx_train

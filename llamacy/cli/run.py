@@ -12,7 +12,7 @@ from llamacy.cli.llama_cpp_flags import REASONS, epilog, without_effect
 from llamacy.cli.words import NUMBER, Words
 from llamacy.errors import LlamacyError, one_line, printable
 
-HELP = {"-h", "--help", "--version"}
+HELP = {"-h", "--help", "--usage", "--version"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -93,7 +93,8 @@ class HelpFormatter(argparse.HelpFormatter):
 def make_parser(prog, description, variables=False):
     """Return a Parser with `--version` and defaults shown in `--help`; variables: LLAMA_ARG_* are read too."""
     parser = Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=HelpFormatter,
-                    epilog=epilog(prog))  # fmt: skip
+                    epilog=epilog(prog), add_help=False)  # fmt: skip
+    parser.add_argument("-h", "--help", "--usage", action="help", help="show this help message and exit")
     parser.reads_variables = variables
     parser.add_argument("--version", action="version", version=f"llamacy {__version__}")
     return parser

@@ -20,6 +20,7 @@ def build_parser():
     parser.add_argument("--no-bos", action="store_true", help="no BOS or EOS, even if the model adds them")
     parser.add_argument("--no-parse-special", action="store_true", help="treat names of control tokens as plain text")
     parser.add_argument("--ids", action="store_true", help="print the ids alone, as [1, 2, 3]")
+    parser.add_argument("--show-count", action="store_true", help="print how many there are, last")
     return parser
 
 
@@ -34,6 +35,8 @@ def main(argv):
         tokenizer = open_tokenizer(model)
         ids = tokenizer.encode(text, add_special=not args.no_bos, parse_special=not args.no_parse_special)
     lines = [str(ids)] if args.ids else [f"{token} -> '{_shown(tokenizer.token_bytes(token))}'" for token in ids]
+    if args.show_count:
+        lines.append(f"Total number of tokens: {len(ids)}")
     sys.stdout.buffer.write("".join(line + "\n" for line in lines).encode())
     return 0
 

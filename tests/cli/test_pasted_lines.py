@@ -55,7 +55,13 @@ bench -m model.gguf -p 512 -n 128 -r 5 -o json
 = {'n_prompt': [512], 'n_gen': [128], 'output': 'json'}
 bench -m model.gguf -ngl 99 -fa 0,1 -p 0 -n 128,256,512 -t 2 -b 2048 -ub 512 -mmp 0 -ctk q8_0 --progress
 = {'n_prompt': [0], 'n_gen': [128, 256, 512]}
-tokenize -m model.gguf -p 'Hello world' --ids --log-disable
+bench -m model.gguf -n 0 -n 16 -p 64 -t 1,2,4,8,16,32 -pg 512,128 -d 0,512 --no-warmup --delay 1 -o csv
+= {'n_gen': [0, 16], 'threads': [1, 2, 4, 8, 16, 32], 'prompt_and_gen': [(512, 128)], 'n_depth': [0, 512]}
+perplexity -m model.gguf -f file.txt -c 0 --chunks -1 -t 4 -np 4 -fit off
+= {'ctx_size': 0, 'chunks': None}
+finetune -f data.txt -m m.gguf -ngl 999 -c 512 -ub 512 -lr 1e-5 -epochs 3 -wd 1e-9 -val-split 0.05 -opt adamw
+= {'train_data': ['data.txt'], 'learning_rate': 1e-05, 'epochs': 3, 'weight_decay': 1e-09, 'val_split': 0.05}
+tokenize -m model.gguf -p 'Hello world' --ids --log-disable --show-count
 = {'ids': True}
 export-lora -m base.gguf -o out.gguf --lora a.gguf
 = {'output': 'out.gguf'}
@@ -80,7 +86,7 @@ def cases():
         command, *words = shlex.split(line) or [""]
 
 
-@pytest.mark.parametrize(("command", "words", "wanted"), cases())
+@pytest.mark.parametrize(("command", "words", "wanted"), list(cases()))
 def test_it_parses_and_means_what_it_says(command, words, wanted, capsys):
     args = vars(parser_of(command).parse_args(words))
     assert {name: args[name] for name in wanted} == wanted

@@ -11,7 +11,8 @@ from llamacy.cli.run import make_parser
 from tools.commands_doc import commands, parser_of
 
 # among them something for every flag, and texts that look like flags
-VALUES = ["-5", "-0.5", "-1e-3", "-x", "5", "0.5", "0", "x", "x=int:-1", "50-1", "on", "linear", "{}", "1G", "/x"]
+VALUES = ["-5", "-0.5", "-1e-3", "-x", "5", "0.5", "0", "x", "x=int:-1", "50-1", "on", "linear", "{}", "1G"]
+VALUES += ["/x", "5,8"]
 
 
 def refusal(parser, words, capsys):

@@ -82,3 +82,8 @@ def test_an_unknown_pre_tokenizer_is_one_line_of_warning(vocabulary_file, tmp_pa
         "tokenize: warning: pre-tokenizer 'unheard-of' is not known: text is cut as 'default'"
     )
     assert done.stderr.count("\n") == 1
+
+
+def test_how_many_there_are(command):
+    assert command("-p", "Hello world", "--ids", "--show-count")[1] == "[15496, 995]\nTotal number of tokens: 2\n"
+    assert command("-p", "Hi 'é'", "--show-count")[1].endswith("Total number of tokens: 4\n")

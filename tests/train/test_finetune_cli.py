@@ -144,7 +144,7 @@ def test_flags_become_options(finetune, line, changed):
         ("--rank 0", "--rank: wanted from 1 to 4096, got 0"),
         ("--lr 0", "--learning-rate: wanted a number above 0, got 0.0"),
         ("--lr nan", "--learning-rate: wanted a number above 0, got nan"),
-        ("--epochs two", "--epochs: invalid int value: 'two'"),
+        ("--epochs two", "--epochs/-epochs: invalid int value: 'two'"),
         ("--batch-size 0", "--batch-size: wanted 1 or more, got 0"),
         ("--lr-schedule step", "--lr-schedule: invalid choice: 'step'"),
         ("--target-modules attn", "--target-modules: 'attn' is unknown"),
