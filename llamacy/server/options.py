@@ -76,7 +76,8 @@ def read_options(app, data):
 def read_format(app, data):
     """Return (the Automaton that the text must follow, None without; what asked for it: grammar or json_schema).
 
-    `grammar` and `json_schema` are llama.cpp's, `response_format` is OpenAI's; without any the server's own counts.
+    `grammar` and `json_schema` are llama.cpp's, `response_format` is OpenAI's; without any the server's own counts, but
+    an empty `grammar` is none.
     """
     given = [name for name in FORMATS if data.get(name) not in (None, "", {"type": "text"})]
     if len(given) > 1:
@@ -87,7 +88,7 @@ def read_format(app, data):
         text = fields.text("grammar", data["grammar"])
         return gbnf(text, app.model.tokenizer), {"grammar": text}
     found = read_schema(data)
-    if found is None and app.format:
+    if found is None and app.format and data.get("grammar") != "":
         return app.automaton, {app.format.name: app.format.value}
     return found, {"json_schema": data["json_schema"]} if given == ["json_schema"] else {}
 

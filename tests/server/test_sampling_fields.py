@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from llamacy.cli.sampling_flags import Format
 from llamacy.generate.samplers import DEFAULT_ORDER
 from llamacy.generate.samplers.params import LIMITS, SamplingParams
 from llamacy.generate.text_limits import TextLimits
@@ -320,3 +321,14 @@ def test_the_server_s_own_defaults():
         assert post(service, "/v1/completions", prompt="x")["usage"]["completion_tokens"] == 2
         shown = json.loads(json.dumps(ask(service, "GET", "/props")[1]))["default_generation_settings"]["params"]
         assert shown["top_k"] == 3 and shown["samplers"] == ["top_k", "temperature"]
+
+
+def test_the_server_s_own_grammar():
+    with serving(format=Format("grammar", 'root ::= "yes"')) as service:
+        for _ in range(2):
+            answer = post(service, "/completion", prompt="a")
+            assert (answer["content"], answer["generation_settings"]["grammar"]) == ("yes", 'root ::= "yes"')
+        assert post(service, "/v1/completions", prompt="a")["choices"][0]["text"] == "yes"
+        assert post(service, "/completion", prompt="a", json_schema={"const": 1})["content"] == "1"
+        assert post(service, "/completion", prompt="a", grammar='root ::= "no"')["content"] == "no"
+        assert post(service, "/completion", prompt="a", grammar="", n_predict=4)["content"] != "yes"
