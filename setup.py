@@ -130,7 +130,7 @@ def extensions():
 def package_folders():
     """Make the folders that receive the compiled modules and return the list of packages."""
     kernels = ROOT / "llamacy" / "kernels"
-    for folder in [kernels / COMMON, *(kernels / isa / room for isa in ISAS for room in ("", *ROOMS[1:]))]:
+    for folder in [kernels / COMMON, *(kernels / isa / room for isa in ISAS for room in ("", *ROOMS))]:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "__init__.py").exists():
             (folder / "__init__.py").write_text("")

@@ -27,6 +27,17 @@ class RequestError(LlamacyError):
     """What was asked for cannot be done, though model and program are sound; a server answers 400, to others 500."""
 
 
+class NotFinite(LlamacyError):
+    """A step's results hold infinities or NaN; `values` (rows, n) f32 are all its results, finite rows among them."""
+
+    def __init__(self, values):
+        super().__init__(
+            "the model's results are not numbers (infinite or NaN): it or an adapter is damaged, or an adapter's scale is "
+            "too large; try without the adapter"
+        )
+        self.values = values
+
+
 class UsageError(LlamacyError):
     """Wrong flags or arguments; commands exit with 2."""
 

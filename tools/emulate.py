@@ -23,7 +23,7 @@ MODEL = ROOT / "tests" / "kernels" / "model"
 TESTS = [
     f"tests/kernels/test_{name}.py" for name in ("adamw", "attention", "kquants_products", "kquants_rows", "layers")
 ]
-TESTS += [f"tests/kernels/test_{name}.py" for name in ("matmul", "quants", "spans")]
+TESTS += [f"tests/kernels/test_{name}.py" for name in ("matmul", "not_numbers", "quants", "spans", "verbs")]
 
 RELEASE = "bookworm"
 GUEST = "libgomp1 python3 python3-numpy python3-pytest python3-hypothesis python3-yaml python3-requests libpython3-dev"
@@ -57,8 +57,9 @@ def build(home, program, **environment):
     ]
     subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, check=True)
     shutil.copy(ROOT / "pyproject.toml", home)
-    shutil.rmtree(home / "tests", ignore_errors=True)
-    shutil.copytree(ROOT / "tests", home / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("pyx", "tests"):
+        shutil.rmtree(home / folder, ignore_errors=True)
+        shutil.copytree(ROOT / folder, home / folder, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 # ---- NEON: another processor's machine code, in qemu's emulation of a user's program

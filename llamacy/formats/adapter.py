@@ -121,8 +121,16 @@ def _check_finite(source, adapter):
 def fitted(adapter, model):
     """Return the Adapter as it applies to the open ModelFile `model`: rows in its order, copies compared.
 
-    LlamacyError for a tensor that was trained whole, a warning for a pair that was trained beside other base values.
+    LlamacyError for a tensor that was trained whole or holds infinities or NaN, a warning for a pair that was trained
+    beside other base values.
     """
+    for name, values in [
+        *adapter.norms.items(),
+        *((n, v) for n, p in adapter.pairs.items() for v in (p.a, p.b, p.scale)),
+    ]:
+        if not np.isfinite(values).all():
+            what = f"{adapter.path}: {shown(name)} holds values that are not numbers (infinite or NaN)"
+            raise LlamacyError(f"{what}: a damaged file, or one whose training went astray; use another")
     adapter = without_copies(adapter.bound(model.metadata), model)
     if adapter.one_embedding and OUTPUT not in model.tensors:
         adapter = replace(adapter, pairs={OUTPUT: adapter.pairs[EMBEDDING]} | adapter.pairs)

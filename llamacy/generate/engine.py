@@ -8,7 +8,9 @@ import threading
 import time
 from collections import deque
 
-from llamacy.errors import LlamacyError, RequestError
+import numpy as np
+
+from llamacy.errors import LlamacyError, NotFinite, RequestError
 from llamacy.generate.request import Result
 from llamacy.generate.samplers.dry import BreakerTable
 from llamacy.generate.scales import Scales
@@ -164,8 +166,8 @@ class Engine:
                 slot.cached.clear()
                 slot.release(slot.result("error", error=error))
             return
-        for slot, slot_rows in rows:
-            self._advance(slot, slot_rows)
+        for slot, slot_rows, astray in rows:
+            self._advance(slot, slot_rows, astray)
 
     def _drop_cancelled(self):
         for slot in self.slots:
@@ -232,10 +234,10 @@ class Engine:
         return [slot for slot in busy if slot.is_embedding == first.is_embedding]
 
     def _compute(self, batch):
-        """Run the batch through the model; return [(slot, logits (n, V))] of the slots that choose tokens now.
+        """Run the batch through the model; return [(slot, logits (n, V), error)] of the slots that choose tokens now.
 
         A generating slot has a row for its last token and for each drafted one, a prompt one for its last token. Slots
-        that embed have a row of hidden states (n, E) for each token.
+        that embed have a row of hidden states (n, E) for each token. The error is None, or what is wrong with these rows.
         """
         hidden = batch[0][0].is_embedding
         tokens, positions, slots, scales, logits_at, counts = [], [], [], [], [], []
@@ -251,7 +253,13 @@ class Engine:
             counts.append(n)
         began = time.perf_counter()
         more = {"hidden": True} if hidden else {}
-        logits = self.session.step(tokens, positions, slots, logits_at, lora_scales=self._scales.rows(scales), **more)
+        astray = None
+        try:
+            logits = self.session.step(
+                tokens, positions, slots, logits_at, lora_scales=self._scales.rows(scales), **more
+            )
+        except NotFinite as error:  # of some requests perhaps, with a scale that is too large
+            logits, astray = error.values, error
         self._count(batch, time.perf_counter() - began)
         rows, at = [], 0
         for (slot, count), n in zip(batch, counts, strict=True):
@@ -259,7 +267,8 @@ class Engine:
             slot.last_step = self.counters["steps"]
             slot.tell_progress()
             if n:
-                rows.append((slot, logits[at : at + n]))
+                found = logits[at : at + n]
+                rows.append((slot, found, None if astray is None or np.isfinite(found).all() else astray))
             at += n
         return rows
 
@@ -273,9 +282,12 @@ class Engine:
         self.counters["prompt_tokens"] += prompt
         self.counters["prompt_seconds"] += seconds * prompt / total
 
-    def _advance(self, slot, rows):
+    def _advance(self, slot, rows, astray):
         before = slot.timings.predicted_n
         try:
+            if astray:
+                slot.cached.clear()  # nothing may go on from what gave these
+                raise astray
             result = slot.embed(rows) if slot.is_embedding else slot.advance_all(rows)
         except Exception as error:
             result = slot.result("error", error=error)

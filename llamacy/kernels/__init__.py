@@ -15,6 +15,7 @@ from llamacy.kernels.isas import ISAS, lacking
 
 # What Python uses of the rooms of pyx/, each compiled per instruction set; `text` is a package of its own.
 ROOM_OF = {
+    "probe": "simd",
     "finite": "types",
     "quants": "types",
     "matmul": "products",

@@ -14,8 +14,8 @@ from ..products.inputs cimport padded
 from ..products.gemm cimport panel_add
 from .kv16 cimport STEPS, load_some, round_query, scores16, softmax16, step_of, store16, store_some, values16
 from ..simd.verbs cimport (
-    prefetch, transpose8, vf, vf_abs, vf_add, vf_fma, vf_fma1, vf_hmax, vf_hsum, vf_load, vf_load_f16, vf_load_s8,
-    vf_max, vf_min, vf_mul, vf_set1, vf_store, vf_store_f16, vf_sub, vf_to_i, vi_store_s8,
+    prefetch, transpose8, vf, vf_abs, vf_add, vf_amax, vf_fma, vf_fma1, vf_hamax, vf_hmax, vf_hsum, vf_load,
+    vf_load_f16, vf_load_s8, vf_max, vf_min, vf_mul, vf_set1, vf_store, vf_store_f16, vf_sub, vf_to_i, vi_store_s8,
 )
 from .vmath cimport vf_exp
 
@@ -60,6 +60,12 @@ cdef inline uint8_t* tile_at(const KvHead* head, int position, int head_dim) noe
     return head.tiles + position // CHUNK * head.stride + position % CHUNK // 16 * bytes
 
 
+cdef inline vf within_f16(vf x) noexcept nogil:
+    """beyond f16's range its largest number: an infinity would soon be NaN, which only infinities and NaN become here"""
+    cdef vf limited = vf_max(vf_set1(-F16_MAX), vf_min(vf_set1(F16_MAX), x))
+    return vf_sub(limited, vf_sub(x, x))
+
+
 cdef inline void store_row(uint8_t* part, int kind, int head_dim, const float* x, int j, bint across) noexcept nogil:
     """x[head_dim] as position j of a tile's part: a column of keys (across) or a row of values"""
     cdef size_t hdp = padded(head_dim, 16), step = 16 if across else 1, at = j if across else j * hdp
@@ -68,7 +74,6 @@ cdef inline void store_row(uint8_t* part, int kind, int head_dim, const float* x
     cdef uint16_t half[32]
     cdef int8_t code[32]
     cdef float d, inverse
-    cdef vf most = vf_set1(F16_MAX), least = vf_set1(-F16_MAX)
     cdef int i, b, n
     if kind == KV_S16:
         store16(part, head_dim, hdp, x, j, across)
@@ -79,17 +84,17 @@ cdef inline void store_row(uint8_t* part, int kind, int head_dim, const float* x
         memcpy(row, x + b, 4 * n)
         if kind == KV_F32:
             for i in range(n):
-                (<float*>data)[at + step * (b + i)] = row[i]
+                # an infinite key would hide its position instead of showing
+                (<float*>data)[at + step * (b + i)] = row[i] - (row[i] - row[i])
             continue
         if kind == KV_F16:
-            # beyond f16's range its largest number: an infinity would soon be NaN
-            vf_store_f16(half, vf_max(vf_min(vf_load(row), most), least))
-            vf_store_f16(half + 16, vf_max(vf_min(vf_load(row + 16), most), least))
+            vf_store_f16(half, within_f16(vf_load(row)))
+            vf_store_f16(half + 16, within_f16(vf_load(row + 16)))
             for i in range(n):
                 (<uint16_t*>data)[at + step * (b + i)] = half[i]
             continue
-        d = vf_hmax(vf_max(vf_abs(vf_load(row)), vf_abs(vf_load(row + 16)))) / 127
-        vf_store_f16(half, vf_set1(min(d, F16_MAX)))
+        d = vf_hamax(vf_amax(vf_abs(vf_load(row)), vf_load(row + 16))) / 127
+        vf_store_f16(half, within_f16(vf_set1(d)))
         d = vf_hmax(vf_load_f16(half))
         (<uint16_t*>part)[b // 2 + j] = half[0]
         # codes for the scale as it was stored; it may have been rounded down, so they are limited
@@ -274,7 +279,10 @@ cdef inline void fetch(const uint8_t* p, size_t bytes) noexcept nogil:
 
 
 cdef inline float softmax(float* s, int n, int width, float* peak) noexcept nogil:
-    """s[n] becomes exp(s - peak), the rest of width (a multiple of 16) zero; returns the sum, peak[0] = the largest"""
+    """s[n] becomes exp(s - peak), the rest of width (a multiple of 16) zero; returns the sum, peak[0] = the largest
+
+    With a NaN in s the sum is NaN, whatever the peak: vf_exp hands it on.
+    """
     cdef int i, whole = n // 16 * 16
     cdef vf top = vf_set1(-INFINITY), total = vf_set1(0), e
     for i in range(n, width):

@@ -15,8 +15,8 @@ from libc.stdint cimport int16_t, uint8_t
 from libc.string cimport memcpy, memset
 
 from ..simd.verbs cimport (
-    vf, vf_abs, vf_add, vf_fma, vf_fma1, vf_hmax, vf_hsum, vf_load, vf_max, vf_min, vf_mul, vf_set1, vf_store,
-    vf_to_i, vi, vi_dot, vi_store_s16, vi_to_f, vi_zero, vw, vw_load,
+    vf, vf_add, vf_amax, vf_fma, vf_fma1, vf_hamax, vf_hmax, vf_hsum, vf_load, vf_max, vf_min, vf_mul, vf_set1,
+    vf_store, vf_to_i, vi, vi_dot, vi_store_s16, vi_to_f, vi_zero, vw, vw_load,
 )
 from .vmath cimport vf_exp2
 
@@ -64,16 +64,17 @@ cdef inline void store_some(float* x, vf v, int n) noexcept nogil:
 
 
 cdef inline float step_of(const float* x, int n, bint values) noexcept nogil:
-    """What x's codes count, so that they keep the limits above. Never NaN."""
+    """What x's codes count, so that they keep the limits above; NaN where x holds an infinity or NaN."""
     cdef vf most = vf_set1(0), squares = vf_set1(0), v
     cdef int i
-    cdef float d
+    cdef float peak, d
     for i in range(0, n, 16):
         v = load_some(x + i, n - i)
-        most, squares = vf_max(most, vf_abs(v)), vf_fma(v, v, squares)
-    d = vf_hmax(most) * OF_VALUE if values else max(vf_hmax(most) * OF_MOST, sqrtf(vf_hsum(squares)) * OF_NORM)
-    # so that times what is left of exp where a value is hidden, 2^-126, it is lost in any sum
-    return d if d <= LARGEST else LARGEST
+        most, squares = vf_amax(most, v), vf_fma(v, v, squares)
+    peak = vf_hamax(most)
+    d = peak * OF_VALUE if values else max(peak * OF_MOST, sqrtf(vf_hsum(squares)) * OF_NORM)
+    # no product of steps is infinite
+    return min(d, LARGEST) - (peak - peak)
 
 
 cdef inline void codes_of(vf x, float inverse, int16_t* out) noexcept nogil:
@@ -125,11 +126,14 @@ cdef inline float softmax16(float* s, int n, const uint8_t* values, size_t tile,
     for i in range(0, end, 16):
         a = vf_exp2(vf_fma1(vf_load(s + i), LOG2_E, shift))
         total = vf_add(total, a)
-        a = vf_mul(a, vf_load(<const float*>steps))
+        # behind the last position the cache holds anything, also NaN
+        a = vf_mul(a, load_some(<const float*>steps, n - <int>i))
         vf_store(s + i, a)
         most, sum = vf_max(most, a), vf_add(sum, a)
         steps += tile
-    d = max(vf_hmax(most) * OF_MOST, vf_hsum(sum) * OF_SUM)
+    # NaN is seen by the sum
+    d = vf_hsum(sum) * OF_SUM
+    d = vf_hmax(most) * OF_MOST if vf_hmax(most) * OF_MOST > d else d
     a = vf_set1(1 / d if d >= LEAST else 0)
     for i in range(0, end, 16):
         # at most MOST and a rounding

@@ -11,7 +11,8 @@ import numpy as np
 cdef double cross_entropy(float* logits, int n, int target, float weight) noexcept nogil:
     """Return logsumexp(logits[n]) - logits[target]; logits become weight * (softmax - one-hot(target)).
 
-    There is room up to a multiple of 16, which becomes zero. Sums of 16 lanes are kept in f64.
+    There is room up to a multiple of 16, which becomes zero. Sums of 16 lanes are kept in f64. With an infinity or NaN among
+    the logits the loss is NaN.
     """
     cdef int i, width = (n + 15) // 16 * 16
     cdef vf top = vf_set1(-INFINITY), e

@@ -9,10 +9,13 @@ import numpy as np
 
 cdef inline float inverse_rms(const float* x, int n, float eps) noexcept nogil:
     cdef vf s = vf_set1(0)
+    cdef double mean
     cdef int i
     for i in range(0, n, 16):
         s = vf_fma(vf_load(x + i), vf_load(x + i), s)
-    return <float>(1 / sqrt(<double>vf_hsum(s) / n + eps))
+    mean = <double>vf_hsum(s) / n
+    # a sum that f32 does not hold would make every y zero: NaN instead
+    return <float>(1 / sqrt(mean + eps) + (mean - mean))
 
 
 cdef void rms_norm(const float* x, const float* w, int n, float eps, float* y) noexcept nogil:

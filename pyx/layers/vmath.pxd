@@ -1,14 +1,16 @@
 # Functions of 16 floats at a time, written in the verbs of simd/.
 
 from ..simd.verbs cimport (
-    vf, vf_add, vf_div, vf_fma, vf_fnma, vf_max, vf_min, vf_mul, vf_pow2, vf_round, vf_set1, vf_sub,
+    vf, vf_add, vf_amax, vf_div, vf_fma, vf_fnma, vf_hamax, vf_load, vf_max, vf_min, vf_mul, vf_pow2, vf_round,
+    vf_set1, vf_sub,
 )
 
 
 cdef inline vf vf_exp(vf x) noexcept nogil:
-    """exp(x), relative error below 2e-7; x is clamped to [-87, 88] (no zeros, no infinities)."""
+    """exp(x), relative error below 2e-7; x is clamped to [-87, 88] (no zeros, no infinities). NaN stays NaN."""
     # x = n ln 2 + r, |r| <= ln 2 / 2; polynomial for exp(r) from Cephes (expf)
-    x = vf_min(vf_max(x, vf_set1(-87)), vf_set1(88))
+    # the bound first: where either is NaN, max and min give the second
+    x = vf_min(vf_set1(88), vf_max(vf_set1(-87), x))
     cdef vf n = vf_round(vf_mul(x, vf_set1(1.44269504088896341)))
     cdef vf r = vf_fnma(n, vf_set1(-2.12194440e-4), vf_fnma(n, vf_set1(0.693359375), x))
     cdef vf p = vf_set1(1.9875691500e-4)
@@ -23,8 +25,8 @@ cdef inline vf vf_exp(vf x) noexcept nogil:
 
 
 cdef inline vf vf_exp2(vf y) noexcept nogil:
-    """2 ** y for y <= 127, relative error below 4e-6 beside y's own rounding; y is clamped to -126."""
-    y = vf_max(y, vf_set1(-126))
+    """2 ** y for y <= 127, relative error below 4e-6 beside y's own rounding; y is clamped to -126. NaN stays NaN."""
+    y = vf_max(vf_set1(-126), y)
     cdef vf n = vf_round(y)
     cdef vf r = vf_sub(y, n)
     # minimax in relative error for |r| <= 1 / 2
@@ -39,3 +41,14 @@ cdef inline vf vf_exp2(vf y) noexcept nogil:
 cdef inline vf vf_sigmoid(vf x) noexcept nogil:
     cdef vf one = vf_set1(1)
     return vf_div(one, vf_add(one, vf_exp(vf_sub(vf_set1(0), x))))
+
+
+cdef inline bint all_finite(const float* x, int n) noexcept nogil:
+    """Is none of x[n], a multiple of 16, an infinity or NaN?"""
+    cdef vf most = vf_set1(0)
+    cdef float peak
+    cdef int i
+    for i in range(0, n, 16):
+        most = vf_amax(most, vf_load(x + i))
+    peak = vf_hamax(most)
+    return peak - peak == 0

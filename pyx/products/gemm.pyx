@@ -13,7 +13,7 @@ from libc.string cimport memset
 from .gemm8 cimport gemm_u8
 from .panels cimport PART_TOKENS, FourTokens, four_tokens, tile_load, tile_store
 from ..simd.verbs cimport (
-    prefetch, transpose8, vb, vb_load, vf, vf_abs, vf_div, vf_fma, vf_fma1, vf_load, vf_max, vf_mul, vf_set1,
+    prefetch, transpose8, vb, vb_load, vf, vf_amax, vf_div, vf_fma, vf_fma1, vf_load, vf_max, vf_mul, vf_set1,
     vf_store, vf_to_i, vh, vh_dot, vh_sum, vh_zero, vi, vi_add, vi_dot, vi_times128, vi_to_f, vi_zero, vw, vw_join,
     vw_load, vw_store,
 )
@@ -336,7 +336,7 @@ cdef inline void round_panel(const float* panel, int rows, int16_t* q, float* sc
     cdef int r
     cdef vf peak = vf_set1(0), inverse
     for r in range(rows):
-        peak = vf_max(peak, vf_abs(vf_load(panel + 32 * r)))
+        peak = vf_amax(peak, vf_load(panel + 32 * r))
     vf_store(scale, vf_mul(peak, vf_set1(<float>(1.0 / W_LIMIT))))
     # A column of zeros divides by the smallest normal number instead: 0 * finite = 0.
     inverse = vf_div(vf_set1(W_LIMIT), vf_max(peak, vf_set1(1e-34)))

@@ -5,7 +5,7 @@ Two ways to end a block: in f32 where each has a step of its own, in int32 where
 
 from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t
 
-from .inputs cimport PANEL_SUPERBLOCKS, SUPERBLOCK, U8_BLOCKS, aligned, even_chunk, superblock_chunk
+from .inputs cimport SUPERBLOCK, U8_BLOCKS, aligned, even_chunk, superblock_chunk
 from .gemm cimport Packed, panel_add
 from .weight_types cimport WeightType
 from .outliers cimport Columns, add_columns, find_columns
@@ -17,6 +17,17 @@ from ..simd.verbs cimport (
 from .superblocks cimport SuperblockPanel
 from .sizes cimport TILE
 from .tiles cimport add_units, close_block4, close_superblock, step_u8, weigh4
+
+cdef struct Unpacked:       # one thread's: more than a stack may hold
+    SuperblockPanel panel
+    float columns[32 * U8_BLOCKS * 16]
+    Columns found
+
+
+cdef size_t unpacking_bytes() noexcept nogil:
+    """Bytes of an input's `unpacking`, which gemm_u8 wants"""
+    return sizeof(Unpacked) + 64
+
 
 # ======== a step for every block ========
 
@@ -82,27 +93,25 @@ cdef inline void tokens_u8(const uint8_t* q, const float* d, const float* m, int
 
 
 cdef void gemm_blocks(const Packed* w, const Acts* x, float* y, size_t ldy, int lo, int hi) noexcept nogil:
-    cdef uint8_t memory[TILE * U8_BLOCKS + 128 * U8_BLOCKS + 64 * 32 * U8_BLOCKS + 64]
-    cdef uint8_t* q = aligned(memory)
-    cdef float* d = <float*>(q + TILE * U8_BLOCKS)
-    cdef float* m = d + 16 * U8_BLOCKS
-    cdef float* columns = m + 16 * U8_BLOCKS
+    cdef Unpacked* work = <Unpacked*>aligned(x.unpacking)
+    cdef uint8_t* q = work.panel.q
+    cdef float* d = work.panel.d
+    cdef float* m = work.panel.m
     cdef const WeightType* k = w.type
-    cdef Columns c
     cdef int t0, t1, b, n, tile
     for t0 in range(0, x.n_rows, 128):
         t1 = min(t0 + PART_TOKENS, x.n_rows)
         b = 0
         while b < w.n_blocks:
             n = min(even_chunk(w.n_blocks, U8_BLOCKS), w.n_blocks - b)
-            find_columns(x, b, n, t0, t1, &c)
+            find_columns(x, b, n, t0, t1, &work.found)
             for tile in range(lo, hi):
                 k.unpack_u8(w.tiles + (tile * <size_t>w.n_blocks + b) * k.tile_bytes, n, q, d, m)
                 if k.fifth:
                     tokens_u8(q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, True)
                 else:
                     tokens_u8(q, d, m, b, n, x, t0, t1, y + 16 * tile, ldy, False)
-                add_columns(q, d, &c, t1 - t0, columns, y + t0 * ldy + 16 * tile, ldy)
+                add_columns(q, d, &work.found, t1 - t0, work.columns, y + t0 * ldy + 16 * tile, ldy)
             b += n
 
 
@@ -191,13 +200,11 @@ cdef void add_minima(const SuperblockPanel* p, int b, int n, const Acts* x, int 
 
 cdef void gemm_superblocks(const Packed* w, const Acts* x, float* y, size_t ldy, int lo, int hi) noexcept nogil:
     """Inputs are raised (inputs.pxd)"""
-    cdef uint8_t memory[(512 + 64 + 128) * U8_BLOCKS + 64 * PANEL_SUPERBLOCKS + 64 * 32 * U8_BLOCKS + 64]     # a SuperblockPanel, columns
-    cdef SuperblockPanel* p = <SuperblockPanel*>aligned(memory)
-    cdef float* columns = <float*>(p + 1)
+    cdef Unpacked* work = <Unpacked*>aligned(x.unpacking)
+    cdef SuperblockPanel* p = &work.panel
     cdef const WeightType* k = w.type
     cdef const float* units
     cdef float* out
-    cdef Columns c
     cdef int t0, t1, b, n, tile
     cdef bint fresh
     for t0 in range(0, x.n_rows, 128):
@@ -205,7 +212,7 @@ cdef void gemm_superblocks(const Packed* w, const Acts* x, float* y, size_t ldy,
         b = 0
         while b < w.n_blocks:
             n = min(superblock_chunk(w.n_blocks), w.n_blocks - b)
-            find_columns(x, b, n, t0, t1, &c)
+            find_columns(x, b, n, t0, t1, &work.found)
             for tile in range(lo, hi):
                 units, out, fresh = w.units + 16 * tile, y + 16 * tile, b == 0
                 k.unpack_superblock(w.tiles + (tile * <size_t>w.n_blocks + b) * k.tile_bytes, n, units, p)
@@ -216,7 +223,7 @@ cdef void gemm_superblocks(const Packed* w, const Acts* x, float* y, size_t ldy,
                     tokens_superblocks(p, units, b, n, x, t0, t1, out, ldy, True, fresh)
                 else:
                     tokens_superblocks(p, units, b, n, x, t0, t1, out, ldy, False, fresh)
-                add_columns(p.q, p.d, &c, t1 - t0, columns, out + t0 * ldy, ldy)
+                add_columns(p.q, p.d, &work.found, t1 - t0, work.columns, out + t0 * ldy, ldy)
             b += n
 
 

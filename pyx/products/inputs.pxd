@@ -38,6 +38,7 @@ cdef struct Acts:               # T rows of inputs; only the wanted forms are th
     Outliers* outliers          # (T, n_blocks); outlier_bits (T, n_blocks): bit i is set where the i-th is there
     uint8_t* outlier_bits
     float outlier_over          # what makes one: this many times the mean of all blocks' largest values
+    uint8_t* unpacking          # for products of many 8-bit inputs: unpacking_bytes of the thread's own, see gemm8.pyx
     int16_t* q16                # the same, 15 bits: at most S16_LIMIT
     float* scale16
     float* sum16
@@ -64,6 +65,11 @@ cdef inline uint64_t eight_bits(const uint8_t* bits, int n) noexcept nogil:
     cdef uint64_t r
     memcpy(&r, bits, 8)
     return r if n >= 8 else r & ((<uint64_t>1 << 8 * n) - 1)
+
+
+cdef inline float or_nan(float peak) noexcept nogil:
+    """peak; NaN where it is infinite"""
+    return peak - (peak - peak)
 
 
 cdef inline int even_chunk(int n_blocks, int most) noexcept nogil:

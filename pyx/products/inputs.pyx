@@ -5,6 +5,9 @@ than the rest, as a few channels of every model's activations are; such a block'
 Values over `outlier_over` times the blocks' mean largest value are set aside, up to three a block, and multiplied in f32:
 a column of W times one number, for a few columns of hundreds. Wide models, which average more noise out, share a step among
 SUPERBLOCK blocks (superblocks.pxd).
+
+A block's largest value is found by vf_amax, which sees infinities and NaN. A block with one gets a step that is NaN, and so
+does all that is multiplied with it: integers alone would make numbers of them.
 """
 
 from libc.math cimport fabsf
@@ -12,7 +15,7 @@ from libc.stdint cimport int8_t, int16_t, uint8_t
 from libc.string cimport memcpy, memset
 
 from ..simd.verbs cimport (
-    U8_OFFSET, vf, vf_abs, vf_fma, vf_hmax, vf_load, vf_max, vf_mul, vf_set1, vf_to_i, vi, vi_add, vi_hsum,
+    U8_OFFSET, vf, vf_abs, vf_amax, vf_fma, vf_hamax, vf_load, vf_mul, vf_set1, vf_to_i, vi, vi_add, vi_hsum,
     vi_store_s16, vi_store_s8, vi_to_f,
 )
 
@@ -42,6 +45,7 @@ cdef void acts_place(Acts* x, int n_rows, int n_cols, int precisions, uint8_t* m
     cdef uint8_t* p = aligned(memory)
     x.n_rows, x.n_cols, x.n_blocks = n_rows, n_cols, <int>nb
     x.q8, x.q16, x.outlier_over, x.superblock, x.raised = NULL, NULL, OUTLIER_OVER, 1, False
+    x.unpacking = NULL
     if precisions & INT8:
         x.q8 = <int8_t*>p
         x.outliers = <Outliers*>(x.q8 + 32 * n * nb)
@@ -60,7 +64,12 @@ cdef void acts_place(Acts* x, int n_rows, int n_cols, int precisions, uint8_t* m
 
 
 cdef inline float block_amax(vf a, vf b) noexcept nogil:
-    return vf_hmax(vf_max(vf_abs(a), vf_abs(b)))
+    return vf_hamax(vf_amax(vf_abs(a), b))
+
+
+cdef inline float larger(float a, float b) noexcept nogil:
+    """the larger of two that have no signs; NaN where either is"""
+    return b if b > a or b != b else a
 
 
 cdef inline void split16(vi q, int8_t* high, int8_t* low) noexcept nogil:
@@ -124,7 +133,8 @@ cdef inline void round_span(Acts* x, size_t at, const float* a, int n, float lim
     cdef int b
     for b in range(n):
         left[b] = a + 32 * b
-        amax = max(amax, set_aside(x, at + b, left + b, rest + 32 * b, limit))
+        amax = larger(amax, set_aside(x, at + b, left + b, rest + 32 * b, limit))
+    amax = or_nan(amax)
     for b in range(n):
         round8(x, at + b, left[b], amax)
 
@@ -136,7 +146,8 @@ cdef inline void raise_codes(uint8_t* q, size_t n) noexcept nogil:
         q[i] ^= U8_OFFSET
 
 
-cdef void round16(Acts* x, size_t at, vf a0, vf a1, float amax) noexcept nogil:
+cdef void round16(Acts* x, size_t at, vf a0, vf a1) noexcept nogil:
+    cdef float amax = or_nan(block_amax(a0, a1))
     cdef float inverse = S16_LIMIT / amax if amax > 0 else 0
     cdef vi i0 = vf_to_i(vf_mul(a0, vf_set1(inverse))), i1 = vf_to_i(vf_mul(a1, vf_set1(inverse)))
     vi_store_s16(x.q16 + 32 * at, i0)
@@ -168,7 +179,7 @@ cdef void acts_quantize(Acts* x, int lo, int hi, int block_lo, int block_hi) noe
         if x.q16 != NULL:
             for b in range(block_lo, block_hi):
                 a0, a1 = vf_load(row + 32 * b), vf_load(row + 32 * b + 16)
-                round16(x, at + b, a0, a1, block_amax(a0, a1))
+                round16(x, at + b, a0, a1)
 
 
 cdef void quantize_gradient(const float* dy, size_t ldy, int n_rows, int T, int lo, int hi, int16_t* q, float* scale) noexcept nogil:
@@ -193,8 +204,8 @@ cdef void quantize_gradient(const float* dy, size_t ldy, int n_rows, int T, int 
                 row = buffer
             peak = vf_abs(vf_load(row))
             for i in range(16, BACK_ROWS, 16):
-                peak = vf_max(peak, vf_abs(vf_load(row + i)))
-            amax = vf_hmax(peak)
+                peak = vf_amax(peak, vf_load(row + i))
+            amax = or_nan(vf_hamax(peak))
             inverse = G_LIMIT / amax if amax > 0 else 0
             out = q + (g * <size_t>T + t) * BACK_ROWS
             for i in range(0, BACK_ROWS, 16):

@@ -9,7 +9,8 @@ from .inputs cimport (
     quantize_gradient,
 )
 from ..types.finite cimport ScaleField, scale_field, scales_finite
-from .gemm cimport matmul_backward_tiles, matmul_tiles, precision_of
+from .gemm cimport Packed, matmul_backward_tiles, matmul_tiles, precision_of
+from .gemm8 cimport unpacking_bytes
 from .weight_types cimport WeightType, weight_type, weight_type_at, weight_type_count
 from .superblocks cimport find_units
 
@@ -107,13 +108,19 @@ cdef class PackedMatrix:
 PRECISIONS = {"f32": EXACT, "int8": INT8, "int16": INT16}
 
 
+cdef void multiply(const Packed* w, Acts x, uint8_t* unpacking, int precision, float* y, size_t ldy, int lo, int hi) noexcept nogil:
+    """One thread's row tiles lo..hi of y = W x"""
+    x.unpacking = unpacking
+    matmul_tiles(w, &x, precision, y, ldy, lo, hi)
+
+
 def matmul(PackedMatrix w, x, activations="int8", int n_threads=1, int n_embd=0):
     """y = x W^T: x (T, K) f32 -> (T, N) f32, by the path that generation (T < 4) and prompts take in a model of width n_embd."""
     cdef int T = len(x), K = w.w.n_cols, i, per, precision = PRECISIONS[activations]
     cdef float[:, ::1] xv = np.zeros((T, padded(K, 32)), np.float32)
     cdef float[:, ::1] y = np.full((T, padded(w.w.n_rows, 16)), np.nan, np.float32)
     cdef Acts acts
-    cdef uint8_t[::1] memory
+    cdef uint8_t[::1] memory, unpacking = np.empty(n_threads * unpacking_bytes(), np.uint8)
     if x.shape[1] != K:
         raise ValueError(f"x has {x.shape[1]} columns, wanted {K}")
     np.asarray(xv)[:, :K] = x
@@ -127,7 +134,7 @@ def matmul(PackedMatrix w, x, activations="int8", int n_threads=1, int n_embd=0)
     check_threads(n_threads)
     per = (w.w.n_tiles + n_threads - 1) // n_threads
     for i in prange(n_threads, num_threads=n_threads, schedule="static", chunksize=1, nogil=True):
-        matmul_tiles(&w.w, &acts, precision, &y[0, 0], y.shape[1], min(i * per, w.w.n_tiles), min((i + 1) * per, w.w.n_tiles))
+        multiply(&w.w, acts, &unpacking[i * unpacking_bytes()], precision, &y[0, 0], y.shape[1], min(i * per, w.w.n_tiles), min((i + 1) * per, w.w.n_tiles))
     return np.asarray(y)[:, :w.w.n_rows]
 
 

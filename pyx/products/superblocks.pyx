@@ -3,7 +3,7 @@
 from libc.math cimport ldexpf
 from libc.stdint cimport uint8_t
 
-from ..simd.verbs cimport vf, vf_abs, vf_load, vf_max, vf_set1, vf_store
+from ..simd.verbs cimport vf, vf_amax, vf_set1, vf_store
 from .tiles cimport quad_scale
 
 cdef extern from "<math.h>" nogil:
@@ -16,7 +16,7 @@ cdef void find_units(const uint8_t* tile, int nb, size_t tile_bytes, bint fifth,
     cdef int b, r, power
     cdef vf peak = vf_set1(0)
     for b in range(nb):
-        peak = vf_max(peak, vf_abs(quad_scale(tile + b * tile_bytes, fifth, wide)))
+        peak = vf_amax(peak, quad_scale(tile + b * tile_bytes, fifth, wide))
     vf_store(d, peak)
     for r in range(16):
         frexpf(d[r], &power)        # d = 0.5 .. 1 times 2 ** power

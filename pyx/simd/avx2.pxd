@@ -3,6 +3,10 @@
 #   vb  16 rows x 4 x u8  (four neighbours of k per row)     vw  16 rows x 2 x i16 (two neighbours of k per row)
 #   vh  16 rows x 2 x i16 partial sums (i32 ones where a set adds four products at once; only vh_sum tells)
 # Same names, same meaning in every file of this folder; generic.pxd is the plain statement of what each verb does.
+#
+# NaN: arithmetic hands it on and makes it of infinities as IEEE 754 has it; so does what moves f32 about. vf_max and vf_min
+# give b where either is NaN; vf_amax and vf_hamax see it always. As an integer it may be any number, so a block that holds
+# one must get a scale that is NaN. Integer verbs know none.
 
 from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t, uint16_t, uint32_t
 
@@ -97,6 +101,7 @@ cdef inline vf vf_div(vf a, vf b) noexcept nogil:
 
 
 cdef inline vf vf_max(vf a, vf b) noexcept nogil:
+    """the larger; b where either is NaN"""
     cdef vf r
     r.lo = _mm256_max_ps(a.lo, b.lo)
     r.hi = _mm256_max_ps(a.hi, b.hi)
@@ -104,6 +109,7 @@ cdef inline vf vf_max(vf a, vf b) noexcept nogil:
 
 
 cdef inline vf vf_min(vf a, vf b) noexcept nogil:
+    """the smaller; b where either is NaN"""
     cdef vf r
     r.lo = _mm256_min_ps(a.lo, b.lo)
     r.hi = _mm256_min_ps(a.hi, b.hi)
@@ -122,6 +128,14 @@ cdef inline vf vf_abs(vf a) noexcept nogil:
     cdef __m256 mask = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff))
     r.lo = _mm256_and_ps(a.lo, mask)
     r.hi = _mm256_and_ps(a.hi, mask)
+    return r
+
+
+cdef inline vf vf_amax(vf most, vf a) noexcept nogil:
+    """the larger of `most`, which has no signs, and |a|; NaN where either is: compared as integers, it is above infinity"""
+    cdef vf r = vf_abs(a)
+    r.lo = _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(most.lo), _mm256_castps_si256(r.lo)))
+    r.hi = _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(most.hi), _mm256_castps_si256(r.hi)))
     return r
 
 
@@ -159,7 +173,7 @@ cdef inline vf vf_round(vf a) noexcept nogil:
 
 
 cdef inline vf vf_pow2(vf n) noexcept nogil:
-    """2 ** n for whole n in -126..127"""
+    """2 ** n for whole n in -126..127; of others, NaN among them, any number"""
     cdef vf r
     cdef __m256i bias = _mm256_set1_epi32(127)
     r.lo = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.lo), bias), 23))
@@ -176,11 +190,19 @@ cdef inline float vf_hsum(vf a) noexcept nogil:
 
 
 cdef inline float vf_hmax(vf a) noexcept nogil:
-    """largest lane"""
+    """largest lane; a NaN may be missed where not all lanes are"""
     cdef __m256 s = _mm256_max_ps(a.lo, a.hi)
     cdef __m128 h = _mm_max_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1))
     h = _mm_max_ps(h, _mm_movehl_ps(h, h))
     return _mm_cvtss_f32(_mm_max_ps(h, _mm_movehdup_ps(h)))
+
+
+cdef inline float vf_hamax(vf most) noexcept nogil:
+    """largest lane where none has a sign; NaN where any is"""
+    cdef __m256i s = _mm256_max_epi32(_mm256_castps_si256(most.lo), _mm256_castps_si256(most.hi))
+    cdef __m128i h = _mm_max_epi32(_lower(s), _mm256_extracti128_si256(s, 1))
+    h = _mm_max_epi32(h, _mm_unpackhi_epi64(h, h))
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epi32(h, _mm_shuffle_epi32(h, 1))))
 
 
 # ---- 16-bit floats in memory ----
@@ -193,6 +215,7 @@ cdef inline vf vf_load_f16(const void* p) noexcept nogil:
 
 
 cdef inline void vf_store_f16(void* p, vf a) noexcept nogil:
+    """round half to even; beyond 65519 infinity, NaN stays NaN"""
     _mm_storeu_si128(<__m128i*>p, _mm256_cvtps_ph(a.lo, 0))
     _mm_storeu_si128(<__m128i*>p + 1, _mm256_cvtps_ph(a.hi, 0))
 
@@ -205,13 +228,15 @@ cdef inline vf vf_load_bf16(const void* p) noexcept nogil:
 
 
 cdef inline __m256i _bf16_bits(__m256 a) noexcept nogil:
-    # round half to even: add 0x7fff plus the lowest kept bit
-    cdef __m256i x = _mm256_castps_si256(a)
+    # round half to even: add 0x7fff plus the lowest kept bit; all of NaN's bits below the sign are set
+    cdef __m256i x = _mm256_castps_si256(a), none = _mm256_castps_si256(_mm256_cmp_ps(a, a, 3))
     cdef __m256i odd = _mm256_and_si256(_mm256_srli_epi32(x, 16), _mm256_set1_epi32(1))
-    return _mm256_srli_epi32(_mm256_add_epi32(x, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16)
+    x = _mm256_srli_epi32(_mm256_add_epi32(x, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16)
+    return _mm256_or_si256(x, _mm256_srli_epi32(none, 17))
 
 
 cdef inline void vf_store_bf16(void* p, vf a) noexcept nogil:
+    """round half to even; NaN stays NaN, which rounding its bits could turn to zero"""
     cdef __m256i x = _mm256_packus_epi32(_bf16_bits(a.lo), _bf16_bits(a.hi))
     _mm256_storeu_si256(<__m256i*>p, _mm256_permute4x64_epi64(x, 0xd8))
 
@@ -302,7 +327,7 @@ cdef inline vf vi_to_f(vi a) noexcept nogil:
 
 
 cdef inline vi vf_to_i(vf a) noexcept nogil:
-    """nearest integer, halves to even; |a| < 2 ** 31"""
+    """nearest integer, halves to even; |a| < 2 ** 31: of others, NaN among them, any number"""
     cdef vi r
     r.lo = _mm256_cvtps_epi32(a.lo)
     r.hi = _mm256_cvtps_epi32(a.hi)

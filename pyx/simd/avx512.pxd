@@ -1,5 +1,9 @@
 # AVX-512 with VNNI: the verbs of avx2.pxd with one register where AVX2 takes two. A row's four 8-bit products go straight
 # to 32 bits (vpdpbusd does not saturate), so vh is 16 x i32: equal sums wherever a caller's bounds keep int16 ones whole.
+#
+# NaN: arithmetic hands it on and makes it of infinities as IEEE 754 has it; so does what moves f32 about. vf_max and vf_min
+# give b where either is NaN; vf_amax and vf_hamax see it always. As an integer it may be any number, so a block that holds
+# one must get a scale that is NaN. Integer verbs know none.
 
 from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t, uint16_t, uint32_t
 
@@ -18,6 +22,7 @@ cdef extern from "immintrin.h" nogil:
         pass
     ctypedef struct __m512i:
         pass
+    ctypedef unsigned short __mmask16
     ctypedef unsigned int __mmask32
     __m512 _mm512_loadu_ps(const void*)
     void _mm512_storeu_ps(void*, __m512)
@@ -30,6 +35,18 @@ cdef extern from "immintrin.h" nogil:
     __m512 _mm512_max_ps(__m512, __m512)
     __m512 _mm512_min_ps(__m512, __m512)
     __m512 _mm512_abs_ps(__m512)
+    __mmask16 _mm512_cmp_ps_mask(__m512, __m512, int)
+    __m512i _mm512_mask_blend_epi32(__mmask16, __m512i, __m512i)
+    __m512i _mm512_max_epi32(__m512i, __m512i)
+    __m256i _mm256_max_epi32(__m256i, __m256i)
+    __m256i _mm512_castsi512_si256(__m512i)
+    __m256i _mm512_extracti64x4_epi64(__m512i, int)
+    __m128i _mm256_castsi256_si128(__m256i)
+    __m128i _mm256_extracti128_si256(__m256i, int)
+    __m128i _mm_max_epi32(__m128i, __m128i)
+    __m128i _mm_unpackhi_epi64(__m128i, __m128i)
+    __m128i _mm_shuffle_epi32(__m128i, int)
+    __m128 _mm_castsi128_ps(__m128i)
     __m512 _mm512_fmadd_ps(__m512, __m512, __m512)
     __m512 _mm512_fnmadd_ps(__m512, __m512, __m512)
     __m512 _mm512_roundscale_ps(__m512, int)
@@ -159,10 +176,12 @@ cdef inline vf vf_div(vf a, vf b) noexcept nogil:
 
 
 cdef inline vf vf_max(vf a, vf b) noexcept nogil:
+    """the larger; b where either is NaN"""
     return _mm512_max_ps(a, b)
 
 
 cdef inline vf vf_min(vf a, vf b) noexcept nogil:
+    """the smaller; b where either is NaN"""
     return _mm512_min_ps(a, b)
 
 
@@ -172,6 +191,11 @@ cdef inline vf vf_sqrt(vf a) noexcept nogil:
 
 cdef inline vf vf_abs(vf a) noexcept nogil:
     return _mm512_abs_ps(a)
+
+
+cdef inline vf vf_amax(vf most, vf a) noexcept nogil:
+    """the larger of `most`, which has no signs, and |a|; NaN where either is: compared as integers, it is above infinity"""
+    return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(most), _mm512_castps_si512(_mm512_abs_ps(a))))
 
 
 cdef inline vf vf_fma(vf a, vf b, vf c) noexcept nogil:
@@ -195,7 +219,7 @@ cdef inline vf vf_round(vf a) noexcept nogil:
 
 
 cdef inline vf vf_pow2(vf n) noexcept nogil:
-    """2 ** n for whole n in -126..127"""
+    """2 ** n for whole n in -126..127; of others, NaN among them, any number"""
     return _mm512_scalef_ps(_mm512_set1_ps(1), n)
 
 
@@ -208,11 +232,20 @@ cdef inline float vf_hsum(vf a) noexcept nogil:
 
 
 cdef inline float vf_hmax(vf a) noexcept nogil:
-    """largest lane"""
+    """largest lane; a NaN may be missed where not all lanes are"""
     cdef __m256 s = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1))
     cdef __m128 h = _mm_max_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1))
     h = _mm_max_ps(h, _mm_movehl_ps(h, h))
     return _mm_cvtss_f32(_mm_max_ps(h, _mm_movehdup_ps(h)))
+
+
+cdef inline float vf_hamax(vf most) noexcept nogil:
+    """largest lane where none has a sign; NaN where any is"""
+    cdef __m512i x = _mm512_castps_si512(most)
+    cdef __m256i s = _mm256_max_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1))
+    cdef __m128i h = _mm_max_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1))
+    h = _mm_max_epi32(h, _mm_unpackhi_epi64(h, h))
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epi32(h, _mm_shuffle_epi32(h, 1))))
 
 
 # ---- 16-bit floats in memory ----
@@ -222,6 +255,7 @@ cdef inline vf vf_load_f16(const void* p) noexcept nogil:
 
 
 cdef inline void vf_store_f16(void* p, vf a) noexcept nogil:
+    """round half to even; beyond 65519 infinity, NaN stays NaN"""
     _mm256_storeu_si256(<__m256i*>p, _mm512_cvtps_ph(a, 0))
 
 
@@ -230,10 +264,12 @@ cdef inline vf vf_load_bf16(const void* p) noexcept nogil:
 
 
 cdef inline void vf_store_bf16(void* p, vf a) noexcept nogil:
-    # round half to even: add 0x7fff plus the lowest kept bit
+    """round half to even; NaN stays NaN, which rounding its bits could turn to zero"""
+    # add 0x7fff plus the lowest kept bit
     cdef __m512i x = _mm512_castps_si512(a)
     cdef __m512i odd = _mm512_and_si512(_mm512_srli_epi32(x, 16), _mm512_set1_epi32(1))
     x = _mm512_srli_epi32(_mm512_add_epi32(x, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16)
+    x = _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(a, a, 3), x, _mm512_set1_epi32(0x7fff))
     _mm256_storeu_si256(<__m256i*>p, _mm512_cvtepi32_epi16(x))
 
 
@@ -291,7 +327,7 @@ cdef inline vf vi_to_f(vi a) noexcept nogil:
 
 
 cdef inline vi vf_to_i(vf a) noexcept nogil:
-    """nearest integer, halves to even; |a| < 2 ** 31"""
+    """nearest integer, halves to even; |a| < 2 ** 31: of others, NaN among them, any number"""
     return _mm512_cvtps_epi32(a)
 
 

@@ -1,4 +1,8 @@
 # Any CPU: the verbs of avx2.pxd in plain loops over 16 lanes, which is also the definition of what each verb does.
+#
+# NaN: arithmetic hands it on and makes it of infinities as IEEE 754 has it; so does what moves f32 about. vf_max and vf_min
+# give b where either is NaN; vf_amax and vf_hamax see it always. As an integer it may be any number, so a block that holds
+# one must get a scale that is NaN. Integer verbs know none.
 
 from libc.math cimport fabsf, rintf, sqrtf
 from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t, uint16_t, uint32_t
@@ -86,6 +90,7 @@ cdef inline vf vf_div(vf a, vf b) noexcept nogil:
 
 
 cdef inline vf vf_max(vf a, vf b) noexcept nogil:
+    """the larger; b where either is NaN"""
     cdef int i
     for i in range(16):
         a.x[i] = a.x[i] if a.x[i] > b.x[i] else b.x[i]
@@ -93,6 +98,7 @@ cdef inline vf vf_max(vf a, vf b) noexcept nogil:
 
 
 cdef inline vf vf_min(vf a, vf b) noexcept nogil:
+    """the smaller; b where either is NaN"""
     cdef int i
     for i in range(16):
         a.x[i] = a.x[i] if a.x[i] < b.x[i] else b.x[i]
@@ -110,6 +116,20 @@ cdef inline vf vf_abs(vf a) noexcept nogil:
     cdef int i
     for i in range(16):
         a.x[i] = fabsf(a.x[i])
+    return a
+
+
+cdef inline vf vf_amax(vf most, vf a) noexcept nogil:
+    """the larger of `most`, which has no signs, and |a|; NaN where either is: compared as integers, it is above infinity"""
+    cdef int32_t bits[16]
+    cdef int32_t other[16]
+    cdef int i
+    memcpy(bits, &most, 64)
+    memcpy(other, &a, 64)
+    for i in range(16):
+        other[i] = other[i] & 0x7fffffff
+        bits[i] = bits[i] if bits[i] > other[i] else other[i]
+    memcpy(&a, bits, 64)
     return a
 
 
@@ -146,7 +166,7 @@ cdef inline vf vf_round(vf a) noexcept nogil:
 
 
 cdef inline vf vf_pow2(vf n) noexcept nogil:
-    """2 ** n for whole n in -126..127"""
+    """2 ** n for whole n in -126..127; of others, NaN among them, any number"""
     cdef int32_t bits[16]
     cdef int i
     for i in range(16):
@@ -166,11 +186,22 @@ cdef inline float vf_hsum(vf a) noexcept nogil:
 
 
 cdef inline float vf_hmax(vf a) noexcept nogil:
-    """largest lane"""
+    """largest lane; a NaN may be missed where not all lanes are"""
     cdef int i
     for i in range(1, 16):
         a.x[0] = a.x[0] if a.x[0] > a.x[i] else a.x[i]
     return a.x[0]
+
+
+cdef inline float vf_hamax(vf most) noexcept nogil:
+    """largest lane where none has a sign; NaN where any is"""
+    cdef int32_t bits[16]
+    cdef int i
+    memcpy(bits, &most, 64)
+    for i in range(1, 16):
+        bits[0] = bits[0] if bits[0] > bits[i] else bits[i]
+    memcpy(&most, bits, 4)
+    return most.x[0]
 
 
 # ---- 16-bit floats in memory ----
@@ -225,6 +256,7 @@ cdef inline vf vf_load_f16(const void* p) noexcept nogil:
 
 
 cdef inline void vf_store_f16(void* p, vf a) noexcept nogil:
+    """round half to even; beyond 65519 infinity, NaN stays NaN"""
     cdef int i
     for i in range(16):
         (<uint16_t*>p)[i] = _float_to_half(a.x[i])
@@ -241,11 +273,14 @@ cdef inline vf vf_load_bf16(const void* p) noexcept nogil:
 
 
 cdef inline void vf_store_bf16(void* p, vf a) noexcept nogil:
+    """round half to even; NaN stays NaN, which rounding its bits could turn to zero"""
     cdef uint32_t bits[16]
+    cdef uint32_t rounded
     cdef int i
     memcpy(bits, &a, 64)
     for i in range(16):
-        (<uint16_t*>p)[i] = <uint16_t>((bits[i] + 0x7fff + ((bits[i] >> 16) & 1)) >> 16)
+        rounded = (bits[i] + 0x7fff + ((bits[i] >> 16) & 1)) >> 16
+        (<uint16_t*>p)[i] = <uint16_t>(rounded | (0x7fff if a.x[i] != a.x[i] else 0))
 
 
 # ---- integers ----
@@ -336,7 +371,7 @@ cdef inline vf vi_to_f(vi a) noexcept nogil:
 
 
 cdef inline vi vf_to_i(vf a) noexcept nogil:
-    """nearest integer, halves to even; |a| < 2 ** 31"""
+    """nearest integer, halves to even; |a| < 2 ** 31: of others, NaN among them, any number"""
     cdef vi r
     cdef int i
     for i in range(16):

@@ -2,8 +2,13 @@
 #   vb  16 rows x 4 x u8 of at most 127, a register four rows: what keeps int16 sums whole makes sdot right
 #   vw  the even int16 of all rows apart from the odd ones: one multiply-add takes four rows' element
 #   vh  16 x i32, for sdot adds a row's four products to 32 bits
+#
+# NaN: arithmetic hands it on and makes it of infinities as IEEE 754 has it; so does what moves f32 about. vf_max and vf_min
+# give b where either is NaN; vf_amax and vf_hamax see it always. As an integer it may be any number, so a block that holds
+# one must get a scale that is NaN. Integer verbs know none.
 
 from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t, uint16_t, uint32_t
+from libc.string cimport memcpy
 
 from .arm_neon cimport *
 
@@ -114,6 +119,7 @@ cdef inline float32x4_t _max(float32x4_t a, float32x4_t b) noexcept nogil:
 
 
 cdef inline vf vf_max(vf a, vf b) noexcept nogil:
+    """the larger; b where either is NaN"""
     cdef vf r
     r.a, r.b, r.c, r.d = _max(a.a, b.a), _max(a.b, b.b), _max(a.c, b.c), _max(a.d, b.d)
     return r
@@ -124,6 +130,7 @@ cdef inline float32x4_t _min(float32x4_t a, float32x4_t b) noexcept nogil:
 
 
 cdef inline vf vf_min(vf a, vf b) noexcept nogil:
+    """the smaller; b where either is NaN"""
     cdef vf r
     r.a, r.b, r.c, r.d = _min(a.a, b.a), _min(a.b, b.b), _min(a.c, b.c), _min(a.d, b.d)
     return r
@@ -138,6 +145,17 @@ cdef inline vf vf_sqrt(vf a) noexcept nogil:
 cdef inline vf vf_abs(vf a) noexcept nogil:
     cdef vf r
     r.a, r.b, r.c, r.d = vabsq_f32(a.a), vabsq_f32(a.b), vabsq_f32(a.c), vabsq_f32(a.d)
+    return r
+
+
+cdef inline float32x4_t _amax(float32x4_t most, float32x4_t a) noexcept nogil:
+    return vreinterpretq_f32_s32(vmaxq_s32(vreinterpretq_s32_f32(most), vreinterpretq_s32_f32(vabsq_f32(a))))
+
+
+cdef inline vf vf_amax(vf most, vf a) noexcept nogil:
+    """the larger of `most`, which has no signs, and |a|; NaN where either is: compared as integers, it is above infinity"""
+    cdef vf r
+    r.a, r.b, r.c, r.d = _amax(most.a, a.a), _amax(most.b, a.b), _amax(most.c, a.c), _amax(most.d, a.d)
     return r
 
 
@@ -183,7 +201,7 @@ cdef inline float32x4_t _pow2(float32x4_t n) noexcept nogil:
 
 
 cdef inline vf vf_pow2(vf n) noexcept nogil:
-    """2 ** n for whole n in -126..127"""
+    """2 ** n for whole n in -126..127; of others, NaN among them, any number"""
     cdef vf r
     r.a, r.b, r.c, r.d = _pow2(n.a), _pow2(n.b), _pow2(n.c), _pow2(n.d)
     return r
@@ -196,8 +214,16 @@ cdef inline float vf_hsum(vf a) noexcept nogil:
 
 
 cdef inline float vf_hmax(vf a) noexcept nogil:
-    """largest lane"""
+    """largest lane; a NaN may be missed where not all lanes are"""
     return vmaxvq_f32(_max(_max(a.a, a.c), _max(a.b, a.d)))
+
+
+cdef inline float vf_hamax(vf most) noexcept nogil:
+    """largest lane where none has a sign; NaN where any is"""
+    cdef int32_t bits = vmaxvq_s32(vreinterpretq_s32_f32(_amax(_amax(most.a, most.c), _amax(most.b, most.d))))
+    cdef float r
+    memcpy(&r, &bits, 4)
+    return r
 
 
 # ---- 16-bit floats in memory ----
@@ -214,6 +240,7 @@ cdef inline vf vf_load_f16(const void* p) noexcept nogil:
 
 
 cdef inline void vf_store_f16(void* p, vf a) noexcept nogil:
+    """round half to even; beyond 65519 infinity, NaN stays NaN"""
     cdef uint16_t* h = <uint16_t*>p
     vst1_u16(h, vreinterpret_u16_f16(vcvt_f16_f32(a.a)))
     vst1_u16(h + 4, vreinterpret_u16_f16(vcvt_f16_f32(a.b)))
@@ -233,13 +260,15 @@ cdef inline vf vf_load_bf16(const void* p) noexcept nogil:
 
 
 cdef inline uint16x4_t _to_bf16(float32x4_t a) noexcept nogil:
-    # round half to even: add 0x7fff plus the lowest kept bit
-    cdef uint32x4_t x = vreinterpretq_u32_f32(a)
+    # round half to even: add 0x7fff plus the lowest kept bit; all of NaN's bits below the sign are set
+    cdef uint32x4_t x = vreinterpretq_u32_f32(a), none = vmvnq_u32(vceqq_f32(a, a))
     cdef uint32x4_t odd = vandq_u32(vshrq_n_u32(x, 16), vdupq_n_u32(1))
-    return vshrn_n_u32(vaddq_u32(x, vaddq_u32(odd, vdupq_n_u32(0x7fff))), 16)
+    x = vaddq_u32(x, vaddq_u32(odd, vdupq_n_u32(0x7fff)))
+    return vshrn_n_u32(vorrq_u32(x, vshrq_n_u32(none, 1)), 16)
 
 
 cdef inline void vf_store_bf16(void* p, vf a) noexcept nogil:
+    """round half to even; NaN stays NaN, which rounding its bits could turn to zero"""
     cdef uint16_t* h = <uint16_t*>p
     vst1_u16(h, _to_bf16(a.a))
     vst1_u16(h + 4, _to_bf16(a.b))
@@ -342,7 +371,7 @@ cdef inline vf vi_to_f(vi a) noexcept nogil:
 
 
 cdef inline vi vf_to_i(vf a) noexcept nogil:
-    """nearest integer, halves to even; |a| < 2 ** 31"""
+    """nearest integer, halves to even; |a| < 2 ** 31: of others, NaN among them, any number"""
     cdef vi r
     r.a, r.b, r.c, r.d = vcvtnq_s32_f32(a.a), vcvtnq_s32_f32(a.b), vcvtnq_s32_f32(a.c), vcvtnq_s32_f32(a.d)
     return r

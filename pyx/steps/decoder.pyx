@@ -17,6 +17,8 @@ from ..layers.block cimport (
 )
 from ..layers.linear cimport Linear, linear_precisions, linear_tiles, low_rank_input, low_rank_width
 from ..layers.rope cimport rope_angles
+from ..layers.vmath cimport all_finite
+from ..products.gemm8 cimport unpacking_bytes
 from ..products.inputs cimport (
     EXACT, INT16, INT8, STREAM_TOKENS, Acts, acts_bytes, acts_for_width, acts_place, acts_quantize, padded,
 )
@@ -32,6 +34,8 @@ from .weights cimport Weights
 from ..layers.attention import KV_TYPES
 
 import numpy as np
+
+from llamacy.errors import NotFinite
 
 cdef enum:
     PACED = 16              # tokens of a step up to which a thread is left out where that is quicker
@@ -56,8 +60,8 @@ cdef class Session:
     cdef int n_slots, n_ctx, max_batch, n_threads, precision, k_type, v_type, n_chunks
     cdef uint8_t[::1] cache
     cdef float[::1] parts
-    cdef size_t chunk_bytes, work_bytes, own_bytes
-    cdef uint8_t[::1] scratch, work, own
+    cdef size_t chunk_bytes, work_bytes, own_bytes, unpacking_bytes
+    cdef uint8_t[::1] scratch, work, own, unpacking
     cdef int[::1] seen                  # per slot: the last call of find_runs that met it
     cdef int n_calls
     cdef Pace pace
@@ -76,7 +80,7 @@ cdef class Session:
         usual = "f32" if self.precision == EXACT else "s16"
         self.k_type, self.v_type = KV_TYPES[k_type or usual], KV_TYPES[v_type or usual]
         # One chunk of all layers and heads is contiguous, so that the pages of a short sequence (2 MB each) are few.
-        # Zeros: untouched pages cost no memory, and no cached value is ever NaN.
+        # Zeros: untouched pages cost no memory.
         self.n_chunks = (max(n_ctx, 1) - 1) // CHUNK + 1
         self.chunk_bytes = tile_part_bytes(c.head_dim, self.k_type) + tile_part_bytes(c.head_dim, self.v_type)
         self.chunk_bytes *= padded(min(n_ctx, CHUNK), 16) // 16
@@ -88,6 +92,8 @@ cdef class Session:
         self.work = np.empty(self.work_bytes * n_threads, np.uint8)
         self.own_bytes = padded(4 * c.embd_p + acts_bytes(1, max(c.q_p, c.embd_p, c.ff_p), INT8 | INT16), 4096)
         self.own = np.empty(self.own_bytes * n_threads, np.uint8)
+        self.unpacking_bytes = padded(unpacking_bytes(), 4096)
+        self.unpacking = np.empty(self.unpacking_bytes * n_threads, np.uint8)
         self.seen = np.zeros(n_slots, np.int32)
         self.scratch = np.empty(place_step(&self.step_, c, max_batch, NULL) + rounded_bytes + 64, np.uint8)
         place_step(&self.step_, c, max_batch, &self.scratch[0])
@@ -146,7 +152,8 @@ cdef class Session:
 
         Returns logits f32 (len(logits_at), n_vocab) for the tokens at those indices. lora_scales: f32 (T, n_adapters), or
         None for 1. hidden: the final norm's output instead of logits, f32 (len(logits_at), n_embd). ValueError where an
-        index is out of range; LlamacyError while another thread's step of this session runs, or after fork().
+        index is out of range; NotFinite where a result is infinite or NaN; LlamacyError while another thread's step of this session
+        runs, or after fork().
         """
         self.weights.begin_step(self.n_threads, &self.busy)
         try:
@@ -172,7 +179,7 @@ cdef class Session:
         s.logits_at, s.logits, s.hidden = NULL, NULL, hidden
         if s.M:
             s.logits_at, s.logits = &logits_at[0], &logits[0, 0]
-        s.fewer = s.M < s.T
+        s.fewer, s.astray = s.M < s.T, False
         s.lora_scales, s.wanted_scales = NULL, NULL
         if lora_scales is not None and self.weights.n_lora:
             s.lora_scales = &lora_scales[0, 0]
@@ -191,6 +198,8 @@ cdef class Session:
             self.run(join_team(&self.team), omp_get_num_threads())
         if few:
             note_step(&self.pace, <int>tokens.shape[0], omp_get_wtime() - began, self.team.sleeps)
+        if s.astray:
+            raise NotFinite(np.asarray(logits)[:, :width])
         return np.asarray(logits)[:, :width]
 
     cdef int check(self, const int[::1] tokens, const int[::1] positions, const int[::1] slots, const int[::1] logits_at,
@@ -291,10 +300,11 @@ cdef class Session:
     cdef uint8_t* own_rounded(self, int i) noexcept nogil:
         return &self.own[0] + i * self.own_bytes + 4 * self.weights.config.embd_p
 
-    cdef void inputs(self, Acts* a, const Linear* first, int n_linear, const float* x, size_t ld, int rows, uint8_t* memory) noexcept nogil:
+    cdef void inputs(self, Acts* a, const Linear* first, int n_linear, const float* x, size_t ld, int rows, uint8_t* memory, int i) noexcept nogil:
         a.f32, a.ld = x, ld
         acts_place(a, rows, first.w.n_cols, linear_precisions(first, n_linear, self.precision) & ~EXACT, memory)
         acts_for_width(a, self.weights.config.n_embd)
+        a.unpacking = &self.unpacking[0] + i * self.unpacking_bytes
 
     cdef void input_rows(self, Acts* a, const Linear* first, int n_linear, const float* w, int i, int n) noexcept nogil:
         """a = the norm of x and its rounded forms; a single row is quicker made by each thread than waited for"""
@@ -304,7 +314,7 @@ cdef class Session:
         cdef float* row = self.own_normed(i)
         cdef Acts own
         cdef int t
-        self.inputs(a, first, n_linear, row if alone else s.normed, c.embd_p, s.T, self.own_rounded(i) if alone else s.rounded)
+        self.inputs(a, first, n_linear, row if alone else s.normed, c.embd_p, s.T, self.own_rounded(i) if alone else s.rounded, i)
         # nobody reads f32 rows again where all products round theirs: then one is enough, and stays in the cache
         own = a[0]
         if apart:
@@ -321,7 +331,7 @@ cdef class Session:
         """a = x and its rounded forms, dealt by blocks: one long token occupies all threads"""
         cdef int rows = self.step_.T, superblocks
         cdef bint alone = rows == 1 and l.w.n_blocks <= ALONE
-        self.inputs(a, l, 1, x, ld, rows, self.own_rounded(i) if alone else self.step_.rounded)
+        self.inputs(a, l, 1, x, ld, rows, self.own_rounded(i) if alone else self.step_.rounded, i)
         if a.q8 == NULL and a.q16 == NULL:
             return
         if alone:
@@ -540,18 +550,27 @@ cdef class Session:
         cdef bint alone = s.M == 1 and not s.hidden
         cdef int m, lo, hi, n_taken = 0
         cdef float* normed = s.logits if s.hidden else self.own_normed(i) if alone else s.normed
-        self.inputs(&a, l, 1, normed, c.embd_p, s.M, self.own_rounded(i) if alone else s.rounded)
+        self.inputs(&a, l, 1, normed, c.embd_p, s.M, self.own_rounded(i) if alone else s.rounded, i)
         for m in range(0 if alone else share(s.M, i, n), 1 if alone else share(s.M, i + 1, n)):
             prepare_input(c, self.weights.output_norm, s.x + (m if s.fewer else s.logits_at[m]) * c.embd_p, normed + m * c.embd_p)
-            if not s.hidden:
+            if s.hidden:
+                self.look(normed + m * c.embd_p, c.embd_p)
+            else:
                 acts_quantize(&a, m, m + 1, 0, a.n_blocks)
         if s.hidden:
             return
         if not alone:
             barrier(&self.team)
         self.low_rank(l, 1, &a, i, n)
-        while next_static(&self.team, l.w.n_tiles, i, n, &n_taken, &lo, &hi):
+        while self.next_tiles(l.w.n_tiles, i, n, &n_taken, &lo, &hi):
             self.linears(l, 1, &a, 0, &s.logits, &ld, &lo, &hi)
+            for m in range(s.M):
+                self.look(s.logits + m * ld + 16 * lo, 16 * (hi - lo))
+
+    cdef void look(self, const float* results, int n) noexcept nogil:
+        """Remember it where one of results[n] is not finite"""
+        if not all_finite(results, n):
+            self.step_.astray = True
 
 
 def paces(seconds_all, seconds_fewer, sleeps, n_steps):

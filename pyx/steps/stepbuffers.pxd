@@ -47,6 +47,7 @@ cdef struct Step:           # one call: sizes, inputs and the buffers all thread
     float* sine
     bint hidden             # instead of logits, what they are made of
     float* logits           # (M, vocab_p), or (M, embd_p)
+    bint astray             # one of them is not finite; whoever sees it sets this
     uint8_t* rounded        # of the widest input
 
 

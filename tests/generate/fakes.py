@@ -12,6 +12,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from llamacy.errors import NotFinite
+
 BOS, EOS, END = 256, 257, 258
 PIECES = {259: b"the ", 260: b"stop", 261: "日本".encode(), 262: b"st", 263: b"op"}
 N_VOCAB = 264
@@ -81,13 +83,18 @@ class FakeSession:
             lora_scales = np.ones((len(tokens), len(self.model.adapters)), np.float32)
         lora_scales = lora_scales * np.array([scale for _, scale in self.model.adapters], np.float32)
         self.steps.append(len(tokens))
-        rows = []
+        rows, astray = [], False
         for i, (token, position, slot) in enumerate(zip(tokens, positions, slots, strict=True)):
             self.ids[slot, position], self.scales[slot, position] = token, lora_scales[i]
             seen, scales = self.ids[slot, : position + 1], self.scales[slot, : position + 1]
             assert (seen >= 0).all(), f"slot {slot} has holes before position {position}"
             if i in logits_at:
                 rows.append(hidden_state(seen) if hidden else self.model.logits(seen, scales.tobytes()))
+                if self.model.wild in seen:
+                    rows[-1][3] = np.nan
+                    astray = True
+        if astray:
+            raise NotFinite(np.stack(rows))
         return np.stack(rows) if rows else np.zeros((0, N_VOCAB), np.float32)
 
 
@@ -112,6 +119,7 @@ class FakeModel:
         self.metadata, self.file = {"general.name": "fake"}, SimpleNamespace(paths=[])
         self.activations = "int8"
         self.fail = None
+        self.wild = -1  # an id: what follows it are no numbers
         self.answer, self.prompt_length = answer, prompt_length
 
     def new_session(self, n_slots=1, n_ctx=2048, max_batch=512):

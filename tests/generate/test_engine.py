@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamacy.errors import LlamacyError
+from llamacy.errors import LlamacyError, NotFinite
 from llamacy.generate.engine import PROMPT_SHARE, Closed, Engine, PromptError, QueueFull
 from llamacy.generate.request import Request
 from llamacy.generate.samplers.params import SamplingParams
@@ -297,6 +297,23 @@ def test_a_failing_callback_or_wrong_parameter_ends_its_request_only():
     assert ids(good) == alone("three")
     with pytest.raises(LlamacyError, match="logit_bias"):
         engine.run(ask("two", logit_bias=((999, 1.0),)))
+
+
+@pytest.mark.parametrize("n_slots", [1, 3])
+def test_a_request_whose_results_are_not_numbers_ends_alone(n_slots):
+    model = FakeModel()
+    model.wild = 0
+    engine = Engine(model, n_slots=n_slots)
+    wild, good, more = ask("one \0 two"), ask("good"), ask("one more " * 30)
+    embedded = ask("\0", on_hidden=lambda rows: None)
+    finish(engine, wild, good, embedded, more)
+    for request in (wild, embedded):
+        assert isinstance(request.result.error, NotFinite) and not request.tokens
+    assert ids(good) == alone("good") and ids(more) == alone("one more " * 30)
+    # nothing goes on from what the cache holds of it
+    assert all(0 not in slot.cached for slot in engine.slots)
+    finish(engine, again := ask("one \0 two"))
+    assert again.result.error and again.result.timings.cache_n <= again.prompt.index(0)
 
 
 def test_the_thread_serves_many_and_closes():

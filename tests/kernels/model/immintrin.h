@@ -23,6 +23,7 @@ typedef REGISTER(64) __m512;
 typedef __m128 __m128i;
 typedef __m256 __m256i;
 typedef __m512 __m512i;
+typedef uint16_t __mmask16;
 typedef uint32_t __mmask32;
 
 /* f(a) or f(a, b): each of n lanes of the result is `value` */
@@ -97,7 +98,7 @@ LANES2(_mm512_max_ps, __m512, __m512, __m512, 16, f, a.f[i] > b.f[i] ? a.f[i] : 
 LANES2(_mm512_min_ps, __m512, __m512, __m512, 16, f, a.f[i] < b.f[i] ? a.f[i] : b.f[i])
 LANES1(_mm512_sqrt_ps, __m512, __m512, 16, f, sqrtf(a.f[i]))
 LANES1(_mm512_abs_ps, __m512, __m512, 16, uw, a.uw[i] & 0x7fffffff)
-LANES2(_mm512_scalef_ps, __m512, __m512, __m512, 16, f, ldexpf(a.f[i], (int)floorf(b.f[i])))
+LANES2(_mm512_scalef_ps, __m512, __m512, __m512, 16, f, b.f[i] != b.f[i] ? b.f[i] : ldexpf(a.f[i], (int)floorf(b.f[i])))
 LANES2(_mm256_add_ps, __m256, __m256, __m256, 8, f, a.f[i] + b.f[i])
 LANES2(_mm256_max_ps, __m256, __m256, __m256, 8, f, a.f[i] > b.f[i] ? a.f[i] : b.f[i])
 LANES2(_mm_add_ps, __m128, __m128, __m128, 4, f, a.f[i] + b.f[i])
@@ -155,6 +156,9 @@ LANES2(_mm256_srl_epi32, __m256i, __m256i, __m128i, 8, uw, b.uw[1] || b.uw[0] > 
 LANES2(_mm512_srl_epi32, __m512i, __m512i, __m128i, 16, uw, b.uw[1] || b.uw[0] > 31 ? 0 : a.uw[i] >> b.uw[0])
 LANES2(_mm512_sll_epi32, __m512i, __m512i, __m128i, 16, uw, b.uw[1] || b.uw[0] > 31 ? 0 : a.uw[i] << b.uw[0])
 LANES2(_mm512_add_epi32, __m512i, __m512i, __m512i, 16, uw, a.uw[i] + b.uw[i])
+LANES2(_mm512_max_epi32, __m512i, __m512i, __m512i, 16, w, a.w[i] > b.w[i] ? a.w[i] : b.w[i])
+LANES2(_mm256_max_epi32, __m256i, __m256i, __m256i, 8, w, a.w[i] > b.w[i] ? a.w[i] : b.w[i])
+LANES2(_mm_max_epi32, __m128i, __m128i, __m128i, 4, w, a.w[i] > b.w[i] ? a.w[i] : b.w[i])
 LANES2(_mm512_sub_epi32, __m512i, __m512i, __m512i, 16, uw, a.uw[i] - b.uw[i])
 LANES2(_mm512_sub_epi16, __m512i, __m512i, __m512i, 32, uh, (uint16_t)(a.uh[i] - b.uh[i]))
 LANES2(_mm512_mullo_epi32, __m512i, __m512i, __m512i, 16, uw, a.uw[i] * b.uw[i])
@@ -172,6 +176,19 @@ static inline __m512i _mm512_dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {
 static inline __m512i _mm512_dpwssd_epi32(__m512i sum, __m512i a, __m512i b) {
     for (int i = 0; i < 32; i++) sum.uw[i / 2] += (uint32_t)((int32_t)a.h[i] * b.h[i]);
     return sum;
+}
+
+static inline __mmask16 _mm512_cmp_ps_mask(__m512 a, __m512 b, int how) {
+    __mmask16 mask = 0;
+    model_wants(how == 3); /* unordered: either is NaN */
+    for (int i = 0; i < 16; i++) mask |= (a.f[i] != a.f[i] || b.f[i] != b.f[i]) << i;
+    return mask;
+}
+
+static inline __m512i _mm512_mask_blend_epi32(__mmask16 mask, __m512i a, __m512i b) {
+    for (int i = 0; i < 16; i++)
+        if (mask >> i & 1) a.w[i] = b.w[i];
+    return a;
 }
 
 static inline __m512i _mm512_mask_blend_epi16(__mmask32 mask, __m512i a, __m512i b) {
@@ -215,9 +232,14 @@ static inline int _mm512_reduce_add_epi32(__m512i a) {
     }
 LOWER(_mm256_castps256_ps128, __m128, __m256)
 LOWER(_mm512_castps512_ps256, __m256, __m512)
+LOWER(_mm_castsi128_ps, __m128, __m128i)
+LOWER(_mm256_castsi256_si128, __m128i, __m256i)
+LOWER(_mm512_castsi512_si256, __m256i, __m512i)
 LOWER(_mm512_castsi512_ps, __m512, __m512i)
 LOWER(_mm512_castps_si512, __m512i, __m512)
 PART(_mm256_extractf128_ps, __m128, __m256)
+PART(_mm256_extracti128_si256, __m128i, __m256i)
+PART(_mm512_extracti64x4_epi64, __m256i, __m512i)
 PART(_mm512_extractf32x8_ps, __m256, __m512)
 WIDER(_mm512_castps256_ps512)
 WIDER(_mm512_castsi256_si512)
@@ -225,6 +247,8 @@ INSERT(_mm512_insertf32x8)
 INSERT(_mm512_inserti64x4)
 LANES2(_mm512_unpacklo_ps, __m512, __m512, __m512, 16, f, (i & 1 ? b : a).f[(i & 12) + (i >> 1 & 1)])
 LANES2(_mm512_unpackhi_ps, __m512, __m512, __m512, 16, f, (i & 1 ? b : a).f[(i & 12) + 2 + (i >> 1 & 1)])
+LANES2(_mm_unpackhi_epi64, __m128i, __m128i, __m128i, 4, uw, (i < 2 ? a : b).uw[2 + (i & 1)])
+LANES2(_mm_shuffle_epi32, __m128i, __m128i, int, 4, uw, a.uw[b >> 2 * i & 3])
 LANES2(_mm_movehl_ps, __m128, __m128, __m128, 4, f, (i < 2 ? b : a).f[2 + (i & 1)])
 LANES1(_mm_movehdup_ps, __m128, __m128, 4, f, a.f[i | 1])
 
