@@ -32,8 +32,8 @@ class NotFinite(LlamacyError):
 
     def __init__(self, values):
         super().__init__(
-            "the model's results are not numbers (infinite or NaN): it or an adapter is damaged, or an adapter's scale is "
-            "too large; try without the adapter"
+            "the model's results are not numbers (infinite or NaN): it or an adapter is damaged, or an adapter's scale "
+            "is too large; try without the adapter"
         )
         self.values = values
 

@@ -237,7 +237,7 @@ class Engine:
         """Run the batch through the model; return [(slot, logits (n, V), error)] of the slots that choose tokens now.
 
         A generating slot has a row for its last token and for each drafted one, a prompt one for its last token. Slots
-        that embed have a row of hidden states (n, E) for each token. The error is None, or what is wrong with these rows.
+        that embed have a row of hidden states (n, E) for each token. The error is None, or what is wrong with the rows.
         """
         hidden = batch[0][0].is_embedding
         tokens, positions, slots, scales, logits_at, counts = [], [], [], [], [], []

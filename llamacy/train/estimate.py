@@ -1,7 +1,7 @@
 """What a run will need, before it starts: memory from the layout of the compiled step, time from a few measured steps.
 
 Memory is the process as it stands, plus the packed weights (where they are not loaded yet), plus what the step lays out
-for its longest pass, plus the pairs with their gradients, moments and the copy that saving makes.
+for its longest pass, plus the pairs with their gradients, moments, last good values and the copy that saving makes.
 """
 
 import time
@@ -80,11 +80,11 @@ def training_bytes(config, ranks, case, threads, activations):
     padded = [(rank, *(-(-n // 16) * 16 for n in shape)) for shape, rank in _adapted(config, ranks)]
     params = 4 * sum(rank * (n_out + n_in) for rank, n_out, n_in in padded)
     turned = 4 * sum(-(-rank // 16) * 16 * (n_out + n_in) for rank, n_out, n_in in padded)
-    # values, gradients, two moments; a copy while saving (or while the first values are made)
+    # values, gradients, two moments, the last good values; a copy while saving (or while the first values are made)
     return {
         "activations": step["activations"],
         "buffers": step["buffers"] + step["work"],
-        "adapter": 5 * params + turned,
+        "adapter": 6 * params + turned,
     }
 
 

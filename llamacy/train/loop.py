@@ -12,6 +12,7 @@ from llamacy.formats.mapped import FileChanged
 from llamacy.system import peak_rss_bytes
 from llamacy.train.batches import Plan
 from llamacy.train.checkpoint import UNKNOWN, save_checkpoint
+from llamacy.train.health import WORSE, astray
 from llamacy.train.schedule import learning_rate, warmup_steps
 from llamacy.train.state import LOSSES, Progressed, check_trainer, load_state
 
@@ -42,7 +43,8 @@ DIGESTS = {"model": "another model", "data": "other data", "pairs": "other ranks
 class Run:
     """One training run: `Run(...).go(stop)` trains to the end of the plan, or until `stop` or early stopping.
 
-    trainer     what computes: step(micro_batches, lr), evaluate(batches), adapter(), state(), load_state(state)
+    trainer     what computes: step(micro_batches, lr), probe(samples), evaluate(batches), adapter(), go_back(),
+                state(), load_state(state); takes good_loss
     data        training samples: len() and [i] -> Sample
     ids         what changes with the model, the data, the pairs and the validation samples, by these names
     outputs     where files go
@@ -67,7 +69,7 @@ class Run:
         self.fixed = {name: self.ids[name] if name in self.ids else getattr(options, name, None) for name in FIXED}
         self.fixed.update(n_samples=len(data), alpha=options.file_alpha, targets=list(options.targets),
                           ranks=dict(options.ranks) or None, lora_dropout=options.lora_dropout or None)  # fmt: skip
-        self._saved = None
+        self._saved = self._first = None
 
     def resume(self, path):
         """Go on from a checkpoint; LlamacyError names what differs where this run is not its continuation."""
@@ -107,7 +109,8 @@ class Run:
     def go(self, stop=False):
         """Train; return what ended it: "end", "early" (the validation loss no longer falls) or "stopped"."""
         ended = "end"
-        first = self.done.step
+        first = self._first = self.done.step
+        self._tell_good_loss()
         for step in range(first, self.plan.n_steps):
             try:
                 self._train(step, stop)
@@ -123,9 +126,42 @@ class Run:
                 break
             if self._save_is_due(step) and self.done.step < self.plan.n_steps:
                 self._tried(self.save)
+        if ended != "stopped" and self.done.step > first:
+            self._probe()
         if self._saved != self.done.step:
             self.save()
         return ended
+
+    def _tell_good_loss(self):
+        """From the first step on the trainer knows which pairs are worth keeping."""
+        if self.done.losses:
+            self.trainer.good_loss = WORSE * self.done.losses[0]
+
+    def _probe(self):
+        """Look at what the last update left, as the next step would."""
+        samples = [self.data[i] for batch in self.plan.step(self.done.step - 1) for i in batch[:1]]
+        samples = [sample for sample in samples if sample.n_trained][:1]
+        found = self.trainer.probe(samples) if samples else None
+        wrong = astray(found.loss, found.grad_norm) if found else None
+        if wrong:
+            self._end_astray(f"after step {self.done.step}: {wrong}")
+
+    def _end_astray(self, what):
+        """Save the last good adapter, where no better one is, and end the run."""
+        done, path = self.done, self.outputs.adapter
+        if done.best_step:
+            kept = f"{path} is the best by validation loss, of step {done.best_step}"
+        elif done.step == self._first:
+            kept = "nothing was trained or saved"
+        else:
+            done.step = self.trainer.go_back()
+            del done.losses[max(done.step, 1) :]  # the first is that of what training began with, too
+            kept = f"{path} is the adapter of step {done.step}"
+            try:
+                self._write_adapter([path])
+            except (LlamacyError, OSError) as error:
+                kept = f"that of step {done.step}, the last good one, could not be saved ({error})"
+        raise LlamacyError(f"{what}: training has gone astray; {kept}; try a lower --learning-rate")
 
     def _tried(self, save, *arguments):
         """Return whether save(*arguments) worked; if not, say why: there may be room again when the next is due."""
@@ -144,14 +180,13 @@ class Run:
         result = self.trainer.step([[self.data[i] for i in batch] for batch in self.plan.step(step)], lr)
         seconds = max(time.monotonic() - began, 1e-9)
         speed = result.tokens / seconds
-        if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
-            raise LlamacyError(
-                f"step {step + 1}: the loss is {result.loss} and the gradient's norm {result.grad_norm}: training has "
-                "gone astray; what was saved before is unchanged; try a lower --learning-rate"
-            )
+        wrong = astray(result.loss, result.grad_norm)
+        if wrong:
+            self._end_astray(f"step {step + 1}: {wrong}")
         epoch = self.plan.epoch(step) + 1
         self.done.step = step + 1
         self.done.losses.append(result.loss)
+        self._tell_good_loss()
         self.progress.step(step + 1, epoch, result.loss, speed)
         row = {"step": step + 1, "epoch": epoch, "loss": float(result.loss), "lr": lr,
                "grad_norm": float(result.grad_norm), "tokens": int(result.tokens),
@@ -181,6 +216,8 @@ class Run:
         if stop:
             return None
         done, loss = self.done, float(loss)
+        if not math.isfinite(loss):
+            self._end_astray(f"step {done.step}: the validation loss is {loss}")
         done.validation.append((done.step, loss))
         better = loss < done.best_loss
         done.n_worse = 0 if better else done.n_worse + 1

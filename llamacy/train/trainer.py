@@ -9,6 +9,7 @@ from llamacy import kernels
 from llamacy.errors import LlamacyError
 from llamacy.formats.lora import LoraPair
 from llamacy.train.flops import Flops
+from llamacy.train.health import astray
 from llamacy.train.lora import as_adapter, places, starting_pairs
 from llamacy.train.prefix import LIMIT, PrefixCache
 
@@ -36,6 +37,7 @@ class Trainer:
         self.max_tokens = max(options.n_ctx, self.pack_tokens)
         self.n_steps = 0
         self.prefix = None
+        self.good_loss = math.inf
         self._pass = None
 
     def init_lora(self, rank, alpha, targets, seed, init_from=None, num_layers=None):
@@ -55,6 +57,7 @@ class Trainer:
         for name, a, b in self._views(self._pass.params):
             a[:], b[:] = pairs[name].a, pairs[name].b.T
         self._m, self._v = np.zeros_like(self._pass.params), np.zeros_like(self._pass.params)
+        self._good, self._good_step = self._pass.params.copy(), 0
         self.flops = Flops(self.model.config, min(layer for layer, _ in ranks))
 
     def keep_prefix(self, folder, limit=LIMIT):
@@ -86,8 +89,28 @@ class Trainer:
     # ---- computing ----
 
     def step(self, micro_batches, lr):
-        """One optimiser step over a list of lists of Samples: mean loss over their trained tokens, AdamW at `lr`."""
+        """One optimiser step over a list of lists of Samples: mean loss over their trained tokens, AdamW at `lr`.
+
+        Where loss or gradient show that training has gone astray (health.py) nothing is changed but the gradients.
+        """
         options, samples = self.options, [sample for batch in micro_batches for sample in batch]
+        result = self.probe(samples)
+        if astray(result.loss, result.grad_norm):
+            return result
+        if result.loss <= self.good_loss:
+            self._good[:], self._good_step = self._pass.params, self.n_steps
+        norm = result.grad_norm
+        # as torch.nn.utils.clip_grad_norm_
+        clip = min(1.0, options.max_grad_norm / (norm + 1e-6)) if options.max_grad_norm else 1.0
+        self.n_steps += 1
+        kernels.adamw.step(
+            self._pass.params, self._pass.grads, self._m, self._v, self.n_steps, lr, options.beta1, options.beta2,
+            options.adam_eps, options.weight_decay, clip, self.model.threads,
+        )  # fmt: skip
+        return result
+
+    def probe(self, samples):
+        """Return what a step over a list of Samples finds, without taking it."""
         n_trained = sum(sample.n_trained for sample in samples)
         if n_trained == 0:
             raise LlamacyError("a batch has no trained token; check the data with --show-sample 1")
@@ -96,16 +119,16 @@ class Trainer:
             self._run(packed, 1 / n_trained, dropout_key=self._dropout_key(i))
             for i, packed in enumerate(pack(samples, self.pack_tokens))
         )
-        norm = kernels.adamw.norm(self._pass.grads)
-        # as torch.nn.utils.clip_grad_norm_
-        clip = min(1.0, options.max_grad_norm / (norm + 1e-6)) if options.max_grad_norm else 1.0
-        self.n_steps += 1
-        kernels.adamw.step(
-            self._pass.params, self._pass.grads, self._m, self._v, self.n_steps, lr, options.beta1, options.beta2,
-            options.adam_eps, options.weight_decay, clip, self.model.threads,
-        )  # fmt: skip
-        n_tokens = sum(len(sample.ids) for sample in samples)
+        n_tokens, norm = sum(len(sample.ids) for sample in samples), kernels.adamw.norm(self._pass.grads)
         return StepResult(total / n_trained, norm, n_tokens, n_trained, self.flops(n_tokens, n_trained))
+
+    def go_back(self):
+        """Make the pairs again what they were when a step last found a loss of at most `good_loss`.
+
+        Returns how many steps they had had. To be saved, not to go on from: the optimiser's moments stay.
+        """
+        self._pass.params[:] = self._good
+        return self._good_step
 
     def _run(self, packed, weight, backward=True, dropout_key=None):
         """One pass over packed sequences, past the layers below the first trained one where their outputs are kept."""
@@ -162,7 +185,8 @@ class Trainer:
             raise LlamacyError("adamw.v: wanted squares, got a number below 0; start anew without it")
         for name, array in arrays.items():
             array[:] = state[name]
-        self.n_steps = int(state["n_steps"])
+        self.n_steps = self._good_step = int(state["n_steps"])
+        self._good[:] = self._pass.params
 
 
 def pack(samples, max_tokens):

@@ -1,4 +1,4 @@
-"""No kernel needs more than a small stack: threads have 128 KB where the C library is musl. Scratch is the step's memory."""
+"""No kernel needs more than a small stack: threads have 128 KB with musl. Scratch lies in the step's memory."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""A step whose result is infinite or NaN ends in one line that says so; what else was asked for is right, then and later."""
+"""A step whose result is infinite or NaN ends in a line that says so; what else is asked for is right, and later."""
 
 import numpy as np
 import pytest

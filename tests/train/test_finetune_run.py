@@ -1,6 +1,7 @@
 """`finetune` from end to end on a real file of 2 layers: it learns, and goes on bit for bit with any threads."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -106,3 +107,17 @@ def test_a_checkpoint_of_a_run_set_up_otherwise_is_refused(finetune, capsys):
     other = ROOT / "tests" / "data" / "tiny.ggmlv3.q4_0.bin"
     assert finetune("-m", other, "--outdir", "two", "--checkpoint-in", "one/checkpoint.gguf") == 1
     assert "the checkpoint was made with another model; give the same --model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rate", ["100", "1e6"])
+def test_a_learning_rate_far_too_high_ends_with_the_last_good_adapter(finetune, capsys, rate):
+    assert finetune("--lr", rate, "--max-steps", 30, "--epochs", 30, "-c", 64, "--warmup", 3, "--log-json", "log") == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    found = re.search(r"step \d+: the .*: training has gone astray; .*adapter.bin is the adapter of step (\d+);", line)
+    assert found and "lower --learning-rate" in line, line
+    adapter, step = load_adapter("adapter/adapter.bin"), int(found[1])
+    assert adapter.metadata["llamacy.step"] == step
+    # what a step begins with has the loss that is logged for the step
+    assert losses("log")[step] <= 1.25 * losses("log")[0]
+    assert all(np.isfinite(pair.a).all() and np.isfinite(pair.b).all() for pair in adapter.pairs.values())
+    assert finetune("--init-lora", "adapter/adapter.bin", "--lr", "1e-3", "--max-steps", 2, "-c", 64) == 0

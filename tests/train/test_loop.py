@@ -219,16 +219,75 @@ def test_validation_survives_going_on(tmp_path):
     [({"loss": math.nan}, "the loss is nan"), ({"grad_norm": math.inf}, "the gradient's norm inf")],
     ids=lambda wrong: "".join(wrong),
 )
-def test_a_run_that_goes_astray_leaves_the_last_save(tmp_path, wrong, said):
-    class Astray(FakeTrainer):
-        def step(self, micro_batches, lr):
-            result = super().step(micro_batches, lr)
-            return result._replace(**wrong) if self.n_steps == 14 else result
+class Astray(FakeTrainer):
+    """What it finds at step `at` (its last: when it is looked at once more) is `found`."""
 
-    bench = Bench(tmp_path, Astray())
-    with pytest.raises(LlamacyError, match=f"step 14: .*{said}.*lower --learning-rate"):
+    def __init__(self, at, **found):
+        super().__init__()
+        self.at, self.found = at, found
+
+    def probe(self, samples):
+        result = super().probe(samples)
+        return result._replace(**self.found) if self.n_steps + 1 == self.at else result
+
+
+FOUND = {
+    "the loss is nan": {"loss": math.nan},
+    "the gradient's norm inf": {"grad_norm": math.inf},
+    "the gradient is exactly zero at a loss of 2.0000": {"grad_norm": 0.0, "loss": 2.0},
+}
+
+
+@pytest.mark.parametrize("what", FOUND)
+def test_a_run_that_goes_astray_ends_with_the_last_good_adapter(tmp_path, what):
+    bench = Bench(tmp_path, Astray(14, **FOUND[what]))
+    with pytest.raises(
+        LlamacyError, match=f"step 14: .*{what}.* is the adapter of step .*lower --learning-rate"
+    ) as caught:
         bench.run.go()
-    assert bench.saved_step() == 10
+    assert "\n" not in str(caught.value)
+    healthy = Bench(tmp_path / "healthy", name="lora-ITERATION.gguf", save_every_steps=1)
+    healthy.run.go()
+    losses = healthy.run.done.losses[:13]
+    # losses vary: the last one that is at most a quarter above the first
+    good = max(i for i, loss in enumerate(losses) if loss <= 1.25 * losses[0])
+    assert bench.saved_step() == good > 10
+    wanted = load_adapter(tmp_path / "healthy" / f"lora-{good}.gguf").pairs["blk.0.attn_q.weight"].a
+    assert np.array_equal(bench.adapter.pairs["blk.0.attn_q.weight"].a, wanted)
+    # nothing to go on from was made since the last save
+    assert load_checkpoint(bench.outputs.checkpoint)[0]["progressed"]["step"] == 10
+
+
+def test_what_the_last_update_left_is_looked_at(tmp_path):
+    bench = Bench(tmp_path, Astray(21, grad_norm=0.0, loss=2.0))
+    with pytest.raises(LlamacyError, match="after step 20: the gradient is exactly zero"):
+        bench.run.go()
+    assert bench.saved_step() < 20
+
+
+def test_a_run_that_goes_astray_keeps_the_best_by_validation(tmp_path):
+    bench = Bench(tmp_path, Astray(14, loss=math.nan), validation=samples(3, seed=5), eval_every=4)
+    with pytest.raises(LlamacyError, match="is the best by validation loss, of step (4|8|12);"):
+        bench.run.go()
+    assert bench.saved_step() == bench.run.done.best_step
+
+
+def test_a_validation_loss_that_is_no_number_ends_the_run(tmp_path):
+    bench = Bench(tmp_path, validation=samples(3, seed=5), eval_every=4)
+    bench.trainer.evaluate = lambda batches: (math.nan, 3)
+    with pytest.raises(LlamacyError, match="step 4: the validation loss is nan"):
+        bench.run.go()
+
+
+def test_a_run_that_is_astray_from_the_first_step_saves_nothing(tmp_path):
+    bench = Bench(tmp_path, Astray(1, loss=math.nan))
+    with pytest.raises(LlamacyError, match="step 1: the loss is nan.*nothing was trained or saved"):
+        bench.run.go()
+    assert files(tmp_path, "*") == []
+
+
+def test_nothing_left_to_learn_is_not_astray(tmp_path):
+    assert Bench(tmp_path, Astray(14, grad_norm=0.0, loss=1e-9)).run.go() == "end"
 
 
 @pytest.fixture
