@@ -29,7 +29,7 @@ def build_parser():
     parser.add_argument("--allow-requantize", action="store_true",
                         help="accept a model that is quantised already: its errors stay")  # fmt: skip
     optional(parser, "--imatrix", dest="imatrix", metavar="FILE",
-             help="weigh errors by an importance matrix that llama.cpp's imatrix wrote (GGUF)")  # fmt: skip
+             help="weigh errors by an importance matrix that llama.cpp's imatrix wrote (GGUF or .dat)")  # fmt: skip
     parser.add_argument("--pure", action="store_true", help="no mix: every matrix gets the same type")
     parser.add_argument("--leave-output-tensor", action="store_true", help="copy the output matrix as it is")
     optional(parser, "--output-tensor-type", dest="output_type", metavar="T", help="the output matrix's type")

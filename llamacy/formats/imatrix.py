@@ -1,30 +1,52 @@
-"""Importance matrices as llama.cpp's `imatrix` writes them today (GGUF): what an error in each column costs.
+"""Importance matrices as llama.cpp's `imatrix` writes them today (GGUF) or wrote them before (imatrix_dat.py): what an
+error in each column costs.
 
 For each matrix two tensors, F32: NAME.in_sum2, the squares of its inputs summed over the tokens, (n_matrices, n_cols)
 where experts are stacked; NAME.counts, how many tokens those were, one for each of the stacked matrices. The columns'
 mean squares are what quantisers weigh errors by. (Source: common/imatrix-loader.cpp of llama.cpp.)
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from llamacy.errors import LlamacyError
 from llamacy.formats.gguf import MAGIC
+from llamacy.formats.imatrix_dat import is_dat, read_dat
 from llamacy.formats.mapped import MappedFile
 from llamacy.formats.model_file import open_model
 from llamacy.formats.names import shown
+from llamacy.formats.strings import StringArray
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 
 
 @dataclass
 class Imatrix:
-    """path; columns: tensor name -> float32 (n_matrices, n_cols), none negative; metadata: the file's own."""
+    """path; columns: tensor name -> float32 (n_matrices, n_cols), none negative; dataset, chunks: what it was made of.
+
+    A file of the old form says nothing of stacked matrices: their columns stand in one row.
+    """
 
     path: str
     columns: dict = field(default_factory=dict)
-    metadata: dict = field(default_factory=dict)
+    dataset: str = ""
+    chunks: int = 0
+
+    def only(self, include=(), exclude=()):
+        """Return the Imatrix of those entries in whose names one of `include` stands (none: all), none of `exclude`.
+
+        LlamacyError for a text that stands in no name.
+        """
+        for text in (*include, *exclude):
+            if not any(text in name for name in self.columns):
+                raise LlamacyError(f"{self.path}: no entry has {shown(text)} in its name; choose another text")
+        kept = {
+            name: values
+            for name, values in self.columns.items()
+            if (not include or any(text in name for text in include)) and not any(text in name for text in exclude)
+        }
+        return replace(self, columns=kept)
 
     def for_tensor(self, info):
         """Return the importance for a TensorInfo, float32 (n_matrices, n_cols), None where the file has none.
@@ -35,6 +57,8 @@ class Imatrix:
         if found is None:
             return None
         n_matrices = info.dims[0] if len(info.dims) > 2 else 1
+        if len(found) == 1 and found.size == n_matrices * info.shape[-1]:
+            found = found.reshape(n_matrices, -1)
         if found.shape != (n_matrices, info.shape[-1]):
             raise LlamacyError(
                 f"{self.path}: {shown(info.name)} has {found.shape[0]} x {found.shape[1]} columns, the model's has "
@@ -47,7 +71,9 @@ def read_imatrix(path):
     """Return the Imatrix at `path`; LlamacyError, one line, for anything else."""
     source = MappedFile(path)
     if source.bytes[:4].tobytes() != MAGIC:
-        raise source.error("wanted an importance matrix in GGUF form", "make it with a llama-imatrix of 2025 or later")
+        if not is_dat(source):
+            raise source.stranger("an importance matrix of llama.cpp, GGUF or .dat")
+        return Imatrix(source.path, *read_dat(source))
     with open_model(path) as file:
         names = [name.removesuffix(_SUMS) for name in file.tensors if name.endswith(_SUMS)]
         if not names:
@@ -55,7 +81,14 @@ def read_imatrix(path):
                 f"holds no importance (no tensor ends in {_SUMS})", "give the file that llama-imatrix wrote"
             )
         columns = {name: _means(file, name) for name in names}
-        return Imatrix(file.path, columns, file.metadata)
+        return Imatrix(file.path, columns, *_about(file.metadata))
+
+
+def _about(metadata):
+    """Return what a GGUF file says of the data: (the first set's name, chunks)."""
+    names, chunks = metadata.get("imatrix.datasets", ()), metadata.get("imatrix.chunk_count", 0)
+    first = names[0] if isinstance(names, StringArray) and len(names) else ""
+    return first, int(chunks) if isinstance(chunks, (int, np.integer)) else 0
 
 
 def _means(file, name):

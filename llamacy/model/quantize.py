@@ -72,10 +72,13 @@ def write_model(model, path, steps, file_type, *, imatrix=None, n_threads=1, pro
     metadata = model.metadata | {"general.quantization_version": LAYOUTS_VERSION, "general.file_type": file_type}
     types = {**model.value_types, "general.quantization_version": "u32", "general.file_type": "u32"}
     if imatrix is not None:
-        metadata |= {
-            "quantize.imatrix.file": imatrix.path,
-            "quantize.imatrix.entries_count": len(imatrix.columns),
+        about = {
+            "file": imatrix.path,
+            "dataset": imatrix.dataset,
+            "entries_count": len(imatrix.columns),
+            "chunks_count": imatrix.chunks,
         }
+        metadata |= {f"quantize.imatrix.{key}": value for key, value in about.items() if value}
     work = _Work(model, imatrix, n_threads, progress, sum(step.info.n_elements for step in steps))
     entries = [(step.info.name, step.target, step.info.shape, lambda step=step: work.content(step)) for step in steps]
     write_gguf(path, metadata, entries, types)

@@ -22,7 +22,7 @@ from llamacy.train.samples import Sample
 from tests.formats.build import Gguf, every_value, legacy
 from tests.formats.fuzz_damage import damage, damage_checkpoint, damage_header, damage_json, damage_words
 from tests.model import hf
-from tests.model.tiny import write_llama
+from tests.model.tiny import write_dat, write_llama
 from tests.text import hf_files
 from tests.train.fakes import FakeTrainer
 
@@ -182,6 +182,8 @@ def model_samples(folder):
     write_gguf(folder / "i.gguf", {"general.type": "imatrix", "imatrix.chunk_count": 1}, entries)
     runs = ("model", "running", "words", "info")
     tasks = {"llama.gguf": runs, "v.gguf": ("model", "words"), "i.gguf": ("model", "imatrix")}
+    write_dat(folder / "i.dat", {"a.weight": (3, [1.0, 2.0, 0.5]), "b.weight": (0, [4.0])}, "data", 3)
+    tasks["i.dat"] = ("imatrix",)
     found = [Kind({name: (folder / name).read_bytes()}, {}, tasks[name]) for name in tasks]
     return [*found, Kind({name: (folder / name).read_bytes() for name in split}, {}, runs)]
 

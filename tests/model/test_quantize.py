@@ -298,9 +298,10 @@ def test_a_wrong_importance_matrix_is_named(source, tmp_path, capsys, case):
 
 
 def test_what_is_no_importance_matrix(source, tmp_path, capsys):
-    (tmp_path / "old.dat").write_bytes(b"\x01\0\0\0 something else")
-    error = refused(capsys, source, tmp_path / "out.gguf", "Q4_0", "--imatrix", tmp_path / "old.dat")
-    assert "wanted an importance matrix in GGUF form" in error
+    for data in (b"\x01\0\0\0 something else", b"text of any kind\n", b"\1", b"\0" * 40):
+        (tmp_path / "old.dat").write_bytes(data)
+        error = refused(capsys, source, tmp_path / "out.gguf", "Q4_0", "--imatrix", tmp_path / "old.dat")
+        assert "wanted an importance matrix of llama.cpp, GGUF or .dat" in error
     assert "holds no importance" in refused(capsys, source, tmp_path / "out.gguf", "Q4_0", "--imatrix", source)
 
 

@@ -1,5 +1,7 @@
 """Small llamas: random weights as a GGUF file of any types, and what the float64 twin says of the same file."""
 
+import struct
+
 import numpy as np
 
 from llamacy import kernels
@@ -85,3 +87,16 @@ def logits_of(model, tokens, n_ctx=256, **how):
     """Return the logits (T, V) of one sequence, all at once."""
     n = np.arange(len(tokens))
     return model.new_session(1, n_ctx).step(tokens, n, np.zeros(len(n), int), n, **how)
+
+
+def write_dat(path, entries, dataset=None, chunks=0):
+    """Write {name: (calls, values)} as llama.cpp's imatrix did before 2025; without `dataset` as before 2024."""
+    data = [struct.pack("<i", len(entries))]
+    for name, (calls, values) in entries.items():
+        data.append(
+            struct.pack(f"<i{len(name)}s2i{len(values)}f", len(name), name.encode(), calls, len(values), *values)
+        )
+    if dataset is not None:
+        data.append(struct.pack(f"<2i{len(dataset)}s", chunks, len(dataset), dataset.encode()))
+    path.write_bytes(b"".join(data))
+    return path
