@@ -2,6 +2,7 @@
 
 from llamacy.cli.common import add_threads_flag, fit_threads, optional, real, whole
 from llamacy.cli.run import make_parser, say
+from llamacy.errors import UsageError
 
 
 def build_parser():
@@ -12,7 +13,8 @@ def build_parser():
         "folder.",
     )
     parser.add_argument("input", metavar="IN", help="a model file or folder, or an adapter of any format")
-    parser.add_argument("output", metavar="OUT", help="what to write")
+    parser.add_argument("output", metavar="OUT", nargs="?", help="what to write")
+    optional(parser, "--outfile", dest="outfile", metavar="FILE", help="the same as OUT")
     optional(parser, "--to", dest="to", choices=["gguf", "ggla", "peft", "mlx"],
              help="the adapter's new format (default: gguf for a name in .gguf, ggla in .bin, else peft)")  # fmt: skip
     optional(parser, "-m", "--model", "--base", dest="model", metavar="FILE",
@@ -20,7 +22,7 @@ def build_parser():
              "(default: the default model or a model beside IN that fits)")  # fmt: skip
     parser.add_argument("--outtype", default="auto", type=str.lower, metavar="T",
                         help="the type of a Hugging Face model's matrices: f32, f16, bf16, q8_0 or any that can be "
-                        "written; auto keeps what they are")  # fmt: skip
+                        "written, or a mix such as q4_k_m; auto keeps what they are")  # fmt: skip
     add_threads_flag(parser, "quantise")
     optional(parser, "-c", "--ctx-size", "--ctx", dest="ctx_size", type=whole(1), metavar="N",
              help="context length to write, where a legacy model does not say (default: 2048)")  # fmt: skip
@@ -33,6 +35,7 @@ def build_parser():
 
 def main(argv):
     args = build_parser().parse_args(argv)
+    settle_output(args)
     from llamacy.formats.adapter import adapter_format
     from llamacy.formats.hf_folder import is_model_folder
     from llamacy.model.convert import convert_adapter, convert_folder, convert_model
@@ -47,6 +50,15 @@ def main(argv):
         report = convert_model(args.input, args.output, to=args.to, changes=changes_from(args))
     say(report)
     return 0
+
+
+def settle_output(args):
+    """Set args.output, which OUT or --outfile names; UsageError for both or neither."""
+    given = [name for name in (args.output, args.outfile) if name is not None]
+    if len(given) != 1:
+        what = "OUT and --outfile are both given: name one" if given else "what to write is missing: wanted IN OUT"
+        raise UsageError(what)
+    args.output = given[0]
 
 
 def changes_from(args):

@@ -15,10 +15,14 @@ def written_types():
     return [name for name in FILE_TYPES if can_write(by_name(name))]
 
 
-def writable(name):
-    """Return the QuantType called `name` (any case); UsageError unless rows can be quantised to it."""
+def writable(name, also=()):
+    """Return the QuantType called `name` (any case); UsageError unless rows can be quantised to it.
+
+    also: names that the caller takes besides, for the error to tell.
+    """
     if name.upper() not in FILE_TYPES or not can_write(by_name(name)):
-        raise UsageError(f"type {shown(name)} cannot be written, wanted one of {', '.join(written_types())}")
+        wanted = ", ".join([*written_types(), *sorted(also)])
+        raise UsageError(f"type {shown(name)} cannot be written, wanted one of {wanted}")
     return by_name(name)
 
 

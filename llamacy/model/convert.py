@@ -12,7 +12,9 @@ from llamacy.formats.hf_folder import HfFolder
 from llamacy.formats.lora import head_counts
 from llamacy.formats.model_file import open_model
 from llamacy.formats.rewrite import writable
+from llamacy.formats.types import FILE_TYPES
 from llamacy.model.from_hf import model_from_hf
+from llamacy.model.mixes import MIXES
 
 # How many neighbouring files are looked at for the model that an adapter belongs to.
 MAX_NEIGHBOURS = 64
@@ -21,10 +23,11 @@ MAX_NEIGHBOURS = 64
 def convert_folder(path, output, *, to=None, outtype=None, threads=1, changes=None, note=warnings.warn):
     """Write the Hugging Face model in the folder `path` as GGUF v3; return what to tell.
 
-    outtype: the type of its matrices, None for what they are. changes: other values for keys of its family.
+    outtype: the type of its matrices or a mix of types, by name; None for what they are. changes: other values for
+    keys of its family.
     """
     _check_model_format(path, to)
-    outtype = None if outtype is None else writable(outtype)
+    outtype = None if outtype is None else type_or_mix(outtype)
     with HfFolder(path) as folder:
         metadata, tensors, notes = model_from_hf(folder, outtype, threads)
         metadata |= _of_family(changes, metadata["general.architecture"])
@@ -34,6 +37,12 @@ def convert_folder(path, output, *, to=None, outtype=None, threads=1, changes=No
     pre = metadata.get("tokenizer.ggml.pre", "none")
     vocabulary = f"{len(metadata['tokenizer.ggml.tokens'])} tokens ({metadata['tokenizer.ggml.model']}, {pre})"
     return f"{output}: gguf model, {len(tensors)} tensors, {vocabulary}, from a Hugging Face folder"
+
+
+def type_or_mix(name):
+    """Return the QuantType called `name` (any case), or the Mix; UsageError where neither can be written."""
+    mixes = set(MIXES) - set(FILE_TYPES)
+    return MIXES[name.upper()] if name.upper() in mixes else writable(name, also=mixes)
 
 
 def convert_model(path, output, *, to=None, changes=None):

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from llamacy.formats.lora import paired_from_halves, permuted_rows
 from llamacy.formats.rewrite import can_write, matrix_type, rewritten
 from llamacy.formats.types import FILE_TYPES, by_name
 from llamacy.kernels import quants
+from llamacy.model.mixes import Mix, choose_types
 from llamacy.text.hf_tokenizer import tokenizer_metadata
 
 CONFIG = "config.json"
@@ -39,7 +41,7 @@ _MAX_SIZE = 1 << 31
 def model_from_hf(folder, outtype=None, n_threads=1):
     """Return (metadata, tensors, notes) for write_gguf of an open HfFolder.
 
-    outtype  QuantType of all matrices, vectors become F32; None: each matrix keeps its own
+    outtype  QuantType of all matrices, or a Mix of types; vectors become F32; None: each matrix keeps its own
     notes    what the reader of the result should know, a list of texts
     LlamacyError, one line, for families and settings that would not run as they were trained.
     """
@@ -51,12 +53,20 @@ def model_from_hf(folder, outtype=None, n_threads=1):
     if not folder.has("tokenizer.json") and not folder.has("tokenizer.model"):
         raise reader.error("no tokenizer.json or tokenizer.model beside it", "download the tokenizer's files too")
     metadata |= tokenizer_metadata(folder, n_vocab, config)
-    tensors, kinds = _tensors(reader, architecture, outtype, n_threads)
+    tensors, kinds = _tensors(reader, architecture, _targets(outtype, metadata), n_threads)
     factors = _rope_factors(reader)
     if factors is not None:
         tensors.append((ARCHITECTURES[architecture].rope_factors, by_name("F32"), factors.shape, factors))
-    common = max(kinds, key=kinds.get, default="F32") if outtype is None else outtype.name
-    return metadata | {"general.file_type": FILE_TYPES[common], "general.quantization_version": 2}, tensors, notes
+    common = max(kinds, key=kinds.get, default="F32") if outtype is None else getattr(outtype, "name", None)
+    file_type = outtype.file_type if isinstance(outtype, Mix) else FILE_TYPES[common]
+    return metadata | {"general.file_type": file_type, "general.quantization_version": 2}, tensors, notes
+
+
+def _targets(outtype, metadata):
+    """Return the function that gives {name: QuantType to write} of matrices, [TensorInfo by GGUF's names]."""
+    if isinstance(outtype, Mix):
+        return lambda infos: {name: kind for name, (kind, _) in choose_types(infos, metadata, outtype).items()}
+    return lambda infos: {info.name: matrix_type(info, outtype or info.type) for info in infos}
 
 
 class _Config:
@@ -200,9 +210,9 @@ def _rope_factors(reader):
 # ---- tensors ----
 
 
-def _tensors(reader, architecture, outtype, n_threads):
+def _tensors(reader, architecture, targets_of, n_threads):
     """Return (write_gguf's entries, {type: elements of matrices})."""
-    entries, kinds, strange, seen = [], {}, [], {}
+    entries, kinds, strange, seen, files = [], {}, [], {}, {}
     tied = bool(reader.values.get("tie_word_embeddings"))
     for name, (file, info) in reader.folder.tensors.items():
         ours = gguf_tensor(name)
@@ -211,10 +221,12 @@ def _tensors(reader, architecture, outtype, n_threads):
         if ours is None or ours in seen or not 1 <= len(info.shape) <= 2:
             strange.append(name)
             continue
-        seen[ours] = info
-        target = by_name("F32") if len(info.shape) == 1 else matrix_type(info, outtype or info.type)
+        seen[ours], files[ours] = info, file
+    targets = targets_of([replace(info, name=ours) for ours, info in seen.items() if len(info.shape) == 2])
+    for ours, info in seen.items():
+        file, target = files[ours], targets.get(ours, by_name("F32"))
         if info.type.number not in quants.types() or not can_write(target):
-            raise file.error(f"tensor {shown(name)} is {info.type.name}", "wanted F32, F16 or BF16: convert it")
+            raise file.error(f"tensor {shown(info.name)} is {info.type.name}", "wanted F32, F16 or BF16: convert it")
         order = _order(reader, architecture, ours, info)
         if len(info.shape) == 2:
             kinds[target.name] = kinds.get(target.name, 0) + info.n_elements

@@ -2,13 +2,14 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import gguf
 import numpy as np
 import pytest
 
-from llamacy.cli import convert
+from llamacy.cli import convert, quantize
 from llamacy.cli.run import run
 from llamacy.errors import LlamacyError
 from llamacy.formats.hf_folder import HfFolder
@@ -70,6 +71,44 @@ def test_outtypes(tmp_path, outtype):
         assert tensor.tensor_type == kind
         expected = gguf.quants.quantize(wanted.astype(np.float32), kind)
         np.testing.assert_array_equal(tensor.data.view(np.uint8).ravel(), expected.view(np.uint8).ravel())
+
+
+@pytest.mark.parametrize("mix", ["q4_k_m", "Q3_K_S", "q2_k"])
+def test_a_mix_as_outtype_is_what_quantize_makes_of_the_converted_file(tmp_path, mix):
+    config = replace(CONFIG, n_embd=256, n_ff=512, n_layer=3)
+    hf.write_folder(tmp_path / "m", config, twin.random_weights(config, 21), "BF16")
+    whole = converted(tmp_path / "m")
+    if mix != "q2_k":  # a type of that name, too, which all matrices get
+        assert run(quantize.main, [str(whole), str(tmp_path / "wanted.gguf"), mix]) == 0
+    else:
+        assert run(quantize.main, [str(whole), str(tmp_path / "wanted.gguf"), mix, "--pure"]) == 0
+    assert run(convert.main, [str(tmp_path / "m"), "--outfile", str(tmp_path / "mix.gguf"), "--outtype", mix]) == 0
+    with open_model(tmp_path / "mix.gguf") as found, open_model(tmp_path / "wanted.gguf") as wanted:
+        assert found.metadata["general.file_type"] == wanted.metadata["general.file_type"]
+        assert set(found.tensors) == set(wanted.tensors)
+        for name, info in wanted.tensors.items():
+            assert found.tensors[name].type is info.type, name
+            np.testing.assert_array_equal(found.data(name), wanted.data(name))
+    kinds = {info.type.name for info in open_model(tmp_path / "mix.gguf").tensors.values()}
+    assert kinds == {"q4_k_m": {"F32", "Q4_K", "Q6_K"}, "Q3_K_S": {"F32", "Q3_K", "Q6_K"}, "q2_k": {"F32", "Q2_K"}}[mix]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["m"], "what to write is missing: wanted IN OUT"),
+        (["m", "a.gguf", "--outfile", "b.gguf"], "OUT and --outfile are both given: name one"),
+        (["m", "a.gguf", "--outtype", "q4_k_x"], "cannot be written, wanted one of F32, .*Q4_K_M"),
+    ],
+    ids=["neither", "both", "no such type"],
+)
+def test_wrong_words(tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    hf.write_folder(tmp_path / "m", CONFIG, twin.random_weights(CONFIG, 20))
+    assert run(convert.main, words) == 2
+    line = capsys.readouterr().err
+    assert re.search(said, line) and line.count("\n") == 1
+    assert not list(tmp_path.glob("*.gguf"))
 
 
 VARIANTS = {
