@@ -146,6 +146,7 @@ WITHOUT_EFFECT = {
         ("-v", "--verbose"): SWITCH,
         ("--progress",): SWITCH,
     },
+    "quantize": {("--max-buffer-size",): VALUE},
     "tokenize": {("--log-disable",): SWITCH, ("--no-escape",): SWITCH, ("--offline",): SWITCH},
     "export-lora": {**COMPUTING, ("--no-mmap",): SWITCH},
     "finetune": {
@@ -189,6 +190,7 @@ NOT_BUILT = {
     ("-oe", "--output-err"): "rows go to stdout, as -o says",
     ("-embd",): "hidden states are not measured",
     ("--log-jsonl",): "logs are lines of text on stderr",
+    ("--prune-layers",): "layers cannot be left out",
     ("-gqa", "--gqa"): "the model file says it",
     ("--memory-f32",): "in llamacy this is -ctk f32 -ctv f32",
     ("-eps", "--rms-norm-eps"): "in llamacy this is --rms-eps",

@@ -9,9 +9,11 @@ import re
 from dataclasses import replace
 
 from llamacy.formats.gguf import MAGIC, read_gguf
+from llamacy.formats.gguf_writer import write_gguf_to
 from llamacy.formats.layout import ModelFile
 from llamacy.formats.mapped import MappedFile
 from llamacy.formats.names import shown
+from llamacy.formats.together import replaced_together
 
 _NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
@@ -43,6 +45,28 @@ def join_parts(source, count, use_mmap):
         raise source.error(what, "download the parts again")
     metadata = {key: value for key, value in parts[0].metadata.items() if not key.startswith("split.")}
     return ModelFile(sources, "gguf", parts[0].version, metadata, tensors.values(), parts[0].value_types)
+
+
+def part_paths(path, count):
+    """Return the paths of a split model's parts; `path` is the whole's, with or without .gguf."""
+    stem = path.removesuffix(".gguf")
+    return [f"{stem}-{index + 1:05}-of-{count:05}.gguf" for index in range(count)]
+
+
+def write_parts(path, metadata, parts, value_types=None):
+    """Write a model in several files, all or none; `parts` are the tensors of each as write_gguf takes them.
+
+    path: see part_paths. The first part has the metadata.
+    """
+    paths = part_paths(path, len(parts))
+    total = sum(map(len, parts))
+    types = {**(value_types or {}), "split.no": "u16", "split.count": "u16", "split.tensors.count": "i32"}
+    names = [os.path.basename(part) for part in paths]
+    with replaced_together(os.path.dirname(paths[0]) or ".", names) as create:
+        for index, tensors in enumerate(parts):
+            about = {"split.no": index, "split.count": len(parts), "split.tensors.count": total}
+            with create(names[index]) as file:
+                write_gguf_to(file, paths[index], (metadata if index == 0 else {}) | about, tensors, types)
 
 
 def _open(source, path, use_mmap):

@@ -29,18 +29,23 @@ def write_gguf(path, metadata, tensors, value_types=None):
                  holds it) and f32; ModelFile.value_types fits
     Raises LlamacyError for values GGUF cannot hold, data of another size than its shape, and failures of the disk.
     """
+    with atomic_write(path) as file:
+        write_gguf_to(file, path, metadata, tensors, value_types)
+
+
+def write_gguf_to(file, path, metadata, tensors, value_types=None):
+    """Write what write_gguf writes into an open binary file; `path` is what errors call it."""
     tensors = list(tensors)
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if not 0 < alignment < 1 << 32 or alignment & (alignment - 1):
         raise LlamacyError(f"{path}: general.alignment is {shown(alignment)}, wanted a power of two")
     header = _header(path, metadata, tensors, value_types or {}, alignment)
-    with atomic_write(path) as file:
-        file.write(header)
-        file.write(bytes(-len(header) % alignment))
-        for name, quant_type, shape, data in tensors:
-            wanted = _nbytes(path, name, quant_type, shape)
-            _write_tensor(file, path, name, wanted, data)
-            file.write(bytes(-wanted % alignment))
+    file.write(header)
+    file.write(bytes(-len(header) % alignment))
+    for name, quant_type, shape, data in tensors:
+        wanted = _nbytes(path, name, quant_type, shape)
+        _write_tensor(file, path, name, wanted, data)
+        file.write(bytes(-wanted % alignment))
 
 
 def _write_tensor(file, path, name, wanted, data):

@@ -150,13 +150,21 @@ _LAYER = re.compile(r"blk\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a user may ask beyond a mix; types are names or None."""
+    """What a user may ask beyond a mix; types are names or None.
+
+    patterns: (compiled expression, type's name), the first that is found in a matrix's name counts.
+    """
 
     pure: bool = False
     leave_output: bool = False
     output_type: str = None
     embedding_type: str = None
     by_importance: bool = False
+    patterns: tuple = ()
+
+    def pattern_type(self, name):
+        """Return the type's name that the patterns give a tensor, None without one."""
+        return next((kind for pattern, kind in self.patterns if pattern.search(name)), None)
 
 
 def mix_name(text):
@@ -166,6 +174,12 @@ def mix_name(text):
         return next((mix for mix, row in MIXES.items() if row.file_type == int(name)), None)
     name = ALIASES.get(name, name)
     return name if name in MIXES else None
+
+
+def idle_patterns(tensors, wishes):
+    """Return the expressions of `wishes.patterns` that are found in no matrix whose type a mix decides."""
+    names = [info.name for info in tensors if not _is_kept(info, wishes)]
+    return [pattern.pattern for pattern, _ in wishes.patterns if not any(map(pattern.search, names))]
 
 
 def choose_types(tensors, metadata, mix, wishes=None):
@@ -252,6 +266,8 @@ def _wanted(info, mix, wishes, shape):
         return wishes.embedding_type
     if role == "output" and wishes.output_type:
         return wishes.output_type
+    if asked := wishes.pattern_type(info.name):
+        return asked
     if wishes.pure or not is_quantised(by_name(mix.base)):
         return mix.base
     if role == "output" or (role == "embedding" and shape.is_tied):

@@ -6,6 +6,7 @@ import numpy as np
 
 from llamacy import kernels
 from llamacy.errors import LlamacyError, brief
+from llamacy.formats.gguf_split import write_parts
 from llamacy.formats.gguf_writer import write_gguf
 from llamacy.formats.rewrite import CHUNK
 from llamacy.formats.types import QuantType
@@ -62,14 +63,21 @@ def fallbacks(steps):
     return counts
 
 
-def write_model(model, path, steps, file_type, *, imatrix=None, n_threads=1, progress=None):
+def copies(model):
+    """Return the Steps that leave every tensor of a ModelFile as it is."""
+    return [Step(info, info.type, info.type) for info in model.tensors.values()]
+
+
+def write_model(model, path, steps, file_type, *, imatrix=None, n_threads=1, progress=None, keep_split=False):
     """Write a ModelFile's tensors as `steps` say to a GGUF file at `path`, which appears when it is complete.
 
-    file_type  general.file_type of the new file
+    file_type  general.file_type of the new file, None where no tensor changes
     imatrix    Imatrix or None: what errors in each column cost
+    keep_split the new file is in as many parts as the model's, at the paths that gguf_split.part_paths makes of `path`
     progress   progress(step, elements done so far, elements in all), called while tensors are made
     """
-    metadata = model.metadata | {"general.quantization_version": LAYOUTS_VERSION, "general.file_type": file_type}
+    kind = {"general.quantization_version": LAYOUTS_VERSION, "general.file_type": file_type}
+    metadata = model.metadata | (kind if file_type is not None else {})
     types = {**model.value_types, "general.quantization_version": "u32", "general.file_type": "u32"}
     if imatrix is not None:
         about = {
@@ -81,7 +89,13 @@ def write_model(model, path, steps, file_type, *, imatrix=None, n_threads=1, pro
         metadata |= {f"quantize.imatrix.{key}": value for key, value in about.items() if value}
     work = _Work(model, imatrix, n_threads, progress, sum(step.info.n_elements for step in steps))
     entries = [(step.info.name, step.target, step.info.shape, lambda step=step: work.content(step)) for step in steps]
-    write_gguf(path, metadata, entries, types)
+    if not keep_split:
+        write_gguf(path, metadata, entries, types)
+        return
+    parts = [[] for _ in model.paths]
+    for step, entry in zip(steps, entries, strict=True):
+        parts[step.info.part].append(entry)
+    write_parts(path, metadata, parts, types)
 
 
 class _Work:

@@ -61,6 +61,10 @@ perplexity -m model.gguf -f file.txt -c 0 --chunks -1 -t 4 -np 4 -fit off
 = {'ctx_size': 0, 'chunks': None}
 finetune -f data.txt -m m.gguf -ngl 999 -c 512 -ub 512 -lr 1e-5 -epochs 3 -wd 1e-9 -val-split 0.05 -opt adamw
 = {'train_data': ['data.txt'], 'learning_rate': 1e-05, 'epochs': 3, 'weight_decay': 1e-09, 'val_split': 0.05}
+quantize --tensor-type attn_v=q8_0 --token-embedding-type q8_0 --imatrix i.dat --max-buffer-size 99 m.gguf q.gguf q4_k_m
+= {'input': 'm.gguf', 'output': 'q.gguf', 'type': 'q4_k_m', 'imatrix': 'i.dat'}
+quantize --allow-requantize --leave-output-tensor --pure --keep-split m.gguf Q4_0 8
+= {'allow_requantize': True, 'keep_split': True}
 tokenize -m model.gguf -p 'Hello world' --ids --log-disable --show-count
 = {'ids': True}
 export-lora -m base.gguf -o out.gguf --lora a.gguf
@@ -90,6 +94,6 @@ def cases():
 def test_it_parses_and_means_what_it_says(command, words, wanted, capsys):
     args = vars(parser_of(command).parse_args(words))
     assert {name: args[name] for name in wanted} == wanted
-    assert args["model"].endswith(".gguf")
+    assert args.get("model", args.get("input")).endswith(".gguf")
     err = capsys.readouterr().err
     assert err == "" or (err.endswith(": no effect here\n") and err.count("\n") == 1)
