@@ -4,6 +4,13 @@ from llamacy.cli.common import add_threads_flag, fit_threads, optional, real, wh
 from llamacy.cli.run import make_parser, say
 from llamacy.errors import UsageError
 
+# flag -> the key of the model's family that it sets
+CHANGES = {
+    "ctx_size": "context_length",
+    "rms_eps": "attention.layer_norm_rms_epsilon",
+    "rope_theta": "rope.freq_base",
+}
+
 
 def build_parser():
     parser = make_parser(
@@ -13,7 +20,8 @@ def build_parser():
         "folder.",
     )
     parser.add_argument("input", metavar="IN", help="a model file or folder, or an adapter of any format")
-    parser.add_argument("output", metavar="OUT", nargs="?", help="what to write")
+    parser.add_argument("output", metavar="OUT", nargs="?", help="what to write; {ftype} in a model's name becomes "
+                        "its type (default for a Hugging Face folder: NAME-TYPE.gguf inside)")  # fmt: skip
     optional(parser, "--outfile", dest="outfile", metavar="FILE", help="the same as OUT")
     optional(parser, "--to", dest="to", choices=["gguf", "ggla", "peft", "mlx"],
              help="the adapter's new format (default: gguf for a name in .gguf, ggla in .bin, else peft)")  # fmt: skip
@@ -24,6 +32,9 @@ def build_parser():
                         help="the type of a Hugging Face model's matrices: f32, f16, bf16, q8_0 or any that can be "
                         "written, or a mix such as q4_k_m; auto keeps what they are")  # fmt: skip
     add_threads_flag(parser, "quantise")
+    optional(parser, "--model-name", dest="model_name", metavar="NAME",
+             help="name of the model to write (default: its own)")  # fmt: skip
+    parser.add_argument("--vocab-only", action="store_true", help="of a Hugging Face folder write no tensors")
     optional(parser, "-c", "--ctx-size", "--ctx", dest="ctx_size", type=whole(1), metavar="N",
              help="context length to write, where a legacy model does not say (default: 2048)")  # fmt: skip
     optional(parser, "--rms-eps", dest="rms_eps", type=real(0, 1), metavar="F",
@@ -40,32 +51,40 @@ def main(argv):
     from llamacy.formats.hf_folder import is_model_folder
     from llamacy.model.convert import convert_adapter, convert_folder, convert_model
 
+    outtype = None if args.outtype == "auto" else args.outtype
     if is_model_folder(args.input):
-        outtype = None if args.outtype == "auto" else args.outtype
-        report = convert_folder(args.input, args.output, to=args.to, outtype=outtype,
-                                threads=fit_threads(args.threads), changes=changes_from(args), note=say)  # fmt: skip
-    elif kind := adapter_format(args.input):
+        report = convert_folder(args.input, args.output, to=args.to, outtype=outtype, name=args.model_name,
+                                vocab_only=args.vocab_only, threads=fit_threads(args.threads),
+                                changes=changes_from(args), note=say)  # fmt: skip
+        say(report)
+        return 0
+    if args.output is None:
+        raise UsageError("what to write is missing: wanted IN OUT")
+    if kind := adapter_format(args.input):
+        refuse_flags(args, f"{args.input} is an adapter", outtype not in (None, "f32"), "vocab_only", "model_name",
+                     *CHANGES)  # fmt: skip
         report = convert_adapter(args.input, args.output, kind, to=args.to, base=args.model, note=say)
     else:
-        report = convert_model(args.input, args.output, to=args.to, changes=changes_from(args))
+        refuse_flags(args, f"{args.input} keeps its types, which bin/quantize changes", outtype, "vocab_only")
+        report = convert_model(args.input, args.output, to=args.to, name=args.model_name, changes=changes_from(args))
     say(report)
     return 0
 
 
+def refuse_flags(args, why, outtype, *names):
+    """Raise UsageError for the first flag that was given and means nothing to this input."""
+    given = ["outtype"] * bool(outtype) + [name for name in names if getattr(args, name)]
+    if given:
+        raise UsageError(f"--{given[0].replace('_', '-')} means nothing here: {why}")
+
+
 def settle_output(args):
-    """Set args.output, which OUT or --outfile names; UsageError for both or neither."""
-    given = [name for name in (args.output, args.outfile) if name is not None]
-    if len(given) != 1:
-        what = "OUT and --outfile are both given: name one" if given else "what to write is missing: wanted IN OUT"
-        raise UsageError(what)
-    args.output = given[0]
+    """Set args.output, which OUT or --outfile names; UsageError for both."""
+    if args.output is not None and args.outfile is not None:
+        raise UsageError("OUT and --outfile are both given: name one")
+    args.output = args.output if args.outfile is None else args.outfile
 
 
 def changes_from(args):
     """Return the values that the flags give to keys of the model's family."""
-    wishes = {
-        "context_length": args.ctx_size,
-        "attention.layer_norm_rms_epsilon": args.rms_eps,
-        "rope.freq_base": args.rope_theta,
-    }
-    return {key: value for key, value in wishes.items() if value is not None}
+    return {key: value for name, key in CHANGES.items() if (value := getattr(args, name)) is not None}

@@ -147,6 +147,14 @@ WITHOUT_EFFECT = {
         ("--progress",): SWITCH,
     },
     "quantize": {("--max-buffer-size",): VALUE},
+    "convert": {
+        ("--use-temp-file",): SWITCH,
+        ("--no-lazy",): SWITCH,
+        ("--verbose",): SWITCH,
+        ("--vocab-type",): VALUE,  # told from the tokenizer's own files
+        ("--pad-vocab",): SWITCH,
+        ("--concurrency",): VALUE,
+    },
     "tokenize": {("--log-disable",): SWITCH, ("--no-escape",): SWITCH, ("--offline",): SWITCH},
     "export-lora": {**COMPUTING, ("--no-mmap",): SWITCH},
     "finetune": {
@@ -190,6 +198,9 @@ NOT_BUILT = {
     ("-oe", "--output-err"): "rows go to stdout, as -o says",
     ("-embd",): "hidden states are not measured",
     ("--log-jsonl",): "logs are lines of text on stderr",
+    ("--bigendian",): "files are little-endian",
+    ("--split-max-size", "--split-max-tensors", "--no-tensor-first-split"): "a model is written as one file",
+    ("--remote", "--base-model-id"): DOWNLOADS,
     ("--prune-layers",): "layers cannot be left out",
     ("-gqa", "--gqa"): "the model file says it",
     ("--memory-f32",): "in llamacy this is -ctk f32 -ctv f32",

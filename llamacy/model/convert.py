@@ -20,9 +20,22 @@ from llamacy.model.mixes import MIXES
 MAX_NEIGHBOURS = 64
 
 
-def convert_folder(path, output, *, to=None, outtype=None, threads=1, changes=None, note=warnings.warn):
+def convert_folder(
+    path,
+    output=None,
+    *,
+    to=None,
+    outtype=None,
+    name=None,
+    vocab_only=False,
+    threads=1,
+    changes=None,
+    note=warnings.warn,
+):
     """Write the Hugging Face model in the folder `path` as GGUF v3; return what to tell.
 
+    output: where, see filled; None: NAME-TYPE.gguf in the folder. name: its general.name, None for the folder's own.
+    vocab_only: no tensors.
     outtype: the type of its matrices or a mix of types, by name; None for what they are. changes: other values for
     keys of its family.
     """
@@ -30,7 +43,10 @@ def convert_folder(path, output, *, to=None, outtype=None, threads=1, changes=No
     outtype = None if outtype is None else type_or_mix(outtype)
     with HfFolder(path) as folder:
         metadata, tensors, notes = model_from_hf(folder, outtype, threads)
-        metadata |= _of_family(changes, metadata["general.architecture"])
+        metadata |= _of_family(changes, metadata["general.architecture"]) | _named(name)
+        tensors = [] if vocab_only else tensors
+        stem = os.path.basename(os.path.abspath(path))
+        output = filled(output or os.path.join(path, stem + "-{FTYPE}.gguf"), metadata)
         write_gguf(output, metadata, tensors)
     for text in notes:
         note(f"warning: {text}")
@@ -45,14 +61,27 @@ def type_or_mix(name):
     return MIXES[name.upper()] if name.upper() in mixes else writable(name, also=mixes)
 
 
-def convert_model(path, output, *, to=None, changes=None):
+def filled(output, metadata):
+    """Return the path `output` with {ftype} or {outtype} in it replaced by a model's type, {FTYPE} in capitals."""
+    mix = next((name for name, row in MIXES.items() if row.file_type == metadata["general.file_type"]), "mixed")
+    for key in ("ftype", "outtype"):
+        output = output.replace(f"{{{key}}}", mix.lower()).replace(f"{{{key.upper()}}}", mix)
+    return output
+
+
+def _named(name):
+    return {} if name is None else {"general.name": name}
+
+
+def convert_model(path, output, *, to=None, name=None, changes=None):
     """Write the model at `path` as GGUF v3, its blocks as they are; return what to tell.
 
-    changes: see convert_folder.
+    name, changes: see convert_folder.
     """
     _check_model_format(path, to)
     with open_model(path) as model:
         metadata = model.metadata | _of_family(changes, model.metadata.get("general.architecture", "llama"))
+        metadata |= _named(name)
         # One reader per tensor, called while writing: older layouts are converted one at a time.
         tensors = [(t.name, t.type, t.shape, lambda name=t.name: model.data(name)) for t in model.tensors.values()]
         write_gguf(output, metadata, tensors, model.value_types)

@@ -65,6 +65,8 @@ quantize --tensor-type attn_v=q8_0 --token-embedding-type q8_0 --imatrix i.dat -
 = {'input': 'm.gguf', 'output': 'q.gguf', 'type': 'q4_k_m', 'imatrix': 'i.dat'}
 quantize --allow-requantize --leave-output-tensor --pure --keep-split m.gguf Q4_0 8
 = {'allow_requantize': True, 'keep_split': True}
+convert --outfile model.{ftype}.gguf --outtype q8_0 --verbose --use-temp-file --model-name Name models/x.gguf
+= {'outfile': 'model.{ftype}.gguf', 'outtype': 'q8_0', 'model_name': 'Name'}
 tokenize -m model.gguf -p 'Hello world' --ids --log-disable --show-count
 = {'ids': True}
 export-lora -m base.gguf -o out.gguf --lora a.gguf
@@ -94,6 +96,6 @@ def cases():
 def test_it_parses_and_means_what_it_says(command, words, wanted, capsys):
     args = vars(parser_of(command).parse_args(words))
     assert {name: args[name] for name in wanted} == wanted
-    assert args.get("model", args.get("input")).endswith(".gguf")
+    assert (args.get("input") or args["model"]).endswith(".gguf")
     err = capsys.readouterr().err
     assert err == "" or (err.endswith(": no effect here\n") and err.count("\n") == 1)
