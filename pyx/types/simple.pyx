@@ -29,6 +29,13 @@ cdef inline uint16_t to_f16(float x) noexcept nogil:
     return lanes[0]
 
 
+cdef inline uint16_t half(const uint8_t* row, int i) noexcept nogil:
+    """16 bits of a row, which may begin at any address: in safetensors files, at an odd one"""
+    cdef uint16_t h
+    memcpy(&h, row + 2 * i, 2)
+    return h
+
+
 cdef inline uint32_t word(const uint8_t* p) noexcept nogil:
     cdef uint32_t w
     memcpy(&w, p, 4)
@@ -171,7 +178,7 @@ cdef void dequantize_row_f16(const uint8_t* row, int n, float* out) noexcept nog
     for i in range(0, n - 15, 16):
         vf_store(out + i, vf_load_f16(row + 2 * i))
     for i in range(n // 16 * 16, n):
-        out[i] = from_f16((<const uint16_t*>row)[i])
+        out[i] = from_f16(half(row, i))
 
 cdef void quantize_row_f16(const float* x, int n, uint8_t* row) noexcept nogil:
     cdef int i
@@ -185,7 +192,7 @@ cdef void dequantize_row_bf16(const uint8_t* row, int n, float* out) noexcept no
     cdef uint32_t bits
     cdef int i
     for i in range(n):
-        bits = <uint32_t>(<const uint16_t*>row)[i] << 16
+        bits = <uint32_t>half(row, i) << 16
         memcpy(out + i, &bits, 4)
 
 cdef void quantize_row_bf16(const float* x, int n, uint8_t* row) noexcept nogil:

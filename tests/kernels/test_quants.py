@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from llamacy import kernels
+from llamacy.formats import types
 from llamacy.kernels.reference import quants
 
 TYPES = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4", "TQ1_0", "TQ2_0"]
@@ -110,3 +111,23 @@ def test_wrong_sizes_and_types_are_refused(isa):
         module.dequantize(np.zeros((1, 40), np.uint8), number("Q4_0"))
     with pytest.raises(ValueError, match="type 99"):
         module.dequantize(np.zeros((1, 66), np.uint8), 99)
+
+
+@pytest.mark.parametrize("kind", types.WEIGHT_TYPES, ids=lambda kind: kind.name)
+def test_rows_may_begin_at_any_address(isa, kind):
+    """A file's alignment may be 1: rows at odd addresses are read as elsewhere (how, `make asan` sees)."""
+    module, n_cols = kernels.load("quants", isa), max(64, kind.block)
+    n_bytes = n_cols // kind.block * kind.block_bytes
+    rows = np.random.default_rng(7).integers(0, 256, (3, n_bytes), np.uint8)
+    if kind.number in module.writable():
+        values = np.random.default_rng(8).normal(size=(3, n_cols)).astype(np.float32)
+        rows = module.quantize(values, kind.number)
+    memory = np.empty(3 * n_bytes + 1, np.uint8)
+    odd = memory[1 - memory.ctypes.data % 2 :][: 3 * n_bytes].reshape(3, n_bytes)
+    odd[:] = rows
+    assert odd.ctypes.data % 2 == 1
+    np.testing.assert_array_equal(module.dequantize(odd, kind.number), module.dequantize(rows, kind.number))
+    if kind.number in module.writable():
+        products = kernels.load("matmul", isa)
+        found = [products.matmul(products.PackedMatrix(each, kind.number, n_cols), values) for each in (odd, rows)]
+        np.testing.assert_array_equal(*found)
