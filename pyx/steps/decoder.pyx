@@ -128,23 +128,33 @@ cdef class Session:
     def read_cache(self, int slot, int n):
         """Return what a slot holds of its first n positions, as it lies: uint8 (layers x KV heads, tiles, bytes of a tile).
 
-        Tiles have 16 positions; the last may hold more than was asked for. ValueError out of range.
+        Tiles have 16 positions; the last may hold more than was asked for. ValueError out of range, LlamacyError while a step
+        of this session runs.
         """
         if not (0 <= slot < self.n_slots and 0 <= n <= self.n_ctx):
             raise ValueError(f"slot {slot} and {n} positions, wanted below {self.n_slots} and at most {self.n_ctx}")
-        tiles = [self._tiles(slot, chunk) for chunk in range(max(1, (n + CHUNK - 1) // CHUNK))]
-        return np.concatenate(tiles, axis=1)[:, :(n + 15) // 16]
+        self.weights.begin_step(1, &self.busy)
+        try:
+            tiles = [self._tiles(slot, chunk) for chunk in range(max(1, (n + CHUNK - 1) // CHUNK))]
+            return np.concatenate(tiles, axis=1)[:, :(n + 15) // 16]
+        finally:
+            self.weights.end_step(&self.busy)
 
     def write_cache(self, int slot, tiles):
-        """Put back what read_cache returned, of a session over the same weights with the same types; else ValueError."""
+        """Put back what read_cache returned, of a session over the same weights with the same types; else
+        ValueError. LlamacyError while a step of this session runs."""
         heads, n_tiles, n_bytes = np.shape(tiles)
         part = self._tiles(0, 0)
         wanted = part.shape[0], part.shape[2]
         if not 0 <= slot < self.n_slots or (heads, n_bytes) != wanted or n_tiles > (self.n_ctx + 15) // 16:
             raise ValueError(f"slot {slot} and tiles {np.shape(tiles)} do not fit {self.n_slots} slots of {part.shape}")
-        for chunk in range((16 * n_tiles + CHUNK - 1) // CHUNK):
-            some = tiles[:, chunk * CHUNK // 16:][:, :CHUNK // 16]
-            self._tiles(slot, chunk)[:, :some.shape[1]] = some
+        self.weights.begin_step(1, &self.busy)
+        try:
+            for chunk in range((16 * n_tiles + CHUNK - 1) // CHUNK):
+                some = tiles[:, chunk * CHUNK // 16:][:, :CHUNK // 16]
+                self._tiles(slot, chunk)[:, :some.shape[1]] = some
+        finally:
+            self.weights.end_step(&self.busy)
 
     def step(self, const int[::1] tokens, const int[::1] positions, const int[::1] slots, const int[::1] logits_at,
              const float[:, ::1] lora_scales=None, bint hidden=False):

@@ -89,6 +89,17 @@ def test_a_second_step_of_a_session_is_refused_and_leaves_the_first_as_it_is(mod
     np.testing.assert_array_equal(step_of(session), wanted)
 
 
+def test_a_cache_is_not_read_or_written_during_a_step(model, amid):
+    session = model.new_session(1, 32)
+    wanted = step_of(session)
+    tiles = session.read_cache(0, 20)
+    for act in (lambda: session.read_cache(0, 20), lambda: session.write_cache(0, tiles)):
+        caught = amid(kernels.decoder, "empty", act)
+        np.testing.assert_array_equal(step_of(session), wanted)
+        assert len(caught) == 1 and "another thread" in str(caught[0])
+        act()
+
+
 def test_a_step_that_fails_does_not_leave_its_session_busy(model):
     session = model.new_session(1, 32)
     with pytest.raises(ValueError, match="position"):
