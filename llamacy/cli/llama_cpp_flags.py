@@ -5,16 +5,15 @@ NUMA), how much at once, how logs look. Whatever changes the text is a flag of t
 (Names and values: llama.cpp's common/arg.cpp and tools/llama-bench.)
 """
 
-from typing import NamedTuple
+from collections import namedtuple
 
 ON_OFF = ("on", "off", "auto", "true", "false", "enabled", "disabled", "0", "1", "-1")
 
 
-class Ignored(NamedTuple):
+class Ignored(namedtuple("Ignored", "values optional", defaults=(0, ()))):
     """A flag without effect: `values` words behind it, and one more where it is among `optional`."""
 
-    values: int = 0
-    optional: tuple = ()
+    __slots__ = ()
 
     def take(self, rest, is_value):
         """Take the flag's values from `rest`; None where there are too few."""

@@ -28,7 +28,7 @@ def build_parser():
     parser.usage = "quantize [flags] IN [OUT] TYPE [THREADS]"
     parser.add_argument("input", metavar="IN", help="the model, best in F32, F16 or BF16; GGUF, split or not, or GGML")
     parser.add_argument(
-        "output", metavar="OUT", help="the GGUF file to write (default: ggml-model-TYPE.gguf beside IN)"
+        "output", metavar="OUT", nargs="?", help="the GGUF file to write (default: ggml-model-TYPE.gguf beside IN)"
     )
     parser.add_argument("type", metavar="TYPE", nargs="?", help="the type or mix of types")
     parser.add_argument("n_threads", metavar="THREADS", nargs="?", help="the same as --threads")

@@ -54,6 +54,7 @@ def test_places(words, output, mix, threads):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ("a.gguf", "the type is missing: wanted IN [OUT] TYPE [THREADS]"),
         ("a.gguf b.gguf", "the type is missing: wanted IN [OUT] TYPE [THREADS]"),
         ("a.gguf b.gguf q9", "type 'q9' is unknown"),
         ("a.gguf q4_0 3 4", "'4' is one word too many"),
