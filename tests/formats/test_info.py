@@ -65,10 +65,10 @@ def test_text_from_files_cannot_act_on_the_terminal(capsys, tmp_path):
 
 @pytest.mark.parametrize("argv", [[], ["a", "b"], ["--nonsense", "a"]])
 def test_wrong_usage(argv, capsys):
-    for command in (info, convert):
-        with pytest.raises(SystemExit) as caught:
-            command.main(argv if command is info else argv[:1])
-        assert caught.value.code == 2
+    for command, words in ((info, argv), (convert, argv[:1])):
+        with pytest.raises((SystemExit, UsageError)) as caught:
+            command.main(words)
+        assert getattr(caught.value, "code", None) == 2 or caught.value.exit_code == 2
 
 
 def converted(*argv):
