@@ -1,6 +1,7 @@
 """What a checkpoint says of a run, checked field by field before anything is made of it."""
 
 import math
+import sys
 from array import array
 from dataclasses import dataclass, field
 
@@ -116,7 +117,9 @@ class _Check:
         self.that(good, name, value, f"a whole number from {low}" + (f" to {high}" if high < 2**63 - 1 else ""))
 
     def finite(self, name, value):
-        self.that(type(value) in (int, float) and math.isfinite(value), name, value, "a finite number")
+        # compared and not math.isfinite: a whole number may be larger than any float
+        good = type(value) in (int, float) and abs(value) <= sys.float_info.max
+        self.that(good, name, value, "a finite number")
 
     def progressed(self, table, losses, n_steps):
         """Return the Progressed of its fields."""

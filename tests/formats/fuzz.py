@@ -230,9 +230,12 @@ def _too_long(*_):
 
 
 def _limit_memory():
-    """Let the process have ADDRESSES bytes of addresses more than now, where the system tells how many it has."""
+    """Let the process have ADDRESSES bytes of addresses more than now, where the system tells how many it has.
+
+    Not under a sanitizer (tools/sanitize.py), which takes many terabytes of them.
+    """
     statm = Path("/proc/self/statm")
-    if statm.exists():
+    if statm.exists() and "libasan" not in os.environ.get("LD_PRELOAD", ""):
         now = int(statm.read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + ADDRESSES, resource.getrlimit(resource.RLIMIT_AS)[1]))
 

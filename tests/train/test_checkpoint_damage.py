@@ -123,6 +123,19 @@ def test_every_value_in_every_wrong_way(tmp_path, saved):
     assert tried > 500 and refused > 0.97 * tried
 
 
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, 10**400, -(10**400), "1", None, True, [1.5]], ids=lambda value: f"{value!r:.9}"
+)
+def test_a_validation_loss_is_a_finite_number(tmp_path, saved, value):
+    path, values, arrays = saved
+    for place in (0, 1):
+        wrong = copy.deepcopy(values)
+        wrong["progressed"]["validation"][place][1] = value
+        save_checkpoint(path, wrong, arrays)
+        with pytest.raises(LlamacyError, match="a loss of validation: wanted a finite number"):
+            resumed(path, tmp_path)
+
+
 def test_every_array_in_every_wrong_way(tmp_path, saved):
     path, values, arrays = saved
     save_checkpoint(path, values, arrays)
