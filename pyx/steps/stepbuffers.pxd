@@ -7,6 +7,7 @@ from ..products.inputs cimport padded
 
 cdef enum:
     SPLIT_TOKENS = 32       # tokens of a step up to which the past is dealt among the threads chunk by chunk
+    PIECE = 16              # row tiles of a product that a thread takes at a time when there are more tokens than that
 
 cdef struct Run:            # consecutive positions of one slot: for each KV head one unit of attention, or one a chunk
     int slot
