@@ -2,7 +2,9 @@
 
 This is the only list of them. Readers and writers of models and adapters, flags, quantisation mixes, estimates and the
 packing of weights derive theirs from it. A family is a row of ARCHITECTURES and its test; a part that no family had so
-far is a row here, a field of Block (pyx/layers/block.pxd) and a line in the twin (kernels/reference/model.py).
+far is a row here, a field of Block (pyx/layers/block.pxd) and a line in the twin (kernels/reference/model.py). A family
+may stand here before all its parts are computed: its row names them in `needs`, and those that are still to come are in
+MISSING. Such a family is converted, and refused by name when it is opened.
 """
 
 from collections.abc import Callable
@@ -28,6 +30,16 @@ class Tensor:
 
 
 @dataclass(frozen=True)
+class Norm(Tensor):
+    """A norm of each layer: a vector of weights, and of biases where a family's norms have them.
+
+    n  the key of `sizes` of how long it is
+    """
+
+    n: str = "embd"
+
+
+@dataclass(frozen=True)
 class Matrix(Tensor):
     """A matrix of each layer, which an adapter may sit on.
 
@@ -35,6 +47,7 @@ class Matrix(Tensor):
     short        what else people call it
     role         what quantisation mixes give more bits: see model/mixes.py
     heads        the key of how many heads its rows are, where converters may reorder these: see Architecture.permuted
+    stacked      the key of `sizes` of how many such matrices the tensor holds; "" for one, without a third dimension
     """
 
     n_out: str = ""
@@ -42,6 +55,7 @@ class Matrix(Tensor):
     short: tuple = ()
     role: str = ""
     heads: str = ""
+    stacked: str = ""
 
     @property
     def aliases(self):
@@ -64,12 +78,41 @@ MATRICES = (
     Matrix("ffn_up", "mlp.up_proj", "feed_forward.w3", "ff", "embd", ("up",)),
     Matrix("ffn_down", "mlp.down_proj", "feed_forward.w2", "embd", "ff", ("down",), "down"),
 )
-# Known by name only: adapters and mixes of models that cannot run here.
-FUSED = (Matrix("attn_qkv", "self_attn.qkv_proj", role="value"), Matrix("attn_kv_b", "", role="value"))
-NORMS = (
-    Tensor("attn_norm", "input_layernorm", "attention_norm"),
-    Tensor("ffn_norm", "post_attention_layernorm", "ffn_norm"),
+# Known by name and size, without a slot of the compiled layer so far. A "*" in Hugging Face's name: one module for each
+# expert, whose rows lie below each other in the stacked tensor.
+OTHER_MATRICES = (
+    Matrix("attn_qkv", "self_attn.qkv_proj", n_out="qkv", n_in="embd", role="value"),
+    Matrix("attn_kv_b", "", role="value"),
+    Matrix("ffn_gate_inp", "mlp.gate", n_out="expert", n_in="embd"),
+    Matrix("ffn_gate_exps", "mlp.experts.*.gate_proj", n_out="ff_exp", n_in="embd", stacked="expert"),
+    Matrix("ffn_up_exps", "mlp.experts.*.up_proj", n_out="ff_exp", n_in="embd", stacked="expert"),
+    Matrix("ffn_down_exps", "mlp.experts.*.down_proj", n_out="embd", n_in="ff_exp", stacked="expert"),
+    Matrix("ffn_gate_inp_shexp", "mlp.shared_expert_gate", n_out="one", n_in="embd"),
+    Matrix("ffn_gate_shexp", "mlp.shared_expert.gate_proj", n_out="ff_shexp", n_in="embd"),
+    Matrix("ffn_up_shexp", "mlp.shared_expert.up_proj", n_out="ff_shexp", n_in="embd"),
+    Matrix("ffn_down_shexp", "mlp.shared_expert.down_proj", n_out="embd", n_in="ff_shexp"),
+    Matrix("attn_q_a", "self_attn.q_a_proj", n_out="q_rank", n_in="embd"),
+    Matrix("attn_q_b", "self_attn.q_b_proj", n_out="q", n_in="q_rank"),
+    Matrix("attn_kv_a_mqa", "self_attn.kv_a_proj_with_mqa", n_out="kv_a", n_in="embd"),
+    Matrix("attn_k_b", "", n_out="kv_rank", n_in="key_plain", stacked="head"),
+    Matrix("attn_v_b", "", n_out="value", n_in="kv_rank", stacked="head"),
+    Matrix("shortconv.in_proj", "conv.in_proj", n_out="conv_in", n_in="embd"),
+    Matrix("shortconv.out_proj", "conv.out_proj", n_out="embd", n_in="embd"),
+    Matrix("shortconv.conv", "conv.conv", n_out="embd", n_in="conv"),
 )
+EXPERTS = ("ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+SHARED_EXPERT = ("ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp")
+NORMS = (
+    Norm("attn_norm", "input_layernorm", "attention_norm"),
+    Norm("attn_q_norm", "self_attn.q_norm", n="head_dim"),
+    Norm("attn_k_norm", "self_attn.k_norm", n="head_dim"),
+    Norm("attn_q_a_norm", "self_attn.q_a_layernorm", n="q_rank"),
+    Norm("attn_kv_a_norm", "self_attn.kv_a_layernorm", n="kv_rank"),
+    Norm("post_attention_norm", "post_attention_layernorm"),
+    Norm("ffn_norm", "post_attention_layernorm", "ffn_norm"),
+    Norm("post_ffw_norm", "post_feedforward_layernorm"),
+)
+OTHER_VECTORS = (Norm("attn_sinks", "self_attn.sinks", n="head"),)
 TOKEN_EMBD = Tensor("token_embd", "model.embed_tokens", "tok_embeddings")
 OUTPUT_NORM = Tensor("output_norm", "model.norm", "norm")
 LM_HEAD = Tensor("output", "lm_head", "output")  # the embedding serves where a file has none
@@ -77,7 +120,33 @@ WHOLE_MODEL = (TOKEN_EMBD, OUTPUT_NORM, LM_HEAD)
 
 # By name: the matrix's number among those of a layer.
 SLOTS = {matrix.name: slot for slot, matrix in enumerate(MATRICES)}
-BY_NAME = {matrix.name: matrix for matrix in MATRICES}
+BY_NAME = {part.name: part for part in (*MATRICES, *OTHER_MATRICES, *NORMS, *OTHER_VECTORS)}
+
+# Parts that no compiled step has so far: what `needs` calls them -> what is said of them. A part that is built leaves
+# this table, and the families that need nothing else here run.
+MISSING = {
+    "layer norm": "LayerNorm",
+    "head norms": "norms of each query and key head",
+    "row norms": "norms of whole rows of queries and keys",
+    "post norms": "norms behind attention and MLP",
+    "geglu": "GeGLU",
+    "gelu": "an MLP of two matrices with GELU",
+    "parallel": "attention and MLP beside each other",
+    "multipliers": "multipliers of embedding, residuals, scores and logits",
+    "output bias": "a bias of the output matrix",
+    "logit cap": "capped logits",
+    "yarn": "yarn scaling of rope",
+    "two ropes": "another rope in layers with a window",
+    "fused": "matrices fused of several",
+    "windows": "attention within a window",
+    "score cap": "capped attention scores",
+    "sinks": "attention sinks",
+    "experts": "a mixture of experts",
+    "shared expert": "a shared expert",
+    "clamped experts": "experts with biases and clamped SwiGLU",
+    "low-rank attention": "queries, keys and values of low rank",
+    "short convolution": "short convolutions",
+}
 
 
 @dataclass(frozen=True)
@@ -85,22 +154,38 @@ class Architecture:
     """A family: which parts its layers have, and how they differ from llama's.
 
     hf           what config.json calls it, under "architectures"
+    needs        parts beyond llama's that it cannot do without: keys of MISSING until they are built
     rope_layout  PAIRS where a head's neighbours turn together, HALVES where element i turns with i + n_rot / 2
     permuted     a converter has put the rows of q and k from Hugging Face's halves into pairs
-    matrices     names of MATRICES      norms  names of NORMS
+    matrices     names of MATRICES and OTHER_MATRICES      norms  names of NORMS, in the order of use
+    experts      what layers with experts have instead of the dense MLP's matrices, names of OTHER_MATRICES
+    optional     parts that not all files of the family have
     biases       matrices with a bias, without which a file is incomplete; others may have one
     has_rope     layer -> whether positions turn its heads
+    sizes_of     {part: keys of `sizes`} where a part has another size than its row says: (n_out, n_in) or (n,)
+    hf_names     {part: Hugging Face's module} where the family calls it otherwise than the part's row
+    gguf_names   {part: GGUF's name} where the family's files call it otherwise
+    norm_shift   what a converter adds to the weights of norms
+    norm_biases  norms have biases
     ignored      tensors of layers that say nothing new: any other that is not named here is refused
     keys         what the metadata below the family's name may hold: see metadata_keys
     """
 
     hf: tuple = ()
     rope_layout: int = PAIRS
+    needs: tuple = ()
     permuted: bool = False
     matrices: tuple = tuple(SLOTS)
-    norms: tuple = tuple(norm.name for norm in NORMS)
+    experts: tuple = ()
+    optional: tuple = ()
+    norms: tuple = ("attn_norm", "ffn_norm")
     biases: tuple = ()
     has_rope: Callable = lambda layer: True
+    sizes_of: dict = field(default_factory=dict)
+    hf_names: dict = field(default_factory=dict)
+    gguf_names: dict = field(default_factory=dict)
+    norm_shift: float = 0.0
+    norm_biases: bool = False
     embedding: str = "token_embd.weight"
     output_norm: str = "output_norm.weight"
     output: str = "output.weight"
@@ -109,21 +194,176 @@ class Architecture:
     ignored: tuple = ("attn_rot_embd", "attn_rot_embd.weight", "attn_rot_embd.inv_freq")
     keys: dict = field(default_factory=lambda: KEYS)
 
+    @property
+    def missing(self):
+        """What is said of the parts that it needs and that are not built."""
+        return tuple(MISSING[part] for part in self.needs if part in MISSING)
+
+    def shape(self, part, sizes):
+        """Return the shape of a layer's part, (n_out, n_in), (n,) or (n_stacked, n_out, n_in)."""
+        row = BY_NAME[part]
+        usual = (row.n,) if isinstance(row, Norm) else (row.n_out, row.n_in)
+        found = tuple(sizes[key] for key in self.sizes_of.get(part, usual))
+        return (sizes[row.stacked], *found) if getattr(row, "stacked", "") else found
+
     def shapes(self, sizes):
         """Return {matrix of a layer: (n_out, n_in)}, in the order of use; sizes: as `sizes` returns them."""
-        found = (BY_NAME[name] for name in self.matrices)
-        return {matrix.name: (sizes[matrix.n_out], sizes[matrix.n_in]) for matrix in found}
+        return {name: self.shape(name, sizes) for name in self.matrices}
 
+    def gguf_name(self, part):
+        """Return the name that a part of a layer has in the family's files, without layer and side."""
+        return self.gguf_names.get(part, part)
+
+    def hf_name(self, part):
+        """Return Hugging Face's name of a part of a layer, or of the whole model."""
+        return self.hf_names.get(part, (BY_NAME[part] if part in BY_NAME else _TOP[part]).hf)
+
+
+_TOP = {part.name: part for part in WHOLE_MODEL}
+_DENSE = tuple(SLOTS)
+_ATTENTION, _MLP = _DENSE[:4], _DENSE[4:]
+_UNGATED = (*_ATTENTION, "ffn_up", "ffn_down")
+_QKV_BIASES = ("attn_q", "attn_k", "attn_v")
+_HEAD_NORMS = ("attn_q_norm", "attn_k_norm")
+_ROW_NORMS = {"attn_q_norm": ("q",), "attn_k_norm": ("kv",)}
+_SANDWICH = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
+_BEHIND = ("post_attention_norm", "post_ffw_norm")
+# gate's rows lie before up's in one tensor, which GGUF calls ffn_up
+_FUSED_MLP = {"ffn_up": ("gate_up", "embd")}
+_BLOCK_SPARSE = {
+    "ffn_gate_inp": "block_sparse_moe.gate",
+    "ffn_gate_exps": "block_sparse_moe.experts.*.w1",
+    "ffn_up_exps": "block_sparse_moe.experts.*.w3",
+    "ffn_down_exps": "block_sparse_moe.experts.*.w2",
+}
+_GEMMA_2 = {"ffn_norm": "pre_feedforward_layernorm"}
 
 ARCHITECTURES = {
-    "llama": Architecture(("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM"), permuted=True),
-    "qwen2": Architecture(("Qwen2ForCausalLM",), HALVES, biases=("attn_q", "attn_k", "attn_v")),
+    "llama": Architecture(
+        ("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM", "MixtralForCausalLM"),
+        permuted=True, experts=EXPERTS, hf_names=_BLOCK_SPARSE,
+    ),
+    "qwen2": Architecture(("Qwen2ForCausalLM",), HALVES, biases=_QKV_BIASES),
     "smollm3": Architecture(("SmolLM3ForCausalLM",), permuted=True, has_rope=lambda layer: layer % 4 != 3),
-}
+    "qwen3": Architecture(
+        ("Qwen3ForCausalLM",), HALVES, ("head norms",), norms=("attn_norm", *_HEAD_NORMS, "ffn_norm"),
+    ),
+    "gemma": Architecture(("GemmaForCausalLM",), HALVES, ("geglu", "multipliers"), norm_shift=1.0),
+    "gemma2": Architecture(
+        ("Gemma2ForCausalLM",), HALVES,
+        ("geglu", "multipliers", "post norms", "score cap", "logit cap"),
+        norms=_SANDWICH, hf_names=_GEMMA_2, norm_shift=1.0,
+    ),
+    "gemma3": Architecture(
+        ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"), HALVES,
+        ("geglu", "multipliers", "post norms", "head norms", "windows", "two ropes"),
+        norms=(_SANDWICH[0], *_HEAD_NORMS, *_SANDWICH[1:]), hf_names=_GEMMA_2, norm_shift=1.0,
+    ),
+    "phi2": Architecture(
+        ("PhiForCausalLM",), HALVES, ("layer norm", "gelu", "parallel", "output bias"),
+        matrices=_UNGATED, norms=("attn_norm",), biases=_UNGATED, norm_biases=True,
+        hf_names={
+            "attn_output": "self_attn.dense", "ffn_up": "mlp.fc1", "ffn_down": "mlp.fc2",
+            "output_norm": "model.final_layernorm",
+        },
+    ),
+    "phi3": Architecture(
+        ("Phi3ForCausalLM",), HALVES, ("fused",),
+        matrices=("attn_qkv", "attn_output", "ffn_up", "ffn_down"), sizes_of=_FUSED_MLP,
+        hf_names={"ffn_up": "mlp.gate_up_proj"},
+    ),
+    "mistral3": Architecture(
+        ("Mistral3ForConditionalGeneration", "Ministral3ForCausalLM"), permuted=True,
+    ),
+    "olmo2": Architecture(
+        ("Olmo2ForCausalLM", "Olmo3ForCausalLM"), HALVES, ("row norms", "post norms"),
+        norms=(*_HEAD_NORMS, *_BEHIND), sizes_of=_ROW_NORMS,
+    ),
+    "granite": Architecture(("GraniteForCausalLM",), needs=("multipliers",), permuted=True),
+    "stablelm": Architecture(
+        ("StableLmForCausalLM", "StableLMEpochForCausalLM"), HALVES, ("layer norm", "parallel"),
+        norms=("attn_norm", "ffn_norm"), norm_biases=True, optional=(*_HEAD_NORMS, "ffn_norm"),
+        # one norm for each head, stacked
+        sizes_of={"attn_q_norm": ("head", "head_dim"), "attn_k_norm": ("head_kv", "head_dim")},
+        hf_names={
+            "attn_q_norm": "self_attn.q_layernorm.norms.*", "attn_k_norm": "self_attn.k_layernorm.norms.*",
+        },
+    ),
+    "starcoder2": Architecture(
+        ("Starcoder2ForCausalLM",), HALVES, ("layer norm", "gelu"),
+        matrices=_UNGATED, norm_biases=True, hf_names={"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
+    ),
+    "cohere2": Architecture(
+        ("Cohere2ForCausalLM",), needs=("layer norm", "parallel", "multipliers"),
+        norms=("attn_norm",), has_rope=lambda layer: layer % 4 != 3,
+    ),
+    "glm4": Architecture(
+        ("Glm4ForCausalLM",), needs=("post norms", "fused"),
+        matrices=_UNGATED, norms=_SANDWICH, sizes_of=_FUSED_MLP,
+        hf_names={
+            "ffn_up": "mlp.gate_up_proj", "post_attention_norm": "post_self_attn_layernorm",
+            "post_ffw_norm": "post_mlp_layernorm",
+        },
+    ),
+    "ernie4_5": Architecture(("Ernie4_5ForCausalLM", "Ernie4_5_ForCausalLM")),
+    "exaone4": Architecture(
+        ("Exaone4ForCausalLM",), HALVES, ("head norms", "post norms", "windows"), norms=(*_HEAD_NORMS, *_BEHIND),
+    ),
+    "seed_oss": Architecture(
+        ("SeedOssForCausalLM",), HALVES, biases=_QKV_BIASES, gguf_names={"ffn_norm": "post_attention_norm"},
+    ),
+    "helium": Architecture(("HeliumForCausalLM",)),
+    "qwen2moe": Architecture(
+        ("Qwen2MoeForCausalLM",), HALVES, ("experts", "shared expert"), biases=_QKV_BIASES,
+        experts=(*EXPERTS, "ffn_gate_inp_shexp", *SHARED_EXPERT),
+    ),
+    "qwen3moe": Architecture(
+        ("Qwen3MoeForCausalLM",), HALVES, ("experts", "head norms"),
+        norms=("attn_norm", *_HEAD_NORMS, "ffn_norm"), experts=EXPERTS,
+    ),
+    "olmoe": Architecture(
+        ("OlmoeForCausalLM",), HALVES, ("experts", "row norms"),
+        norms=("attn_norm", *_HEAD_NORMS, "ffn_norm"), sizes_of=_ROW_NORMS, experts=EXPERTS,
+    ),
+    "granitemoe": Architecture(
+        ("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM"), needs=("experts", "multipliers"), permuted=True,
+        experts=EXPERTS, optional=SHARED_EXPERT, hf_names={"ffn_gate_inp": "block_sparse_moe.router.layer"},
+    ),
+    "gpt-oss": Architecture(
+        ("GptOssForCausalLM",), HALVES, ("experts", "clamped experts", "sinks", "windows", "yarn"),
+        biases=(*_ATTENTION, *EXPERTS), experts=(*EXPERTS, "attn_sinks"),
+        gguf_names={"ffn_norm": "post_attention_norm"}, hf_names={"ffn_gate_inp": "mlp.router"},
+    ),
+    "deepseek2": Architecture(
+        ("DeepseekV2ForCausalLM",), needs=("low-rank attention", "experts", "shared expert"),
+        matrices=("attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_k_b", "attn_v_b", "attn_output", *_MLP),
+        norms=("attn_norm", "attn_q_a_norm", "attn_kv_a_norm", "ffn_norm"), experts=(*EXPERTS, *SHARED_EXPERT),
+        hf_names={part: f"mlp.shared_experts.{BY_NAME[part].hf.rpartition('.')[2]}" for part in SHARED_EXPERT},
+    ),
+    "lfm2": Architecture(
+        ("Lfm2ForCausalLM",), HALVES, ("short convolution", "head norms"),
+        matrices=_DENSE, norms=("attn_norm", *_HEAD_NORMS, "ffn_norm"),
+        optional=("shortconv.in_proj", "shortconv.conv", "shortconv.out_proj"),
+        output_norm="token_embd_norm.weight",
+        hf_names={
+            "attn_norm": "operator_norm", "ffn_norm": "ffn_norm", "attn_output": "self_attn.out_proj",
+            "attn_q_norm": "self_attn.q_layernorm", "attn_k_norm": "self_attn.k_layernorm",
+            "ffn_gate": "feed_forward.w1", "ffn_up": "feed_forward.w3", "ffn_down": "feed_forward.w2",
+            "output_norm": "model.embedding_norm",
+        },
+    ),
+}  # fmt: skip
 # Families whose adapters keep q's and k's rows in pairs, those included that cannot run here.
-PERMUTED = {name for name, row in ARCHITECTURES.items() if row.permuted} | {"deepseek", "granite", "minicpm"}
+PERMUTED = {name for name, row in ARCHITECTURES.items() if row.permuted} | {"deepseek", "minicpm"}
 
 
-def sizes(n_embd, n_head, n_head_kv, head_dim, n_ff):
-    """Return the sizes that matrices are described by: {"embd": ..., "q": ..., "kv": ..., "ff": ...}."""
-    return {"embd": n_embd, "q": n_head * head_dim, "kv": n_head_kv * head_dim, "ff": n_ff}
+def running():
+    """Return the names of the families that run."""
+    return [name for name, row in ARCHITECTURES.items() if not row.missing]
+
+
+def sizes(n_embd, n_head, n_head_kv, head_dim, n_ff, **more):
+    """Return the sizes that parts are described by: {"embd": ..., "q": ..., "kv": ..., "ff": ...}; more: others."""
+    q, kv = n_head * head_dim, n_head_kv * head_dim
+    found = {"embd": n_embd, "q": q, "kv": kv, "ff": n_ff, "head": n_head, "head_kv": n_head_kv, "head_dim": head_dim}
+    return found | {"qkv": q + 2 * kv, "gate_up": 2 * n_ff, "one": 1} | more

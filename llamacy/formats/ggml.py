@@ -38,7 +38,9 @@ class Layout:
         return not (self.neighbour_nibbles or self.wide_scales)
 
 
-_TENSOR_NAMES = {f"{part.meta}.weight": f"{part.name}.weight" for part in (*WHOLE_MODEL, *MATRICES, *NORMS)}
+_TENSOR_NAMES = {
+    f"{part.meta}.weight": f"{part.name}.weight" for part in (*WHOLE_MODEL, *MATRICES, *NORMS) if part.meta
+}
 _LAYER = re.compile(r"layers\.(0|[1-9]\d{0,4})\.(.+)")
 # Original LLaMA's tables of rotary frequencies, which follow from the head size: GGUF has no place for them.
 _DERIVED = re.compile(r"(layers\.\d+\.attention\.inner_attention\.)?rope\.freqs")

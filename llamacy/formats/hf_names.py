@@ -3,19 +3,34 @@
 import re
 
 from llamacy.errors import shown, some
-from llamacy.formats.architectures import FUSED, LM_HEAD, MATRICES, NORMS, OUTPUT_NORM, TOKEN_EMBD
+from llamacy.formats.architectures import (
+    ARCHITECTURES,
+    LM_HEAD,
+    MATRICES,
+    OTHER_MATRICES,
+    OUTPUT_NORM,
+    TOKEN_EMBD,
+)
 
-_IN_LAYER = (*MATRICES, *FUSED)
-_LAYER = {part.hf: part.name for part in _IN_LAYER if part.hf}
-_NORMS = {norm.hf: norm.name for norm in NORMS}
-_TOP = {part.hf.removeprefix("model."): part.name for part in (TOKEN_EMBD, LM_HEAD)}
-_MODULE = re.compile(r"(?:model\.|language_model\.)*(?:layers\.(0|[1-9]\d{0,4})\.)?([a-z_.]+)")
+_MODULE = re.compile(r"(?:model\.|language_model\.)*(?:layers\.(0|[1-9]\d{0,4})\.)?([a-z_.\d]+)")
 # What PEFT's wrappers add to the name of a tensor that they hold as it is.
 _COPIED = re.compile(r"^base_model\.model\.|\.base_layer(?=\.(?:weight|bias)$)")
-_TENSOR = re.compile(r"(?:blk\.(\d+)\.)?([a-z_]+)\.weight")
-_LAYER_BACK = {ours: theirs for theirs, ours in _LAYER.items()}
-_TOP_BACK = {part.name: part.hf for part in (TOKEN_EMBD, LM_HEAD)}
+_TENSOR = re.compile(r"(?:blk\.(\d+)\.)?([a-z_.]+)\.weight")
+_TOP = {part.name: part.hf for part in (TOKEN_EMBD, LM_HEAD)}
+_TOP_BACK = {hf.removeprefix("model."): ours for ours, hf in _TOP.items()}
 EMBEDDING, OUTPUT = f"{TOKEN_EMBD.name}.weight", f"{LM_HEAD.name}.weight"
+
+
+def _matrices():
+    """Return {module in a layer: matrix} of all families: no two call different matrices by one name."""
+    found = {matrix.hf: matrix.name for matrix in (*MATRICES, *OTHER_MATRICES) if matrix.hf}
+    names = {matrix.name for matrix in (*MATRICES, *OTHER_MATRICES)}
+    for family in ARCHITECTURES.values():
+        found |= {module: part for part, module in family.hf_names.items() if part in names}
+    return found
+
+
+_MATRIX_OF = _matrices()
 
 
 def gguf_name(module):
@@ -23,35 +38,42 @@ def gguf_name(module):
     match = _MODULE.fullmatch(module)
     if match is None:
         return None
-    known = (_TOP if match[1] is None else _LAYER).get(match[2])
+    known = (_TOP_BACK if match[1] is None else _MATRIX_OF).get(match[2])
     if known is None:
         return None
     return f"{known}.weight" if match[1] is None else f"blk.{match[1]}.{known}.weight"
 
 
-def gguf_tensor(name):
+def gguf_tensor(name, architecture="llama"):
     """Return the GGUF name of a model's tensor ("model.norm.weight" -> "output_norm.weight"), None if unknown."""
     module, _, side = name.rpartition(".")
-    match = _MODULE.fullmatch(module)
+    match, family = _MODULE.fullmatch(module), ARCHITECTURES[architecture]
     if side not in ("weight", "bias") or match is None:
         return None
-    if match[1] is None and match[2] == OUTPUT_NORM.hf.removeprefix("model."):
-        return f"{OUTPUT_NORM.name}.{side}"
-    if match[1] is not None and match[2] in _NORMS:
-        return f"blk.{match[1]}.{_NORMS[match[2]]}.{side}"
-    found = gguf_name(module)
-    return found and found.removesuffix("weight") + side
+    if match[1] is None:
+        top = {
+            family.hf_name(part.name).removeprefix("model."): part.name for part in (OUTPUT_NORM, TOKEN_EMBD, LM_HEAD)
+        }
+        known = top.get(match[2])
+        return (
+            known
+            and f"{family.output_norm if known == OUTPUT_NORM.name else known + '.weight'}"[: -len("weight")] + side
+        )
+    norms = {family.hf_name(norm): family.gguf_name(norm) for norm in family.norms}
+    known = norms.get(match[2]) or _MATRIX_OF.get(match[2])
+    return known and f"blk.{match[1]}.{known}.{side}"
 
 
-def hf_name(tensor):
-    """Return the module of a GGUF tensor, None if it has none; undoes gguf_name."""
+def hf_name(tensor, architecture="llama"):
+    """Return the module of a GGUF tensor in a family, None if it has none; undoes gguf_name."""
     match = _TENSOR.fullmatch(tensor)
     if match is None:
         return None
     if match[1] is None:
-        return _TOP_BACK.get(match[2])
-    known = _LAYER_BACK.get(match[2])
-    return known and f"model.layers.{match[1]}.{known}"
+        return _TOP.get(match[2])
+    family = ARCHITECTURES.get(architecture) or ARCHITECTURES["llama"]
+    known = family.hf_name(match[2]) if match[2] in _MATRIX_OF.values() else None
+    return f"model.layers.{match[1]}.{known}" if known and "*" not in known else None
 
 
 def grouped_sides(file, pattern):

@@ -61,13 +61,14 @@ def write_mlx(path, adapter, base=None):
     `base` is the base model's metadata: q's and k's rows go back to Hugging Face's order by its heads.
     """
     adapter = adapter.unbound(base)
-    known = {name: pair for name, pair in adapter.pairs.items() if hf_name(name)}
+    family = adapter.architecture
+    known = {name: pair for name, pair in adapter.pairs.items() if hf_name(name, family)}
     rank = max((pair.rank for pair in known.values()), default=1)
     scales = Counter(pair.scale for pair in known.values() if pair.scale)
     scale = scales.most_common(1)[0][0] if scales else 1.0
     tensors, layers, keys = {}, set(), {}
     for name, pair in known.items():
-        module = hf_name(name)
+        module = hf_name(name, family)
         layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", module)
         layers |= {int(layer[1])} if layer else set()
         keys[layer[2] if layer else module] = None

@@ -85,7 +85,7 @@ def read_peft(source):
                 what = f"{shown(base)}: A is {a.shape} and B {b.shape}, wanted (r, n_in) and (n_out, r)"
                 raise file.error(what, "the file is damaged")
             divisor = math.sqrt(a.shape[0]) if config.get("use_rslora") else a.shape[0]
-            pairs[base] = LoraPair(a, b, alpha_of(hf_name(base)) / divisor)
+            pairs[base] = LoraPair(a, b, alpha_of(_TENSOR.fullmatch(sides["a"])[1]) / divisor)
         return _adapter(file, config, pairs, [BaseCopy(name, file.path, key, name in pairs) for name, key in copies])
 
 
@@ -130,7 +130,7 @@ def write_peft(path, adapter, base=None):
     left_out = list(adapter.norms)
     tensors, modules = {}, {}
     for name, pair in adapter.pairs.items():
-        module = hf_name(name)
+        module = hf_name(name, adapter.architecture)
         if module is None:
             left_out.append(name)
             continue

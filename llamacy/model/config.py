@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llamacy.errors import LlamacyError, shown, some
-from llamacy.formats.architectures import ARCHITECTURES, sizes
+from llamacy.formats.architectures import ARCHITECTURES, running, sizes
 from llamacy.formats.metadata_keys import check_keys
 
 # Far above any model of the family: what a damaged header can ask for stays harmless.
@@ -80,7 +80,12 @@ def read_config(file, rms_eps=None, rope_theta=None):
     name = meta.get("general.architecture", "")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise LlamacyError(
-            f"{file.path}: architecture {shown(name)} is not supported, wanted one of {', '.join(ARCHITECTURES)}"
+            f"{file.path}: architecture {shown(name)} is not supported, wanted one of {', '.join(running())}"
+        )
+    if ARCHITECTURES[name].missing:
+        raise LlamacyError(
+            f"{file.path}: architecture {shown(name)} needs {', '.join(ARCHITECTURES[name].missing)}, which cannot be "
+            f"computed here yet; families that run: {', '.join(running())}"
         )
     keys = _Keys(file, name)
     n_rows, n_vocab = _vocabulary(file, ARCHITECTURES[name].embedding)

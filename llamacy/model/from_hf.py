@@ -19,7 +19,8 @@ from llamacy.text.hf_tokenizer import tokenizer_metadata
 
 CONFIG = "config.json"
 # "architectures" in config.json -> general.architecture.
-FAMILIES = {name: family for family, row in ARCHITECTURES.items() for name in row.hf}
+CONVERTED = ("llama", "qwen2", "smollm3", "ernie4_5", "seed_oss")
+FAMILIES = {name: family for family in CONVERTED for name in ARCHITECTURES[family].hf}
 
 # GGUF's key -> config.json's key and what it must be; those of the second table may be missing.
 _SIZES = {
@@ -215,7 +216,7 @@ def _tensors(reader, architecture, targets_of, n_threads):
     entries, kinds, strange, seen, files = [], {}, [], {}, {}
     tied = bool(reader.values.get("tie_word_embeddings"))
     for name, (file, info) in reader.folder.tensors.items():
-        ours = gguf_tensor(name)
+        ours = gguf_tensor(name, architecture)
         if _DERIVED.fullmatch(name) or (tied and ours == ARCHITECTURES[architecture].output):
             continue
         if ours is None or ours in seen or not 1 <= len(info.shape) <= 2:
@@ -275,7 +276,7 @@ def _check_shapes(reader, architecture, seen):
     for layer in range(n_layer):
         wanted |= {BY_NAME[key].tensor(layer): shape for key, shape in shapes.items()}
         wanted |= {BY_NAME[key].tensor(layer, "bias"): shapes[key][:1] for key in family.biases}
-        wanted |= {f"blk.{layer}.{name}.weight": (n_embd,) for name in family.norms}
+        wanted |= {f"blk.{layer}.{family.gguf_name(name)}.weight": (n_embd,) for name in family.norms}
     if family.output in seen:
         wanted[family.output] = wanted[EMBEDDING]
     elif not reader.values.get("tie_word_embeddings"):

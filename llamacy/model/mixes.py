@@ -9,7 +9,7 @@ type of smaller ones.
 import re
 from dataclasses import dataclass, field
 
-from llamacy.formats.architectures import FUSED, MATRICES
+from llamacy.formats.architectures import MATRICES, OTHER_MATRICES
 from llamacy.formats.types import by_name
 
 
@@ -79,7 +79,7 @@ class Mix:
 
 
 # What a tensor does, by its matrix; a layer may have it once for each expert.
-ROLES = {matrix.name: matrix.role for matrix in (*MATRICES, *FUSED) if matrix.role}
+ROLES = {matrix.name: matrix.role for matrix in (*MATRICES, *OTHER_MATRICES) if matrix.role}
 _ROLE = re.compile(rf"\.({'|'.join(ROLES)})(_\w*exps?|\.\d+)?\.weight")
 OUTPUT, EMBEDDINGS = "output.weight", ("token_embd.weight", "per_layer_token_embd.weight")
 

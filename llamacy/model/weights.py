@@ -18,7 +18,7 @@ def check_tensors(file, config):
     family = ARCHITECTURES[config.architecture]
     known = {family.embedding, family.output_norm, family.output, family.rope_factors}
     parts = [f"{name}.{side}" for name in family.matrices for side in ("weight", "bias")]
-    for part in (*parts, *(f"{name}.weight" for name in family.norms), *family.ignored):
+    for part in (*parts, *(f"{family.gguf_name(name)}.weight" for name in family.norms), *family.ignored):
         known.update(f"blk.{i}.{part}" for i in range(config.n_layer))
     strange = [name for name in file.tensors if name not in known]
     if not strange:
@@ -55,7 +55,8 @@ def load_weights(file, config, n_threads):
     loader.reserve(wanted, wanted | {family.embedding: wanted[output]})
     layers = []
     for i in range(config.n_layer):
-        layer = {name: loader.vector(f"blk.{i}.{name}.weight", config.n_embd) for name in family.norms}
+        names = {name: f"blk.{i}.{family.gguf_name(name)}.weight" for name in family.norms}
+        layer = {name: loader.vector(tensor, config.n_embd) for name, tensor in names.items()}
         layer["rope"] = family.has_rope(i)
         for key, (n_out, _) in config.shapes.items():
             layer[key] = loader.matrix(BY_NAME[key].tensor(i))
