@@ -1,6 +1,6 @@
 """Break the program in one line at a time and see that the tests notice: `python tools/mutants.py [--all] [NAME ...]`.
 
-tests/mutants.py has the list: for each mutant a file, a line, what becomes of it, and the tests that must fail then.
+tests/mutants/ has the list: for each mutant a file, a line, what becomes of it, and the tests that must fail then.
 All happens in a copy in build/mutants; the project itself is never changed. Lines of pyx/ need their module compiled,
 which takes a minute or so each: only with --all or by name.
 

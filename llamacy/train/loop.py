@@ -149,10 +149,13 @@ class Run:
     def _end_astray(self, what):
         """Save the last good adapter, where no better one is, and end the run."""
         done, path = self.done, self.outputs.adapter
+        advice = "training has gone astray; {kept}; try a lower --learning-rate"
         if done.best_step:
             kept = f"{path} is the best by validation loss, of step {done.best_step}"
         elif done.step == self._first:
             kept = "nothing was trained or saved"
+            if not done.step:
+                advice = "the model itself gives this, before any training; {kept}; try another file of it"
         else:
             done.step = self.trainer.go_back()
             del done.losses[max(done.step, 1) :]  # the first is that of what training began with, too
@@ -161,7 +164,7 @@ class Run:
                 self._write_adapter([path])
             except (LlamacyError, OSError) as error:
                 kept = f"that of step {done.step}, the last good one, could not be saved ({error})"
-        raise LlamacyError(f"{what}: training has gone astray; {kept}; try a lower --learning-rate")
+        raise LlamacyError(f"{what}: {advice.format(kept=kept)}")
 
     def _tried(self, save, *arguments):
         """Return whether save(*arguments) worked; if not, say why: there may be room again when the next is due."""

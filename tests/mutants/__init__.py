@@ -1,0 +1,14 @@
+"""One-line mutations of the program, a module for each room of it; see table.py."""
+
+from tests.mutants.formats import ADAPTERS, FORMATS
+from tests.mutants.generate import GENERATE
+from tests.mutants.model import MODEL
+from tests.mutants.pyx import COMMON, LAYERS, PRODUCTS
+from tests.mutants.server import SERVER
+from tests.mutants.table import Mutant, changed, misplaced
+from tests.mutants.text import TEXT
+from tests.mutants.train import STATES, TRAIN
+
+MUTANTS = (*TRAIN, *STATES, *MODEL, *FORMATS, *ADAPTERS, *GENERATE, *TEXT, *SERVER, *LAYERS, *PRODUCTS, *COMMON)
+
+__all__ = ["MUTANTS", "Mutant", "changed", "misplaced"]

@@ -1,0 +1,100 @@
+"""Mistakes of what a model file says and how it is packed."""
+
+from tests.mutants.table import table
+
+MODEL = table(
+    "llamacy/model",
+    (
+        "rope.scale_linear is ignored",
+        "config.py",
+        'key = "rope.scaling.factor" if keys.get("rope.scaling.factor") is not None else "rope.scale_linear"',
+        'key = "rope.scaling.factor"',
+        "model/test_forward.py::test_every_way_to_write_linear_rope_scaling",
+    ),
+    (
+        "positions multiplied by the scale",
+        "config.py",
+        "self.rope_theta**-exponents / self.rope_scale",
+        "self.rope_theta**-exponents * self.rope_scale",
+        "model/test_forward.py::test_variants",
+    ),
+    (
+        "a window one position too wide",
+        "config.py",
+        "self.window is not None and n_ctx > self.window",
+        "self.window is not None and n_ctx > self.window + 1",
+        "model/test_understood.py::test_a_context_beyond_the_window_is_refused",
+    ),
+    (
+        "one of the layers' sizes stands for all",
+        "config.py",
+        "if (value != value[0]).any():",
+        "if (value != value[0]).all():",
+        "model/test_understood.py::test_sizes_that_differ_between_layers",
+    ),
+    (
+        "half a layer is rounded away",
+        "config.py",
+        "if isinstance(value, float) and value.is_integer():",
+        "if isinstance(value, float) and abs(value) < 1e9:",
+        "model/test_understood.py::test_a_fraction_is_no_size",
+    ),
+    (
+        "a missing epsilon is assumed in silence",
+        "config.py",
+        'warnings.warn(f"{self.file.path}: {what}; {flag} sets it", stacklevel=1)',
+        "pass",
+        "model/test_understood.py::test_what_is_missing_is_assumed_with_a_warning",
+    ),
+    (
+        "fewer rows than tokens",
+        "config.py",
+        "if n_tokens > n_rows:",
+        "if n_tokens > 2 * n_rows:",
+        "model/test_padded_rows.py::test_fewer_rows_than_tokens",
+    ),
+    (
+        "rows that only pad have logits",
+        "model.py",
+        "return rows if hidden else rows[:, : self.model.config.n_vocab]",
+        "return rows",
+        "model/test_padded_rows.py::test_logits_end_with_the_tokens",
+        "model/test_padded_rows.py::test_only_tokens_are_chosen_and_they_share_all_probability",
+        "model/test_padded_rows.py::test_perplexity_is_over_tokens",
+    ),
+    (
+        "rope factors of zero",
+        "weights.py",
+        "if not (factors > 0).all():",
+        "if not (factors >= 0).all():",
+        "model/test_understood.py::test_rope_factors_that_cannot_be",
+    ),
+    (
+        "norms may have a bias that is not read",
+        "weights.py",
+        '*(f"{name}.weight" for name in family.norms)',
+        '*(f"{name}.{side}" for name in family.norms for side in ("weight", "bias"))',
+        "model/test_understood.py::test_a_tensor_that_no_step_reads_is_refused_by_name",
+    ),
+    (
+        "layers beyond the last one pass",
+        "weights.py",
+        "strange = [name for name in file.tensors if name not in known]",
+        'strange = [name for name in file.tensors if name not in known and ".9" not in name and "blk.2" not in name]',
+        "model/test_understood.py::test_a_layer_beyond_the_last",
+    ),
+    (
+        "scales of two norm adapters mixed up",
+        "model.py",
+        "for norms, (_, user) in zip(self._norms, self.adapters, strict=True)",
+        "for norms, (_, user) in zip(self._norms, self.adapters[::-1], strict=True)",
+        "model/test_adapters.py::test_norms_of_several_adapters_add_up_each_with_its_scale",
+    ),
+    (
+        "a norm keeps what another adapter added",
+        "model.py",
+        "np.sum(deltas, axis=0)",
+        "deltas[-1]",
+        "model/test_adapters.py::test_norms_of_several_adapters_add_up_each_with_its_scale",
+    ),
+)

@@ -1,0 +1,86 @@
+"""Mistakes of the compiled modules."""
+
+from tests.mutants.table import table
+
+LAYERS = table(
+    "pyx/layers",
+    (
+        "rope's backward turns forward",
+        "rope.pyx",
+        "cosine, sine, layout, -1)",
+        "cosine, sine, layout, 1)",
+        "kernels/test_layers.py::test_rope_slopes",
+    ),
+    (
+        "the norm's backward forgets a factor",
+        "norm.pyx",
+        "back = vf_hsum(s) / n * r * r",
+        "back = vf_hsum(s) / n * r",
+        "kernels/test_layers.py::test_rms_norm_slopes",
+    ),
+    (
+        "epsilon outside of the root",
+        "norm.pyx",
+        "1 / sqrt(mean + eps)",
+        "1 / (sqrt(mean) + eps)",
+        "kernels/test_layers.py::test_rms_norm",
+    ),
+    (
+        "the loss's gradient without its weight",
+        "loss.pyx",
+        "logits[target] -= weight",
+        "logits[target] -= 1",
+        "kernels/test_layers.py::test_cross_entropy_slopes",
+    ),
+    (
+        "no correction of AdamW's second moment",
+        "adamw.pyx",
+        "1 / sqrt(1 - beta2 ** t)",
+        "1",
+        "kernels/test_adamw.py::test_steps_follow_the_formula",
+    ),
+    (
+        "a softmax that sees one position too many",
+        "attention.pyx",
+        "inverse = 1 / softmax(p + r * width, t0 + r + 1, <int>past, &peak)",
+        "inverse = 1 / softmax(p + r * width, t0 + r + 2, <int>past, &peak)",
+        "kernels/test_attention.py::test_attention_backward",
+    ),
+    (
+        "chunks joined without their peaks",
+        "attention.pyx",
+        "peak[0], total[0] = top, total[0] * a + other_total * b",
+        "peak[0], total[0] = top, total[0] + other_total",
+        "kernels/test_attention.py::test_attention",
+    ),
+)
+
+PRODUCTS = table(
+    "pyx/products",
+    (
+        "fewer values set aside",
+        "inputs.pyx",
+        "cdef float OUTLIER_OVER = 1.2",
+        "cdef float OUTLIER_OVER = 1.45",
+        "kernels/test_matmul.py::test_values_are_set_aside_from_the_documented_limit_on",
+    ),
+    (
+        "more values of wide models set aside",
+        "inputs.pyx",
+        "x.outlier_over, x.superblock, x.raised = 1.5,",
+        "x.outlier_over, x.superblock, x.raised = 1.3,",
+        "kernels/test_matmul.py::test_values_are_set_aside_from_the_documented_limit_on",
+    ),
+)
+
+COMMON = table(
+    "pyx/text",
+    (
+        "of equal logits the last one is taken",
+        "sampling.pyx",
+        "return a.value < b.value or (a.value == b.value and a.id > b.id)",
+        "return a.value < b.value or (a.value == b.value and a.id < b.id)",
+        "generate/test_sampler.py::test_greedy_takes_the_lowest_id_on_ties",
+        "generate/test_sampler.py::test_kernels_on_odd_sizes",
+    ),
+)

@@ -1,0 +1,196 @@
+"""Mistakes of training: steps, schedules, samples, checkpoints."""
+
+from tests.mutants.table import table
+
+TRAIN = table(
+    "llamacy/train",
+    # ---- steps
+    (
+        "gradients scaled up to the norm",
+        "trainer.py",
+        "clip = min(1.0, options.max_grad_norm / (norm + 1e-6))",
+        "clip = (options.max_grad_norm / (norm + 1e-6))",
+        "train/test_trainer.py::test_gradients_are_scaled_down_to_the_largest_norm_and_never_up",
+    ),
+    (
+        "the prompt is trained too",
+        "trainer.py",
+        "np.where(sample.trained[1 : length + 1], sample.ids[1 : length + 1], -1)",
+        "sample.ids[1 : length + 1]",
+        "train/test_trainer.py::test_loss_and_every_gradient_are_torch_s",
+    ),
+    (
+        "gradients are a mean over all tokens",
+        "trainer.py",
+        "self._run(packed, 1 / n_trained, dropout_key",
+        "self._run(packed, 1 / len(packed[0]), dropout_key",
+        "train/test_trainer.py::test_loss_and_every_gradient_are_torch_s",
+    ),
+    (
+        "the moments start at step 0 after a resume",
+        "trainer.py",
+        'self.n_steps = self._good_step = int(state["n_steps"])',
+        'self._good_step = int(state["n_steps"])',
+        "train/test_trainer.py::test_state_goes_on_bitwise",
+    ),
+    (
+        "the same units dropped in every step",
+        "trainer.py",
+        "SeedSequence((self.seed, self.n_steps, i))",
+        "SeedSequence((self.seed, i))",
+        "train/test_trainstep.py::test_dropout_is_the_same_for_any_threads_and_another_each_step",
+    ),
+    (
+        "rsLoRA divides by the rank",
+        "trainer.py",
+        "alpha / (math.sqrt(rank * r) if rslora else r)",
+        "alpha / r",
+        "train/test_trainstep.py::test_matrices_may_have_ranks_of_their_own",
+    ),
+    (
+        "the first layers are trained instead of the last",
+        "lora.py",
+        "for layer in range(first, config.n_layer)",
+        "for layer in range(0, config.n_layer - first)",
+        "train/test_trainer.py::test_only_the_last_layers_and_the_targets_are_trained",
+    ),
+    # ---- the run
+    (
+        "an equal validation loss counts as better",
+        "loop.py",
+        "better = loss < done.best_loss",
+        "better = loss <= done.best_loss",
+        "train/test_loop.py::test_only_a_smaller_loss_is_better",
+    ),
+    (
+        "early stopping a measurement too late",
+        "loop.py",
+        "self.done.n_worse >= self.options.early_stop:",
+        "self.done.n_worse > self.options.early_stop:",
+        "train/test_loop.py::test_only_a_smaller_loss_is_better",
+    ),
+    (
+        "the newest adapter replaces the best one",
+        "loop.py",
+        'newest = "" if self.done.best_step else self.outputs.adapter',
+        "newest = self.outputs.adapter",
+        "train/test_loop.py::test_only_a_smaller_loss_is_better",
+    ),
+    (
+        "an infinite gradient goes unseen",
+        "health.py",
+        "if not (math.isfinite(loss) and math.isfinite(grad_norm)):",
+        "if not math.isfinite(loss):",
+        "train/test_loop.py::test_a_run_that_goes_astray_ends_with_the_last_good_adapter",
+    ),
+    (
+        "a run resumed with another seed",
+        "loop.py",
+        '    "seed": "--seed",',
+        "",
+        "train/test_loop.py::test_what_is_no_continuation_is_refused",
+    ),
+    (
+        "the warm-up's last stair left out",
+        "schedule.py",
+        "if step < n_warmup:",
+        "if step < n_warmup - 1:",
+        "train/test_schedule.py::test_rates_are_those_of_transformers",
+    ),
+    (
+        "the cosine over the whole run",
+        "schedule.py",
+        "SCHEDULES[schedule](step - n_warmup, n_steps - n_warmup)",
+        "SCHEDULES[schedule](step, n_steps)",
+        "train/test_schedule.py::test_rates_are_those_of_transformers",
+    ),
+    (
+        "the same order in every epoch",
+        "batches.py",
+        "permutation(n, self.options.seed, epoch) if shuffle",
+        "permutation(n, self.options.seed) if shuffle",
+        "train/test_batches.py::test_the_order_follows_the_seed_and_the_epoch",
+    ),
+    (
+        "nohup is not honoured",
+        "stop.py",
+        "if signal.getsignal(signum) != signal.SIG_IGN:",
+        "if True:",
+        "train/test_loop.py::test_a_terminal_that_closes_saves_and_nohup_goes_on",
+    ),
+    # ---- data
+    (
+        "the end of an answer is not learnt",
+        "samples.py",
+        "return next(ends, len(piece) - 1) + 1",
+        "return next(ends, len(piece) - 1)",
+        "train/test_data_json.py::test_every_assistant_turn_is_trained_up_to_its_end",
+    ),
+    (
+        "BOS twice",
+        "samples.py",
+        "if ids == self.first and piece[: len(ids)] == ids:",
+        "if False:",
+        "train/test_data_text.py::test_bos_comes_first_where_the_model_adds_it_and_once",
+    ),
+    (
+        "a cut sample is not counted",
+        "samples.py",
+        "return self._sample(ids, trained), len(ids) > self.n_ctx",
+        "return self._sample(ids, trained), len(ids) > self.n_ctx + 1",
+        "train/test_data_text.py::test_a_sample_that_just_fits_is_not_cut",
+    ),
+)
+
+STATES = table(
+    "llamacy/train",
+    (
+        "a checkpoint with losses of more steps than it says",
+        "state.py",
+        "self.that(len(losses) == step,",
+        "self.that(len(losses) >= step,",
+        "train/test_checkpoint_damage.py::test_every_array_in_every_wrong_way",
+    ),
+    (
+        "a checkpoint's digest is not looked at",
+        "checkpoint.py",
+        "if version > 1 and",
+        "if version > 2 and",
+        "train/test_checkpoint_damage.py::test_any_bit_of_the_content_that_flips_is_found",
+    ),
+    (
+        "a best loss of other samples is kept",
+        "loop.py",
+        "elif measured_with is not UNKNOWN and measured_with != now:",
+        "elif measured_with is None:",
+        "train/test_resume.py::test_other_validation_data_forgets_the_best_says_so_and_goes_on",
+    ),
+    (
+        "a best adapter that is gone is kept",
+        "loop.py",
+        "elif not os.path.exists(self.outputs.adapter):",
+        "elif not self.outputs.adapter:",
+        "train/test_resume.py::test_a_best_adapter_that_is_gone_is_no_best",
+    ),
+    (
+        "a log loses a step when it is cut back",
+        "runlog.py",
+        "if step is not None and step <= done:",
+        "if step is not None and step < done:",
+        "train/test_resume.py::test_cutting_a_log_back",
+    ),
+    (
+        "matrices of one layer count as those of all",
+        "lora.py",
+        "if places(config, (key,)).keys() <= set(names)]",
+        "if places(config, (key,)).keys() & set(names)]",
+        "train/test_init_lora.py::test_which_pairs_a_run_trains",
+    ),
+    (
+        "memory is estimated by one rank for all",
+        "lora.py",
+        "ranks | {name: pair.rank for name, pair in",
+        "ranks | {name: options.rank for name, pair in",
+        "train/test_init_lora.py::test_which_pairs_a_run_trains",
+    ),
+)
