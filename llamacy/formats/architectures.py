@@ -135,7 +135,6 @@ MISSING = {
     "multipliers": "multipliers of embedding, residuals, scores and logits",
     "output bias": "a bias of the output matrix",
     "logit cap": "capped logits",
-    "yarn": "yarn scaling of rope",
     "two ropes": "another rope in layers with a window",
     "fused": "matrices fused of several",
     "windows": "attention within a window",
@@ -162,6 +161,7 @@ class Architecture:
     optional     parts that not all files of the family have
     biases       matrices with a bias, without which a file is incomplete; others may have one
     has_rope     layer -> whether positions turn its heads
+    tempered     queries grow with the position as attention.temperature_scale says
     sizes_of     {part: keys of `sizes`} where a part has another size than its row says: (n_out, n_in) or (n,)
     hf_names     {part: Hugging Face's module} where the family calls it otherwise than the part's row
     gguf_names   {part: GGUF's name} where the family's files call it otherwise
@@ -181,6 +181,7 @@ class Architecture:
     norms: tuple = ("attn_norm", "ffn_norm")
     biases: tuple = ()
     has_rope: Callable = lambda layer: True
+    tempered: bool = False
     sizes_of: dict = field(default_factory=dict)
     hf_names: dict = field(default_factory=dict)
     gguf_names: dict = field(default_factory=dict)
@@ -273,7 +274,8 @@ ARCHITECTURES = {
         hf_names={"ffn_up": "mlp.gate_up_proj"},
     ),
     "mistral3": Architecture(
-        ("Mistral3ForConditionalGeneration", "Ministral3ForCausalLM"), permuted=True,
+        ("Mistral3ForConditionalGeneration", "Ministral3ForCausalLM"), permuted=True, tempered=True,
+        keys=KEYS | dict.fromkeys(("attention.temperature_scale", "attention.temperature_length")),
     ),
     "olmo2": Architecture(
         ("Olmo2ForCausalLM", "Olmo3ForCausalLM"), HALVES, ("row norms", "post norms"),
@@ -330,7 +332,7 @@ ARCHITECTURES = {
         experts=EXPERTS, optional=SHARED_EXPERT, hf_names={"ffn_gate_inp": "block_sparse_moe.router.layer"},
     ),
     "gpt-oss": Architecture(
-        ("GptOssForCausalLM",), HALVES, ("experts", "clamped experts", "sinks", "windows", "yarn"),
+        ("GptOssForCausalLM",), HALVES, ("experts", "clamped experts", "sinks", "windows"),
         biases=(*_ATTENTION, *EXPERTS), experts=(*EXPERTS, "attn_sinks"),
         gguf_names={"ffn_norm": "post_attention_norm"}, hf_names={"ffn_gate_inp": "mlp.router"},
     ),

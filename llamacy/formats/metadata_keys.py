@@ -1,8 +1,8 @@
 """The keys below a family's name in a file's metadata: which are read, and at which values others change nothing.
 
 A row is None for a key that is read or says nothing about the arithmetic, else a function of the ModelConfig that
-returns the values at which the key is neutral: at any other the model would not compute what its file says, so it is
-refused by name. A family that has the part of its own puts None for its keys into its own table.
+returns the values at which the key is neutral, None where any is: at others the model would not compute what its file
+says, so it is refused by name. A family that has the part of its own puts None for its keys into its own table.
 """
 
 import math
@@ -16,6 +16,11 @@ def only(*values):
     return lambda config: values
 
 
+def of_yarn(*values):
+    """Return a row: read with yarn scaling, neutral at these values with any other."""
+    return lambda config: None if config.rope.scaling == "yarn" else values
+
+
 # In files 0 stands for "not there", for factors as for sizes.
 OFF, ONE = only(0), only(0, 1)
 
@@ -27,9 +32,9 @@ _HARMLESS = (
     # contexts that reach beyond a window are refused
     *("attention.sliding_window", "attention.sliding_window_pattern"),
     *("rope.dimension_count", "rope.freq_base", "rope.scale_linear", "rope.scaling.type", "rope.scaling.factor"),
-    # of scalings that rope.scaling.type would name, and of how the model came to be
-    *("rope.scaling.original_context_length", "rope.scaling.finetuned"),
-    *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
+    *("rope.scaling.attn_factor", "rope.scaling.original_context_length", "rope.scaling.yarn_truncate"),
+    # which nothing reads but yarn; how the model came to be
+    *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scaling.finetuned"),
     *("leading_dense_block_count", "decoder_start_token_id", "pooling_type"),
 )
 
@@ -43,7 +48,7 @@ _PARTS = (
     *("attention.key_length_mla", "attention.value_length_mla"),
     *("attention.temperature_length", "attention.temperature_scale"),
     *("attention.indexer.head_count", "attention.indexer.key_length", "attention.indexer.top_k"),
-    *("rope.dimension_sections", "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_log_multiplier"),
+    "rope.dimension_sections",
     *("expert_count", "expert_used_count", "expert_shared_count", "expert_group_count", "expert_group_used_count"),
     *("expert_feed_forward_length", "expert_shared_feed_forward_length", "expert_chunk_feed_forward_length"),
     *("expert_weights_norm", "expert_gating_func", "expert_group_scale", "experts_per_group"),
@@ -71,10 +76,11 @@ KEYS = {
     "attention.causal": only(True),
     "attention.scale": lambda config: (0, 1 / math.sqrt(config.head_dim)),
     "attention.output_scale": ONE,
-    "rope.freq_base_swa": lambda config: (config.rope_theta,),
-    "rope.dimension_count_swa": lambda config: (config.n_rot,),
-    "rope.scaling.attn_factor": ONE,
-    "rope.scaling.yarn_attn_factor": ONE,
+    "rope.freq_base_swa": lambda config: (config.rope.theta,),
+    "rope.dimension_count_swa": lambda config: (config.rope.n_rot,),
+    "rope.scaling.yarn_attn_factor": of_yarn(-1, 0, 1),
+    "rope.scaling.yarn_ext_factor": of_yarn(-1, 0),
+    "rope.scaling.yarn_log_multiplier": of_yarn(0),
     "rope.scaling.alpha": ONE,
     "logit_scale": ONE,
     "residual_scale": ONE,
@@ -107,7 +113,7 @@ def check_keys(file, config, keys):
         if key == name or (key in keys and keys[key] is None):
             continue
         neutral = keys[key](config) if key in keys else (0, "")
-        if _is_neutral(value, neutral):
+        if neutral is None or _is_neutral(value, neutral):
             continue
         if key in keys or _ARITHMETIC.fullmatch(key.lower()):
             raise LlamacyError(f"{file.path}: {_refusal(name, key, value, neutral if key in keys else ())}")

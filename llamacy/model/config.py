@@ -8,6 +8,7 @@ import numpy as np
 from llamacy.errors import LlamacyError, shown, some
 from llamacy.formats.architectures import ARCHITECTURES, running, sizes
 from llamacy.formats.metadata_keys import check_keys
+from llamacy.model.rope import Rope, read_rope
 
 # Far above any model of the family: what a damaged header can ask for stays harmless.
 LIMITS = {"n_embd": 1 << 17, "n_head": 1 << 12, "n_head_kv": 1 << 12, "n_ff": 1 << 19, "n_layer": 1 << 12}
@@ -17,10 +18,12 @@ RMS_EPS, N_CTX = 1e-5, 2048
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes in elements; rope_theta is the base of the rotary frequencies, rope_scale divides positions (1 = none).
+    """Sizes in elements; ropes are the ways in which positions turn queries and keys, the first the usual one.
 
     n_rows are those of the embedding and output matrices, n_vocab the ids that have a token: some files pad their
-    matrices. window: how far back attention was trained to look, None without a limit.
+    matrices. temperature (factor, length): queries at positions from `length` on are multiplied by
+    1 + factor ln(1 + floor(position / length)), with length 0 none. window: how far back attention was trained to look,
+    None without a limit.
     """
 
     architecture: str
@@ -33,29 +36,32 @@ class ModelConfig:
     n_vocab: int
     n_rows: int
     n_ctx_train: int
-    n_rot: int
     rms_eps: float
-    rope_theta: float
-    rope_scale: float = 1.0
+    ropes: tuple[Rope, ...]
+    temperature: tuple = (0.0, 0)
     window: int | None = None
 
     @property
     def kernel_sizes(self):
         """What the compiled steps are told: they compute a logit for every row."""
-        names = ("n_embd", "n_head", "n_head_kv", "head_dim", "n_ff", "n_layer", "n_rot")
-        return {name: getattr(self, name) for name in names} | {"n_vocab": self.n_rows}
+        names = ("n_embd", "n_head", "n_head_kv", "head_dim", "n_ff", "n_layer")
+        more = {"n_vocab": self.n_rows, "n_rot": self.rope.n_rot, "n_ropes": len(self.ropes)}
+        return {name: getattr(self, name) for name in names} | more
+
+    @property
+    def rope(self):
+        """The usual one of `ropes`."""
+        return self.ropes[0]
+
+    def rope_of(self, layer):
+        """Which of `ropes` turns a layer's heads, None where positions do not."""
+        return 0 if ARCHITECTURES[self.architecture].has_rope(layer) else None
 
     @property
     def shapes(self):
         """{matrix of a layer: (n_out, n_in)}, in the order of use."""
         lengths = sizes(self.n_embd, self.n_head, self.n_head_kv, self.head_dim, self.n_ff)
         return ARCHITECTURES[self.architecture].shapes(lengths)
-
-    def frequencies(self, factors=None):
-        """Radians per position of each rotating pair, f64 (n_rot / 2,); `factors` (n_rot / 2,) divide them."""
-        exponents = np.arange(0, self.n_rot, 2, dtype=np.float64) / self.n_rot
-        frequencies = self.rope_theta**-exponents / self.rope_scale
-        return frequencies if factors is None else frequencies / np.asarray(factors, np.float64)
 
     def check_context(self, n_ctx, path):
         """Raise LlamacyError where a context reaches beyond the window: attention is not cut to one here."""
@@ -94,6 +100,8 @@ def read_config(file, rms_eps=None, rope_theta=None):
     if n_head < 1 or n_embd < 1:
         raise LlamacyError(f"{file.path}: {n_embd} embedding elements and {n_head} heads, wanted at least 1 of each")
     head_dim = keys.whole("attention.key_length", n_embd // n_head)
+    n_ctx_train = keys.assumed("context_length", N_CTX, keys.whole, "--override-kv")
+    rope = read_rope(keys, keys.whole("rope.dimension_count", head_dim), n_ctx_train, rope_theta)
     config = ModelConfig(
         architecture=name,
         n_embd=n_embd,
@@ -104,11 +112,10 @@ def read_config(file, rms_eps=None, rope_theta=None):
         n_layer=keys.n_layer,
         n_vocab=n_vocab,
         n_rows=n_rows,
-        n_ctx_train=keys.assumed("context_length", N_CTX, keys.whole, "--override-kv"),
-        n_rot=keys.whole("rope.dimension_count", head_dim),
+        n_ctx_train=n_ctx_train,
         rms_eps=rms_eps if rms_eps is not None else _rms_eps(keys),
-        rope_theta=rope_theta if rope_theta is not None else keys.number("rope.freq_base", 10000.0),
-        rope_scale=_rope_scale(keys),
+        ropes=(rope,),
+        temperature=_temperature(keys, rope) if ARCHITECTURES[name].tempered else (0.0, 0),
         window=keys.whole("attention.sliding_window", 0) or None,
     )
     _check(file.path, config)
@@ -145,6 +152,13 @@ class _Keys:
             return int(value)
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.error(key, "a whole number", value)
+        return value
+
+    def flag(self, key, default):
+        """Return a key's value as a bool; LlamacyError unless it is one."""
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            raise self.error(key, "true or false", value)
         return value
 
     def per_layer(self, key, default=None):
@@ -192,14 +206,15 @@ def _rms_eps(keys):
     return keys.assumed(key, RMS_EPS, keys.number, "--rms-eps")
 
 
-def _rope_scale(keys):
-    kind = keys.get("rope.scaling.type", "linear")
-    if kind == "none":
-        return 1.0
-    if kind != "linear":
-        raise LlamacyError(f"{keys.file.path}: rope scaling {shown(kind)} is not supported, wanted none or linear")
-    key = "rope.scaling.factor" if keys.get("rope.scaling.factor") is not None else "rope.scale_linear"
-    return keys.number(key, 1.0) or 1.0
+def _temperature(keys, rope):
+    factor = keys.number("attention.temperature_scale", 0.0)
+    length = keys.whole("attention.temperature_length", 0) or rope.original
+    if not (np.isfinite(factor) and 0 < length < 1 << 31):
+        raise LlamacyError(
+            f"{keys.file.path}: {keys.name}.attention.temperature_scale is {factor} from {length} positions on, wanted "
+            "a number and a length"
+        )
+    return (factor, length) if factor else (0.0, 0)
 
 
 def _check(path, c):
@@ -208,13 +223,11 @@ def _check(path, c):
             raise LlamacyError(f"{path}: {field} is {getattr(c, field)}, wanted 1 to {limit}; the file is damaged")
     if c.n_head % c.n_head_kv:
         raise LlamacyError(f"{path}: {c.n_head} heads do not divide among {c.n_head_kv} key/value heads")
-    if not (1 <= c.head_dim <= 4096 and 2 <= c.n_rot <= c.head_dim and c.n_rot % 2 == 0):
+    n_rot = c.rope.n_rot
+    if not (1 <= c.head_dim <= 4096 and 2 <= n_rot <= c.head_dim and n_rot % 2 == 0):
+        raise LlamacyError(f"{path}: head size {c.head_dim} with {n_rot} rotating elements, wanted an even part of it")
+    positive = (c.rms_eps >= 0, c.n_ctx_train >= 1, (c.window or 1) >= 1)
+    if not all(positive) or not np.isfinite(c.rms_eps):
         raise LlamacyError(
-            f"{path}: head size {c.head_dim} with {c.n_rot} rotating elements, wanted an even part of it"
-        )
-    positive = (c.rms_eps >= 0, c.rope_theta > 0, c.rope_scale > 0, c.n_ctx_train >= 1, (c.window or 1) >= 1)
-    if not all(positive) or not np.isfinite([c.rms_eps, c.rope_theta, c.rope_scale]).all():
-        raise LlamacyError(
-            f"{path}: rms_eps {c.rms_eps}, rope_theta {c.rope_theta}, rope scaling {c.rope_scale}, context length "
-            f"{c.n_ctx_train}, window {c.window}: wanted positive numbers"
+            f"{path}: rms_eps {c.rms_eps}, context length {c.n_ctx_train}, window {c.window}: wanted positive numbers"
         )

@@ -11,7 +11,7 @@ from llamacy.errors import LlamacyError, brief, shown, some
 from llamacy.formats.architectures import ARCHITECTURES, SLOTS
 from llamacy.formats.model_file import open_model
 from llamacy.model.config import read_config
-from llamacy.model.weights import load_weights, read_vector
+from llamacy.model.weights import load_weights, read_vector, rope_factors
 from llamacy.text.tokenizer import open_tokenizer
 
 _MATRIX = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
@@ -73,7 +73,8 @@ class Model:
         self.n_ctx_train = n_ctx_train
         self.cache_types = cache_types
         self.tokenizer = open_tokenizer(file)
-        self.weights = load_weights(file, config, threads)
+        self._rope_factors = rope_factors(file, config)
+        self.weights = load_weights(file, config, self._rope_factors, threads)
         self.family = ARCHITECTURES[config.architecture]
         self.adapters = []  # (Adapter, user scale)
         self._norms = []  # per adapter {(layer, norm): what it adds to the norm's weights}
@@ -89,6 +90,13 @@ class Model:
         """
         if self._looked_up:
             self.file.check(self._looked_up)
+
+    def rope_tables(self, n_ctx):
+        """Return [(frequencies f64 (n_rot / 2,), factor on cosines and sines)] of the configuration's ropes, for a
+        context of n_ctx positions; a warning where its length changes them."""
+        for note in filter(None, (rope.note(n_ctx) for rope in self.config.ropes)):
+            warnings.warn(f"{self.path}: {note}", stacklevel=3)
+        return [rope.table(n_ctx, self._rope_factors) for rope in self.config.ropes]
 
     def new_session(self, n_slots=1, n_ctx=2048, max_batch=512):
         """Return a Session: a KV cache of n_slots sequences of n_ctx positions, up to max_batch tokens a step."""
@@ -191,8 +199,9 @@ class Session:
         self.n_slots, self.n_ctx, self.max_batch = n_slots, n_ctx, min(max_batch, n_slots * n_ctx)
         try:
             self._session = kernels.decoder.Session(
-                model.weights, n_slots, n_ctx, self.max_batch, model.threads, model.activations, *model.cache_types
-            )
+                model.weights, n_slots, n_ctx, self.max_batch, model.threads, model.activations, *model.cache_types,
+                model.rope_tables(n_ctx),
+            )  # fmt: skip
         except (MemoryError, ValueError, OverflowError) as error:
             raise LlamacyError(
                 f"no memory for a cache of {n_slots} x {n_ctx} positions and steps of {self.max_batch} tokens "

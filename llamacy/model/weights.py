@@ -7,6 +7,7 @@ import numpy as np
 from llamacy import kernels
 from llamacy.errors import LlamacyError, shown
 from llamacy.formats.architectures import ARCHITECTURES, BY_NAME
+from llamacy.model.rope import LONG, SHORT, RopeFactors
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
 # A router, experts side by side in one tensor or, in files of 2023, in tensors of their own.
@@ -16,7 +17,7 @@ _EXPERTS = re.compile(r"blk\.\d+\.(ffn_gate_inp|exp_probs|ffn_\w+\.\d+\.|ffn_\w+
 def check_tensors(file, config):
     """Raise LlamacyError where an open ModelFile has a tensor that no step reads: the result would be another's."""
     family = ARCHITECTURES[config.architecture]
-    known = {family.embedding, family.output_norm, family.output, family.rope_factors}
+    known = {family.embedding, family.output_norm, family.output, family.rope_factors, SHORT, LONG}
     parts = [f"{name}.{side}" for name in family.matrices for side in ("weight", "bias")]
     for part in (*parts, *(f"{family.gguf_name(name)}.weight" for name in family.norms), *family.ignored):
         known.update(f"blk.{i}.{part}" for i in range(config.n_layer))
@@ -41,8 +42,11 @@ def check_tensors(file, config):
     )
 
 
-def load_weights(file, config, n_threads):
+def load_weights(file, config, factors, n_threads):
     """Pack every matrix of an open ModelFile (checked against `config`) and return the compiled Weights.
+
+    factors: the file's RopeFactors. Steps that are told nothing else turn positions as in contexts of the original
+    length.
 
     The file's pages of a packed matrix are given back; only a token embedding that is not the output matrix too is
     read from the file later on.
@@ -57,16 +61,16 @@ def load_weights(file, config, n_threads):
     for i in range(config.n_layer):
         names = {name: f"blk.{i}.{family.gguf_name(name)}.weight" for name in family.norms}
         layer = {name: loader.vector(tensor, config.n_embd) for name, tensor in names.items()}
-        layer["rope"] = family.has_rope(i)
+        layer["rope"] = config.rope_of(i)
         for key, (n_out, _) in config.shapes.items():
             layer[key] = loader.matrix(BY_NAME[key].tensor(i))
             bias = BY_NAME[key].tensor(i, "bias")
             if key in family.biases or bias in file.tensors:
                 layer[key + ".bias"] = loader.vector(bias, n_out)
         layers.append(layer)
-    more = {"rms_eps": config.rms_eps, "rope_layout": family.rope_layout}
+    more = {"rms_eps": config.rms_eps, "rope_layout": family.rope_layout, "temperature": config.temperature}
     return kernels.weights.Weights(
-        config.kernel_sizes | more | {"frequencies": config.frequencies(_rope_factors(loader, family, config))},
+        config.kernel_sizes | more | {"ropes": [rope.table(rope.original, factors) for rope in config.ropes]},
         layers,
         loader.matrix(output),
         loader.vector(family.output_norm, config.n_embd),
@@ -85,17 +89,19 @@ def matrix_shapes(file, config):
     return wanted | {output_of(file, ARCHITECTURES[config.architecture]): (config.n_rows, config.n_embd)}
 
 
-def _rope_factors(loader, family, config):
-    """Return what divides the rotary frequencies, None where the file has none."""
-    if family.rope_factors not in loader.file.tensors:
-        return None
-    factors = loader.vector(family.rope_factors, config.n_rot // 2)
-    if not (factors > 0).all():
-        raise LlamacyError(
-            f"{loader.file.path}: {family.rope_factors} holds {factors.min():g}, wanted positive numbers, which divide "
-            "frequencies; the file is damaged: download it again"
-        )
-    return factors
+def rope_factors(file, config):
+    """Return the RopeFactors that an open ModelFile has; LlamacyError where they are not positive numbers."""
+    names = {"every": ARCHITECTURES[config.architecture].rope_factors, "short": SHORT, "long": LONG}
+    found = {}
+    for part, name in names.items():
+        if name in file.tensors:
+            found[part] = read_vector(file, name, config.rope.n_rot // 2).astype(np.float64)
+            if not (found[part] > 0).all():
+                raise LlamacyError(
+                    f"{file.path}: {name} holds {found[part].min():g}, wanted positive numbers, which divide "
+                    "frequencies; the file is damaged: download it again"
+                )
+    return RopeFactors(**found)
 
 
 class _Loader:

@@ -52,7 +52,7 @@ class Trainer:
         ranks = {where[name]: (pair.rank, pair.scale) for name, pair in pairs.items()}
         self._pass = kernels.trainstep.TrainStep(
             self.model.weights, ranks, self.max_tokens, self.model.threads, activations,
-            bool(self.options.checkpointing), self.options.lora_dropout,
+            bool(self.options.checkpointing), self.options.lora_dropout, self.model.rope_tables(self.options.n_ctx),
         )  # fmt: skip
         for name, a, b in self._views(self._pass.params):
             a[:], b[:] = pairs[name].a, pairs[name].b.T

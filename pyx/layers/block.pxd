@@ -3,6 +3,7 @@
 #     n = prepare_input(x, attn_norm)
 #     q, k, v = W n + bias + B (A n)                  linear.pyx; training's own pairs: lowrank.pxd
 #     prepare_heads(q), prepare_heads(k)              rope
+#     temper_queries(q)                               a factor that grows with the position
 #     a = attend(q, k, v), scores times score_scale   attention.pyx
 #     x = add_residual(x, W a)
 #     n = prepare_input(x, ffn_norm)
@@ -13,6 +14,8 @@
 # Inference and training are schedules over these: which thread does which rows, and where threads wait for each other. The
 # same in plain NumPy: llamacy/kernels/reference/model.py. What a family has beyond this is a field of Block, a line in a row
 # function and in its backward, and a line there.
+
+from libc.math cimport log
 
 from ..simd.verbs cimport vf_add, vf_load, vf_store
 from .linear cimport Linear
@@ -30,10 +33,10 @@ cdef enum:                      # a layer's matrices in the order of use, as MAT
     FFN_DOWN = 6
     N_SLOTS = 7
 
-cdef struct Rope:               # rotary positions: how far each pair of a head's first n_rot elements turns at a position
+cdef struct Rope:               # rotary positions: each pair of a head's first n_rot elements turns
     int n_rot
     int layout                  # see rope.pxd
-    const double* frequencies   # (n_rot / 2), radians
+    int table                   # how far: which of the step's RopeTables
 
 cdef struct Block:              # one layer
     const float* attn_norm      # (n_embd padded to 16)
@@ -51,12 +54,20 @@ cdef struct Config:             # sizes; *_p are padded to 16, buffers' row stri
     int n_layer
     int n_vocab
     int n_rot
+    int n_ropes                 # tables of rotary positions
     float rms_eps
+    double temperature          # queries at positions from temperature_length on are times 1 + temperature * log(1 + floor(position / length))
+    int temperature_length      # 0: none are
     int embd_p
     int q_p
     int kv_p
     int ff_p
     int vocab_p
+
+
+cdef inline size_t angles_at(const Config* c, const Block* b, size_t t) noexcept nogil:
+    """Where a layer's angles of row t stand among a step's cosines, and sines (T, n_ropes, n_rot / 2)"""
+    return (t * c.n_ropes + (b.rope.table if b != NULL and b.rope != NULL else 0)) * (c.n_rot // 2)
 
 
 cdef inline void prepare_input(const Config* c, const float* norm, const float* x, float* n) noexcept nogil:
@@ -79,6 +90,16 @@ cdef inline void prepare_heads_backward(const Config* c, const Block* b, float* 
     """The gradient of what they were made of, in place"""
     if b.rope != NULL:
         rope_backward(dx, n_head, c.head_dim, b.rope.n_rot, cosine, sine, b.rope.layout)
+
+
+cdef inline void temper_queries(const Config* c, float* x, int n_head, int position) noexcept nogil:
+    """Queries (n_head, head_dim) times what their position asks for, in place; so is their gradient."""
+    cdef int i
+    cdef float factor
+    if c.temperature_length and position >= c.temperature_length:
+        factor = <float>(1 + c.temperature * log(1 + position // c.temperature_length))
+        for i in range(n_head * c.head_dim):
+            x[i] *= factor
 
 
 cdef inline void activate(const float* gate, const float* up, int n, float* h) noexcept nogil:

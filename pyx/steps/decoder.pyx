@@ -54,10 +54,11 @@ cdef class Session(DecoderLayers):
     cdef bint busy
 
     def __cinit__(self, Weights weights, int n_slots, int n_ctx, int max_batch=512, int n_threads=1, activations="int8",
-                  k_type=None, v_type=None):
-        """k_type, v_type: how keys and values are kept, one of KV_TYPES; None: s16, f32 where activations are f32."""
+                  k_type=None, v_type=None, ropes=None):
+        """k_type, v_type: how keys and values are kept, one of KV_TYPES; None: s16, f32 where activations are f32. ropes: as
+        RopeTables takes them, None for those of the weights."""
         cdef Config* c = &weights.config
-        self.weights, self.n_slots, self.n_threads = weights, n_slots, n_threads
+        self.weights, self.n_slots, self.n_threads, self.ropes = weights, n_slots, n_threads, weights.tables(ropes)
         self.n_ctx, self.max_batch, self.precision = n_ctx, max_batch, PRECISIONS[activations]
         usual = "f32" if self.precision == EXACT else "s16"
         self.k_type, self.v_type = KV_TYPES[k_type or usual], KV_TYPES[v_type or usual]

@@ -3,6 +3,7 @@ from libc.stdint cimport uint8_t
 from ..layers.attention cimport KvHead
 from ..layers.block cimport Block
 from ..layers.linear cimport Linear
+from ..layers.rope cimport RopeTables
 from ..products.inputs cimport Acts
 from .stepbuffers cimport Run, Step
 from .team cimport Team
@@ -10,6 +11,7 @@ from .weights cimport Weights
 
 cdef class DecoderLayers:
     cdef Weights weights
+    cdef RopeTables ropes
     cdef int n_ctx, n_chunks, precision, k_type, v_type
     cdef uint8_t[::1] cache
     cdef size_t chunk_bytes, work_bytes, own_bytes, unpacking_bytes

@@ -9,10 +9,10 @@ from libc.string cimport memcpy
 
 from ..layers.attention cimport CHUNK, UNIT_ROWS, KvHead, attend, attend_part, join_parts, part_floats, store_kv
 from ..layers.block cimport (
-    ATTN_OUTPUT, ATTN_Q, FFN_DOWN, FFN_GATE, Block, Config, activate, add_residual, prepare_heads, prepare_input,
+    ATTN_OUTPUT, ATTN_Q, FFN_DOWN, FFN_GATE, Block, Config, activate, add_residual, angles_at, prepare_heads, prepare_input,
+    temper_queries,
 )
 from ..layers.linear cimport Linear, linear_precisions, linear_tiles, low_rank_input, low_rank_width
-from ..layers.rope cimport rope_angles
 from ..layers.vmath cimport all_finite
 from ..products.inputs cimport EXACT, Acts, acts_for_width, acts_place, acts_quantize, padded
 from .parts cimport parts_of, some_rows
@@ -46,7 +46,7 @@ cdef class DecoderLayers:
         cdef int t, layer
         for t in range(share(s.T, i, n), share(s.T, i + 1, n)):
             self.weights.embed(s.tokens[t], s.lora_scales + t * self.weights.n_lora if s.lora_scales != NULL else NULL, s.x + t * c.embd_p)
-            rope_angles(s.positions[t], self.weights.rope.frequencies, c.n_rot, s.cosine + t * c.n_rot // 2, s.sine + t * c.n_rot // 2)
+            self.ropes.angles(s.positions[t], s.cosine + angles_at(c, NULL, t), s.sine + angles_at(c, NULL, t))
         barrier(&self.team)
         for layer in range(c.n_layer):
             self.layer(layer, i, n)
@@ -229,7 +229,7 @@ cdef class DecoderLayers:
         """Token t's key, prepared, and value of one KV head enter the cache."""
         cdef Step* s = &self.step_
         cdef Config* c = &self.weights.config
-        cdef size_t angles = t * c.n_rot // 2, at = t * c.kv_p + h * c.head_dim
+        cdef size_t angles = angles_at(c, b, t), at = t * c.kv_p + h * c.head_dim
         cdef KvHead head = self.kv_head_of(layer, s.slots[t], h)
         prepare_heads(c, b, s.k + at, 1, s.cosine + angles, s.sine + angles)
         store_kv(&head, s.positions[t], c.head_dim, s.k + at, s.v + at)
@@ -241,9 +241,10 @@ cdef class DecoderLayers:
         cdef int t, group = c.n_head // c.n_head_kv
         cdef size_t angles, each = group * c.head_dim
         for t in range(r.first, r.first + r.n):
-            angles = t * c.n_rot // 2
+            angles = angles_at(c, b, t)
             memcpy(q, s.q + t * s.ldq + h * each, 4 * each)
             prepare_heads(c, b, q, group, s.cosine + angles, s.sine + angles)
+            temper_queries(c, q, group, s.positions[t])
             q += each
 
     cdef void attend_units(self, const Block* b, int layer, bint fewer, int i, int n) noexcept nogil:

@@ -44,7 +44,7 @@ cdef struct Step:           # one call: sizes, inputs and the buffers all thread
     float* epilogue         # (SPLIT_TOKENS, E or ff_p): a product that is taken up at once
     float* u                # (T, ldu)
     size_t ldu
-    float* cosine           # (T, n_rot / 2)
+    float* cosine           # (T, n_ropes, n_rot / 2)
     float* sine
     bint hidden             # instead of logits, what they are made of
     float* logits           # (M, vocab_p), or (M, embd_p)
@@ -68,6 +68,6 @@ cdef inline size_t place_step(Step* s, const Config* c, size_t T, uint8_t* base)
     s.q, s.k, s.v = take(base, &at, T * s.ldq), take(base, &at, T * c.kv_p), take(base, &at, T * c.kv_p)
     s.att, s.gate = take(base, &at, T * c.q_p), take(base, &at, T * c.ff_p)
     s.epilogue = take(base, &at, min(T, <size_t>SPLIT_TOKENS) * <size_t>max(c.ff_p, c.embd_p))
-    s.cosine, s.sine = take(base, &at, T * c.n_rot // 2), take(base, &at, T * c.n_rot // 2)
+    s.cosine, s.sine = take(base, &at, T * c.n_ropes * c.n_rot // 2), take(base, &at, T * c.n_ropes * c.n_rot // 2)
     s.rounded = base + at
     return at

@@ -63,7 +63,7 @@ cdef struct Buffers:        # shared by all threads, (T, ...) where not said oth
     float* du               # like Kept.u
     float* ut               # (w, T): one pair's u, transposed; one after the other
     float* dut
-    float* cosine
+    float* cosine           # n_ropes, n_rot / 2
     float* sine
     float* logits           # (HEAD_ROWS, n_vocab)
     float* rows             # (HEAD_ROWS, E): the head's inputs
@@ -105,7 +105,7 @@ cdef inline size_t place_buffers(Buffers* b, const Config* c, const Extent* e, u
     b.dh = take(base, &at, T * padded(max(c.ff_p, c.q_p), 32))
     b.du = take(base, &at, T * e.ldu)
     b.ut, b.dut = take(base, &at, padded(T, 16) * e.ldu), take(base, &at, padded(T, 16) * e.ldu)
-    b.cosine, b.sine = take(base, &at, T * c.n_rot // 2), take(base, &at, T * c.n_rot // 2)
+    b.cosine, b.sine = take(base, &at, T * c.n_ropes * c.n_rot // 2), take(base, &at, T * c.n_ropes * c.n_rot // 2)
     b.logits = take(base, &at, scored * c.vocab_p)
     b.rows, b.drows = take(base, &at, scored * c.embd_p), take(base, &at, scored * c.embd_p)
     b.rounded = base + at

@@ -2,6 +2,7 @@ from libc.stdint cimport uint8_t
 
 from ..layers.dropout cimport Dropout
 from ..layers.lowrank cimport LoraPair
+from ..layers.rope cimport RopeTables
 from ..products.inputs cimport Acts
 from .team cimport Team
 from .trainbuffers cimport Buffers, Extent, Gradient, Kept
@@ -9,6 +10,7 @@ from .weights cimport Weights
 
 cdef class TrainLayers:
     cdef Weights weights
+    cdef RopeTables ropes
     cdef LoraPair* pairs
     cdef int precision
     cdef Extent extent

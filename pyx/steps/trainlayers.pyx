@@ -15,7 +15,7 @@ from libc.string cimport memcpy, memset
 
 from ..layers.attention cimport UNIT_ROWS, KvHead, attend, attend_backward
 from ..layers.block cimport (
-    ATTN_OUTPUT, ATTN_Q, FFN_DOWN, FFN_GATE, FFN_UP, N_SLOTS, Block, Config, add_residual,
+    ATTN_OUTPUT, ATTN_Q, FFN_DOWN, FFN_GATE, FFN_UP, N_SLOTS, Block, Config, add_residual, angles_at,
 )
 from ..layers.dropout cimport dropped_backward, dropped_gradient, dropped_input
 from ..layers.linear cimport Linear, linear_tiles
@@ -24,7 +24,6 @@ from ..layers.lowrank cimport (
     LoraPair, columns_before, pair_backward, pair_gradient, pair_input, pair_input_backward, pair_output, pair_transpose,
     transpose_rows,
 )
-from ..layers.rope cimport rope_angles
 from ..products.gemm cimport matmul_backward_tiles, matmul_tiles
 from ..products.inputs cimport BACK_ROWS, EXACT, Acts, acts_place, acts_quantize, padded, quantize_gradient
 from .parts cimport parts_of, some_rows
@@ -34,7 +33,7 @@ from .trainbuffers cimport (
 )
 from .trainrows cimport (
     activate_rows, activate_rows_backward, clear_rows, head_rows, head_rows_backward, input_rows, input_rows_backward,
-    restore_rows, save_rows, store_rows, sum_groups,
+    restore_rows, save_rows, store_rows, sum_groups, temper_rows,
 )
 
 
@@ -55,8 +54,7 @@ cdef class TrainLayers:
                 if p.rank:
                     pair_transpose(p, share(max(p.n_in, p.n_out), i, n), share(max(p.n_in, p.n_out), i + 1, n))
         for t in range(lo, hi):
-            rope_angles(self.position[t], self.weights.rope.frequencies, c.n_rot, self.b.cosine + t * c.n_rot // 2,
-                        self.b.sine + t * c.n_rot // 2)
+            self.ropes.angles(self.position[t], self.b.cosine + angles_at(c, NULL, t), self.b.sine + angles_at(c, NULL, t))
             if not self.entered:
                 self.weights.embed(self.tokens[t], NULL, self.kept[0].x + t * c.embd_p)
         if self.entered:
@@ -161,6 +159,7 @@ cdef class TrainLayers:
         ldy[0], ldy[1], ldy[2] = c.q_p, c.kv_p, c.kv_p
         self.linears(layer, ATTN_Q, 3, &a, y, ldy)
         head_rows(c, l, b, b.q, c.q_p, c.n_head, lo, hi)
+        temper_rows(c, self.position, b.q, c.q_p, lo, hi)
         head_rows(c, l, b, b.k, c.kv_p, c.n_head_kv, lo, hi)
         if keeping:
             save_rows(b.q, k.q, c.q_p, lo, hi, self.extent.item)
@@ -413,6 +412,7 @@ cdef class TrainLayers:
         for t in range(lo, hi):
             sum_groups(b.dk + t * c.q_p, c.n_head_kv, group, c.head_dim)
             sum_groups(b.dv + t * c.q_p, c.n_head_kv, group, c.head_dim)
+        temper_rows(c, self.position, b.q, c.q_p, lo, hi)
         head_rows_backward(c, l, b, b.q, c.q_p, c.n_head, lo, hi)
         head_rows_backward(c, l, b, b.dk, c.q_p, c.n_head_kv, lo, hi)
         input_rows(c, l.attn_norm, k.x, b.normed, lo, hi)

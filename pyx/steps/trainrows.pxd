@@ -5,7 +5,8 @@ from libc.string cimport memcpy, memset
 
 from ..layers.attention cimport KvHead, store_kv
 from ..layers.block cimport (
-    Block, Config, activate, activate_backward, prepare_heads, prepare_heads_backward, prepare_input, prepare_input_backward,
+    Block, Config, activate, activate_backward, angles_at, prepare_heads, prepare_heads_backward, prepare_input, prepare_input_backward,
+    temper_queries,
 )
 from ..simd.verbs cimport vf_load, vf_load_bf16, vf_store, vf_store_bf16
 from .trainbuffers cimport Buffers, cached_kv_head
@@ -29,7 +30,7 @@ cdef inline void head_rows(const Config* c, const Block* l, const Buffers* b, fl
     """Each row's queries or keys (T, n_head, head_dim) as attention compares them"""
     cdef size_t t, at
     for t in range(lo, hi):
-        at = t * c.n_rot // 2
+        at = angles_at(c, l, t)
         prepare_heads(c, l, x + t * ld, n_head, b.cosine + at, b.sine + at)
 
 
@@ -37,8 +38,15 @@ cdef inline void head_rows_backward(const Config* c, const Block* l, const Buffe
     """The gradient of what they were made of"""
     cdef size_t t, at
     for t in range(lo, hi):
-        at = t * c.n_rot // 2
+        at = angles_at(c, l, t)
         prepare_heads_backward(c, l, dx + t * ld, n_head, b.cosine + at, b.sine + at)
+
+
+cdef inline void temper_rows(const Config* c, const int* position, float* x, size_t ld, int lo, int hi) noexcept nogil:
+    """Each row's queries (T, n_head, head_dim), or their gradient, times their position's factor"""
+    cdef size_t t
+    for t in range(lo, hi):
+        temper_queries(c, x + t * ld, c.n_head, position[t])
 
 
 cdef inline void store_rows(const Config* c, const Buffers* b, const int* starts, int n_segments, int lo, int hi) noexcept nogil:

@@ -51,11 +51,11 @@ cdef class TrainStep(TrainLayers):
     cdef bint busy
 
     def __cinit__(self, Weights weights, dict ranks, int max_tokens, int n_threads=1, activations="int16", bint checkpointing=False,
-                  double dropout=0):
+                  double dropout=0, ropes=None):
         """ranks: {(layer, slot): (rank, scale)}; max_tokens: the longest call; activations: "int16" or "f32"; dropout: the
-        share of each pair's inputs that `run` with a key leaves out."""
+        share of each pair's inputs that `run` with a key leaves out; ropes: as RopeTables takes them, None for those of the weights."""
         cdef Config* c = &weights.config
-        self.weights, self.n_threads, self.max_tokens = weights, n_threads, max_tokens
+        self.weights, self.n_threads, self.max_tokens, self.ropes = weights, n_threads, max_tokens, weights.tables(ropes)
         self.precision = {"int16": INT16, "f32": EXACT}[activations]
         self.dropout.threshold = <int>round(65536 * dropout)
         self.dropout.gain = <float>(65536.0 / (65536 - self.dropout.threshold))

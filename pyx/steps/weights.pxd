@@ -1,6 +1,7 @@
 from libc.stdint cimport uint8_t
 
 from ..layers.block cimport Block, Config, Rope
+from ..layers.rope cimport MAX_ROPES, RopeTables
 from ..layers.linear cimport Linear, Lora
 from ..types.quants cimport RowType
 
@@ -14,7 +15,8 @@ cdef class Weights:
     cdef const uint8_t* embedding   # NULL: rows of the output matrix
     cdef size_t embedding_row
     cdef const RowType* embedding_type
-    cdef Rope rope
+    cdef Rope rope[4]               # one for each of its tables
+    cdef RopeTables ropes           # the usual tables; a step may be given others
     cdef int n_lora
     cdef Lora* embedding_pairs      # one per adapter; rank 0 where it does not adapt the embedding
     cdef list embedding_loras       # their own scales
@@ -23,6 +25,7 @@ cdef class Weights:
     cdef list keep
     cdef list adapters
     cdef int steps              # that run now; -1: what they read is being changed
+    cdef RopeTables tables(self, given)
     cdef int begin_step(self, int n_threads, bint* busy) except -1
     cdef void end_step(self, bint* busy) noexcept
     cdef int begin_change(self) except -1

@@ -26,6 +26,7 @@ cdef int set_sizes(Config* c, sizes) except -1:
     """Fill a Config's sizes from their names, n_layer among them."""
     c.n_embd, c.n_head, c.n_head_kv, c.head_dim = sizes["n_embd"], sizes["n_head"], sizes["n_head_kv"], sizes["head_dim"]
     c.n_ff, c.n_layer, c.n_vocab, c.n_rot = sizes["n_ff"], sizes["n_layer"], sizes["n_vocab"], sizes["n_rot"]
+    c.n_ropes = sizes.get("n_ropes", 1)
     c.embd_p, c.ff_p, c.vocab_p = padded(c.n_embd, 16), padded(c.n_ff, 16), padded(c.n_vocab, 16)
     c.q_p, c.kv_p = padded(c.n_head * c.head_dim, 16), padded(c.n_head_kv * c.head_dim, 16)
     return 0
@@ -47,15 +48,17 @@ cdef class Weights:
     """Everything a step reads: sizes, tensors and adapters. Arrays handed in are kept alive here."""
 
     def __cinit__(self, config, list layers, output, output_norm, const uint8_t[:, ::1] embedding=None, int embedding_type=0):
-        """config: sizes by Config's names, rms_eps, rope_layout, and frequencies f64 (n_rot / 2,); layers: dicts of NAMES'
-        PackedMatrix, optional "<name>.bias" f32, attn_norm, ffn_norm f32, and "rope": False where positions turn nothing;
+        """config: sizes by Config's names, rms_eps, rope_layout, ropes, see RopeTables, and temperature (factor, length); layers: dicts of NAMES'
+        PackedMatrix, optional "<name>.bias" f32, attn_norm, ffn_norm f32, and "rope": which of ropes, None where positions turn nothing;
         output: PackedMatrix (n_vocab, n_embd); embedding: rows of blocks of type embedding_type, None where the output matrix is the embedding too."""
         cdef int i
-        cdef double[::1] frequencies = np.array(config["frequencies"], np.float64)
-        self.keep, self.adapters, self.embedding_loras, self.norms = [frequencies], [], [], {}
-        set_sizes(&self.config, dict(config, n_layer=len(layers)))
+        self.keep, self.adapters, self.embedding_loras, self.norms = [], [], [], {}
+        set_sizes(&self.config, dict(config, n_layer=len(layers), n_ropes=len(config["ropes"])))
         self.config.rms_eps = config["rms_eps"]
-        self.rope.n_rot, self.rope.layout, self.rope.frequencies = self.config.n_rot, config["rope_layout"], &frequencies[0]
+        self.config.temperature, self.config.temperature_length = config.get("temperature", (0, 0))
+        self.ropes = RopeTables(config["ropes"], self.config.n_rot)
+        for i in range(self.ropes.n):
+            self.rope[i] = Rope(self.config.n_rot, config["rope_layout"], i)
         if embedding is not None:
             self.embedding, self.embedding_row = &embedding[0, 0], embedding.shape[1]
             self.embedding_type = row_type(embedding_type)
@@ -85,7 +88,10 @@ cdef class Weights:
         cdef int slot
         b.attn_norm = self.norm(i, "attn_norm", parts["attn_norm"])
         b.ffn_norm = self.norm(i, "ffn_norm", parts["ffn_norm"])
-        b.rope = &self.rope if parts.get("rope", True) else NULL
+        rope = parts.get("rope", 0)
+        if rope is not None and not 0 <= rope < self.ropes.n:
+            raise ValueError(f"layer {i}: rope {rope}, wanted below {self.ropes.n}")
+        b.rope = &self.rope[<int>rope] if rope is not None else NULL
         b.score_scale = <float>(1 / (<double>self.config.head_dim) ** 0.5)
         for slot in range(N_SLOTS):
             self.set_linear(&b.linear[slot], parts[NAMES[slot]], parts.get(NAMES[slot] + ".bias"))
@@ -145,6 +151,14 @@ cdef class Weights:
                 raise ValueError(f"token {tokens[t]} is not in 0..{self.config.n_vocab - 1}")
             self.embed(tokens[t], NULL, &out[t, 0])
         return np.asarray(out)[:, :self.config.n_embd]
+
+    cdef RopeTables tables(self, given):
+        """The tables that a step is given, as many as the model has; the model's own for None"""
+        if given is None:
+            return self.ropes
+        if len(given) != self.ropes.n:
+            raise ValueError(f"{len(given)} tables of rotary positions, wanted {self.ropes.n}")
+        return RopeTables(given, self.config.n_rot)
 
     # ---- steps and changes: any number of the ones, or one of the others; the GIL is held where they begin and end ----
 

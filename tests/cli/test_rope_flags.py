@@ -45,9 +45,9 @@ def test_a_base_and_what_the_file_says_of_another_scaling(tmp_path):
     weights = twin.random_weights(tiny.CONFIG, seed=5)
     yarn = {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 8.0}
     tiny.write_llama(tmp_path / "m.gguf", tiny.CONFIG, weights, change=yarn)
-    assert opened(tmp_path / "m.gguf", "--rope-scaling linear").config.rope_scale == 8.0
+    assert opened(tmp_path / "m.gguf", "--rope-scaling linear").config.rope.factor == 8.0
     config = opened(tmp_path / "m.gguf", "--rope-scaling none --rope-freq-base 5000").config
-    assert (config.rope_scale, config.rope_theta) == (1.0, 5000.0)
+    assert (config.rope.factor, config.rope.theta) == (1.0, 5000.0)
 
 
 @pytest.mark.parametrize(

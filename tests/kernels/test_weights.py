@@ -6,7 +6,7 @@ import pytest
 from llamacy.kernels import load
 
 SIZES = {"n_embd": 256, "n_head": 4, "n_head_kv": 2, "head_dim": 64, "n_ff": 32, "n_vocab": 83, "n_rot": 64}
-MORE = {"rms_eps": 1e-5, "rope_layout": 0, "frequencies": np.ones(32)}
+MORE = {"rms_eps": 1e-5, "rope_layout": 0, "ropes": [(np.ones(32), 1.0)]}
 
 
 def test_a_row_from_tiles_has_the_bits_of_the_file_s_row(isa):

@@ -6,17 +6,31 @@ MODEL = table(
     "llamacy/model",
     (
         "rope.scale_linear is ignored",
-        "config.py",
+        "rope.py",
         'key = "rope.scaling.factor" if keys.get("rope.scaling.factor") is not None else "rope.scale_linear"',
         'key = "rope.scaling.factor"',
         "model/test_forward.py::test_every_way_to_write_linear_rope_scaling",
     ),
     (
         "positions multiplied by the scale",
-        "config.py",
-        "self.rope_theta**-exponents / self.rope_scale",
-        "self.rope_theta**-exponents * self.rope_scale",
+        "rope.py",
+        "return rope.plain() / rope.factor, _said(rope)",
+        "return rope.plain() * rope.factor, _said(rope)",
         "model/test_forward.py::test_variants",
+    ),
+    (
+        "yarn stretches what turns often",
+        "rope.py",
+        "kept = (1 - stretched) * rope.ext_factor",
+        "kept = stretched * rope.ext_factor",
+        "model/test_rope.py::test_tables_are_transformers",
+    ),
+    (
+        "short factors for long contexts",
+        "rope.py",
+        "return rope.plain() / (factors.long if rope.is_stretched(n_ctx) else factors.short), factor",
+        "return rope.plain() / factors.short, factor",
+        "model/test_rope.py::test_tables_are_transformers",
     ),
     (
         "a window one position too wide",
@@ -65,8 +79,8 @@ MODEL = table(
     (
         "rope factors of zero",
         "weights.py",
-        "if not (factors > 0).all():",
-        "if not (factors >= 0).all():",
+        "if not (found[part] > 0).all():",
+        "if not (found[part] >= 0).all():",
         "model/test_understood.py::test_rope_factors_that_cannot_be",
     ),
     (

@@ -11,6 +11,7 @@ import pytest
 from llamacy import system
 from llamacy.cli.finetune import size
 from llamacy.model.config import ModelConfig
+from llamacy.model.rope import Rope
 from llamacy.train.estimate import Case, cases, longest_pass, shown
 from llamacy.train.flops import Flops
 from llamacy.train.options import TrainOptions
@@ -106,8 +107,8 @@ def test_a_process_knows_its_memory():
 
 
 def test_flops_are_those_of_the_products():
-    sizes = {"n_embd": 8, "n_head": 2, "n_head_kv": 1, "head_dim": 4, "n_ff": 16, "n_layer": 3, "n_rot": 4}
-    config = ModelConfig("llama", **sizes, n_vocab=90, n_rows=100, n_ctx_train=64, rms_eps=1e-5, rope_theta=1e4)
+    sizes = {"n_embd": 8, "n_head": 2, "n_head_kv": 1, "head_dim": 4, "n_ff": 16, "n_layer": 3}
+    config = ModelConfig("llama", **sizes, n_vocab=90, n_rows=100, n_ctx_train=64, rms_eps=1e-5, ropes=(Rope(4),))
     layer = 2 * (8 * 8 + 2 * 4 * 8 + 8 * 8 + 3 * 8 * 16)
     # three layers forward, two of them backward; the head both ways
     assert Flops(config, 1)(10, 4) == 10 * 5 * layer + 4 * 2 * 2 * 100 * 8

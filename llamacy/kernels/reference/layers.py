@@ -101,22 +101,23 @@ def rope(x, positions, theta, layout, n_rot=None, scale=1.0, factors=None):
 
     `layout` 'pairs' turns neighbours (2 i, 2 i + 1), as Llama's GGUF files want; 'halves' turns (i, i + n_rot / 2).
     """
-    return _turn(x, rope_angles(positions, n_rot or x.shape[-1], theta, scale, factors), layout)
+    return turn(x, rope_angles(positions, n_rot or x.shape[-1], theta, scale, factors), 1.0, layout)
 
 
 def rope_backward(dy, positions, theta, layout, n_rot=None, scale=1.0, factors=None):
     """Return dx (T, H, D): a rotation's transpose is the rotation by the opposite angle."""
-    return _turn(dy, -rope_angles(positions, n_rot or dy.shape[-1], theta, scale, factors), layout)
+    return turn(dy, -rope_angles(positions, n_rot or dy.shape[-1], theta, scale, factors), 1.0, layout)
 
 
-def _turn(x, angles, layout):
+def turn(x, angles, factor, layout):
+    """Turn pairs of the first elements of each head by `angles` (T, n_rot / 2), cosines and sines times `factor`."""
     half = angles.shape[1]
     first, second = {
         "pairs": (np.s_[..., 0 : 2 * half : 2], np.s_[..., 1 : 2 * half : 2]),
         "halves": (np.s_[..., 0:half], np.s_[..., half : 2 * half]),
     }[layout]
     x = _f64(x)
-    cos, sin = np.cos(angles)[:, None, :], np.sin(angles)[:, None, :]
+    cos, sin = factor * np.cos(angles)[:, None, :], factor * np.sin(angles)[:, None, :]
     y = x.copy()
     y[first] = x[first] * cos - x[second] * sin
     y[second] = x[first] * sin + x[second] * cos

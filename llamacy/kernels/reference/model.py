@@ -20,8 +20,10 @@ from llamacy.kernels.reference.quants import round_activations
 class Config:
     """The numbers of a llama, and what its kin change.
 
-    no_rope: layers whose heads positions do not turn; activation_bits 8 or 16 rounds what enters the matrices (their
-    adapters see it exact).
+    no_rope: layers whose heads positions do not turn; rope_tables, instead of theta, scale and factors: (frequencies,
+    factor on cosines and sines), the second table for the layers in other_rope; temperature (factor, length): queries
+    are times 1 + factor ln(1 + floor(position / length)); activation_bits 8 or 16 rounds what enters the matrices
+    (their adapters see it exact).
     """
 
     n_vocab: int
@@ -35,6 +37,10 @@ class Config:
     rope_factors: tuple | None = None
     rope_layout: str = "pairs"
     no_rope: tuple = ()
+    n_rot: int | None = None
+    rope_tables: tuple = ()
+    other_rope: tuple = ()
+    temperature: tuple = (0.0, 1)
     rms_eps: float = 1e-5
     activation_bits: int | None = None
 
@@ -146,17 +152,30 @@ def prepare_input_backward(config, norm, x, dn):
 def prepare_heads(config, n, x, positions):
     """Queries or keys of layer n as attention compares them: (T, heads * head_dim) -> (T, heads, head_dim)."""
     x = x.reshape(len(x), -1, config.head_dim)
-    return layers.rope(x, positions, *_rope(config)) if config.has_rope(n) else x
+    return layers.turn(x, *_angles(config, n, positions), config.rope_layout) if config.has_rope(n) else x
 
 
 def prepare_heads_backward(config, n, dx, positions):
     """The gradient of what they were made of."""
-    dx = layers.rope_backward(dx, positions, *_rope(config)) if config.has_rope(n) else dx
+    if config.has_rope(n):
+        angles, factor = _angles(config, n, positions)
+        dx = layers.turn(dx, -angles, factor, config.rope_layout)
     return dx.reshape(len(dx), -1)
 
 
-def _rope(config):
-    return config.rope_theta, config.rope_layout, None, config.rope_scale, config.rope_factors
+def _angles(config, n, positions):
+    """Angles of layer n (T, n_rot / 2), and the factor on their cosines and sines."""
+    if config.rope_tables:
+        frequencies, factor = config.rope_tables[int(n in config.other_rope)]
+        return np.asarray(positions)[:, None] * np.asarray(frequencies), factor
+    n_rot = config.n_rot or config.head_dim
+    return layers.rope_angles(positions, n_rot, config.rope_theta, config.rope_scale, config.rope_factors), 1.0
+
+
+def temper_queries(config, q, positions):
+    """Queries (T, H, D) times what their positions ask for; so is their gradient."""
+    factor, length = config.temperature
+    return q * (1 + factor * np.log(1 + np.asarray(positions) // length))[:, None, None]
 
 
 def _layer_forward(config, linears, n, x, positions, mask):
@@ -165,6 +184,7 @@ def _layer_forward(config, linears, n, x, positions, mask):
 
     normed = prepare_input(config, weights[p + "attn_norm.weight"], x)
     q = prepare_heads(config, n, linears.forward(p + "attn_q.weight", normed), positions)
+    q = temper_queries(config, q, positions)
     k = prepare_heads(config, n, linears.forward(p + "attn_k.weight", normed), positions)
     v = linears.forward(p + "attn_v.weight", normed).reshape(k.shape)
     attended = layers.attention(q, k, v, mask)[0].reshape(len(x), -1)
@@ -193,6 +213,7 @@ def _layer_backward(config, linears, n, dy, saved, positions, mask):
 
     dattended = linears.backward(p + "attn_output.weight", dmiddle, saved.attended).reshape(saved.q.shape)
     dq, dk, dv = layers.attention_backward(dattended, saved.q, saved.k, saved.v, mask)
+    dq = temper_queries(config, dq, positions)
     dq, dk = (prepare_heads_backward(config, n, d, positions) for d in (dq, dk))
     dnormed = linears.backward(p + "attn_q.weight", dq, saved.normed)
     dnormed += linears.backward(p + "attn_k.weight", dk, saved.normed)

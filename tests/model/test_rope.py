@@ -1,0 +1,224 @@
+"""How positions turn queries and keys: tables against transformers' recorded ones, steps against the float64 twin."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llamacy import kernels
+from llamacy.errors import LlamacyError
+from llamacy.formats.model_file import open_model
+from llamacy.kernels.reference import model as twin
+from llamacy.model import load_model
+from llamacy.model import model as models
+from llamacy.model.config import ModelConfig, read_config
+from llamacy.model.rope import Rope
+from llamacy.model.weights import rope_factors
+from llamacy.train.options import TARGETS, TrainOptions
+from llamacy.train.samples import Sample
+from llamacy.train.trainer import Trainer
+from tests.model.tiny import CONFIG, logits_of, tokens_of, use_isa, write_llama
+
+FACTS = json.loads((Path(__file__).parents[1] / "data" / "ropes.json").read_text())
+# f32 there, f64 here
+CLOSE = {"rtol": 1e-6}
+WEIGHTS = twin.random_weights(CONFIG, 20)
+HEAD = CONFIG.head_dim
+KEYS = {
+    "factor": "scaling.factor",
+    "original_max_position_embeddings": "scaling.original_context_length",
+    "attention_factor": "scaling.yarn_attn_factor",
+    "beta_fast": "scaling.yarn_beta_fast",
+    "beta_slow": "scaling.yarn_beta_slow",
+    "truncate": "scaling.yarn_truncate",
+    "mscale_all_dim": "scaling.yarn_log_multiplier",
+    "rope_theta": "freq_base",
+}
+SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
+
+
+def write(path, name, config=CONFIG, change=None):
+    """Write a small llama whose rope is that of a recorded case; return its exact weights."""
+    settings, tensors = FACTS[name]["rope_parameters"], {}
+    keys = {f"llama.rope.{key}": settings[name] for name, key in KEYS.items() if name in settings}
+    kind = settings["rope_type"]
+    if kind == "longrope":
+        tensors = {SHORT: np.array(settings["short_factor"]), LONG: np.array(settings["long_factor"])}
+    else:
+        keys["llama.rope.scaling.type"] = kind
+    keys["llama.rope.dimension_count"] = int(HEAD * settings.get("partial_rotary_factor", 1))
+    return write_llama(path, config, WEIGHTS | tensors, change=keys | (change or {}))
+
+
+@pytest.mark.parametrize("name", [name for name in FACTS if name != "llama3"])
+def test_tables_are_transformers(name, tmp_path):
+    write(tmp_path / "m.gguf", name)
+    with open_model(tmp_path / "m.gguf") as file:
+        config = read_config(file)
+        frequencies, factor = config.rope.table(FACTS[name]["seq_len"] or 256, rope_factors(file, config))
+    np.testing.assert_allclose(frequencies, FACTS[name]["inv_freq"], **CLOSE)
+    assert factor == pytest.approx(FACTS[name]["attention_factor"], rel=1e-6)
+
+
+@pytest.mark.parametrize("isa", kernels.available())
+@pytest.mark.parametrize("name", ["yarn", "yarn, part of a head", "dynamic, long", "longrope, short", "longrope, long"])
+def test_steps_turn_by_the_tables(name, isa, tmp_path, monkeypatch):
+    use_isa(monkeypatch, isa)
+    exact, fact = write(tmp_path / "m.gguf", name), FACTS[name]
+    model = load_model(tmp_path / "m.gguf", activations="f32", threads=2)
+    n_ctx = fact["seq_len"] or 256
+    tokens = tokens_of(CONFIG, min(90, n_ctx))
+    if "long" in name.partition(",")[2]:
+        with pytest.warns(UserWarning, match=f"the context of {n_ctx} is longer than the original"):
+            found = logits_of(model, tokens, n_ctx)
+    else:
+        found = logits_of(model, tokens, n_ctx)
+    config = replace(CONFIG, rope_tables=((fact["inv_freq"], fact["attention_factor"]),))
+    wanted = twin.forward(config, exact, tokens)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=5e-5 * np.abs(wanted).max())
+
+
+def trained(model, tokens, n_ctx):
+    """The losses and gradients of one step over two sequences: a Trainer's."""
+    trainer = Trainer(model, TrainOptions(n_ctx=n_ctx))
+    pairs = twin.random_lora(CONFIG, 4, 5)
+    trainer.init_lora(4, 8.0, tuple(TARGETS), 1)
+    for name, a, b in trainer._views(trainer._pass.params):
+        a[:], b[:] = pairs[name][0], pairs[name][1].T
+    result = trainer.probe([Sample(part, np.arange(len(part)) > 0) for part in np.array_split(tokens, 2)])
+    return result.loss, trainer.gradients(), pairs
+
+
+def assert_trains_as_the_twin(model, config, exact, n_ctx):
+    tokens = tokens_of(CONFIG, 100)
+    loss, gradients, pairs = trained(model, tokens.astype(np.int32), n_ctx)
+    segments = np.repeat([0, 1], [len(part) for part in np.array_split(tokens, 2)])
+    targets = twin.next_token_targets(tokens, segments)
+    wanted = twin.loss_and_gradients(config, exact, tokens, targets, segments, pairs, 2.0)
+    assert loss == pytest.approx(wanted[0], rel=1e-5)
+    for name, pair in wanted[1].items():
+        for found, exactly in zip(gradients[name], pair, strict=True):
+            np.testing.assert_allclose(found, exactly, rtol=0, atol=1e-4 * np.abs(exactly).max(), err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["yarn", "longrope, short", "longrope, long"])
+def test_training_turns_by_the_tables(name, tmp_path):
+    exact, fact = write(tmp_path / "m.gguf", name), FACTS[name]
+    model = load_model(tmp_path / "m.gguf", activations="f32", threads=2)
+    config = replace(CONFIG, rope_tables=((fact["inv_freq"], fact["attention_factor"]),))
+    with pytest.warns(UserWarning) if name == "longrope, long" else pytest.MonkeyPatch.context():
+        assert_trains_as_the_twin(model, config, exact, fact["seq_len"] or 256)
+
+
+ROPES = (Rope(12, 500.0, factor=2.0), Rope(12, 90.0, scaling="yarn", factor=4.0, original=40))
+
+
+@pytest.fixture
+def two_ropes(tmp_path, monkeypatch):
+    """A model whose second layer turns otherwise, part of each head only, and whose queries grow."""
+    exact = write_llama(tmp_path / "m.gguf", CONFIG, WEIGHTS)
+    monkeypatch.setattr(
+        models, "read_config", lambda *args: replace(read_config(*args), ropes=ROPES, temperature=(0.3, 20))
+    )
+    monkeypatch.setattr(ModelConfig, "rope_of", lambda self, layer: layer)
+    tables = tuple(rope.table(256) for rope in ROPES)
+    config = replace(CONFIG, rope_tables=tables, other_rope=(1,), temperature=(0.3, 20))
+    return load_model(tmp_path / "m.gguf", activations="f32", threads=2), config, exact
+
+
+def test_two_ropes_and_growing_queries(two_ropes):
+    model, config, exact = two_ropes
+    tokens = tokens_of(CONFIG, 70)
+    wanted = twin.forward(config, exact, tokens)
+    close = {"rtol": 0, "atol": 2e-5 * np.abs(wanted).max()}
+    np.testing.assert_allclose(logits_of(model, tokens), wanted, **close)
+    session, n = model.new_session(1, 256), np.arange(70)
+    one_by_one = [session.step(tokens[i : i + 1], n[i : i + 1], [0], [0])[0] for i in n]
+    np.testing.assert_allclose(one_by_one, wanted, **close)
+
+
+def test_two_ropes_and_growing_queries_in_training(two_ropes):
+    model, config, exact = two_ropes
+    assert_trains_as_the_twin(model, config, exact, 128)
+
+
+def test_tables_must_be_as_many_as_the_model_s(two_ropes):
+    model, *_ = two_ropes
+    tables = model.rope_tables(64)
+    for wrong in (tables[:1], [(values[1:], 1.0) for values, _ in tables]):
+        with pytest.raises(ValueError, match="wanted"):
+            kernels.decoder.Session(model.weights, 1, 64, ropes=wrong)
+
+
+# ---- what files may say ----
+
+
+def refused(path, change=None, more=None):
+    write_llama(path, CONFIG, WEIGHTS | (more or {}), change=change)
+    with pytest.raises(LlamacyError) as caught:
+        load_model(path, threads=1)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"scaling.type": "longrope"}, f"tensor {SHORT} is missing, which longrope scaling needs"),
+        ({"scaling.type": 3}, "rope scaling 3 is not supported"),
+        ({"scaling.factor": -2.0}, "rope scaling -2.0"),
+        ({"scaling.attn_factor": -2.0}, "rope.scaling.attn_factor -2.0: wanted a number above 0"),
+        (
+            {"scaling.type": "yarn", "scaling.yarn_beta_fast": float("nan")},
+            "yarn_beta_fast nan: wanted a number above 0",
+        ),
+        ({"scaling.type": "yarn", "scaling.yarn_truncate": 1}, "yarn_truncate: wanted true or false, got 1"),
+        ({"scaling.type": "yarn", "freq_base": 1.0}, "rope_theta 1.0: wanted a number above 1"),
+        ({"scaling.type": "dynamic", "dimension_count": 2}, "dynamic scaling of 2 rotating elements"),
+        ({"scaling.yarn_ext_factor": 0.5}, "'llama.rope.scaling.yarn_ext_factor' is 0.5, which changes"),
+    ],
+)
+def test_ropes_that_cannot_be(change, words, tmp_path):
+    assert words in refused(tmp_path / "m.gguf", {f"llama.rope.{key}": value for key, value in change.items()})
+
+
+def test_factors_for_long_texts_need_those_for_short_ones(tmp_path):
+    factors = np.linspace(1, 2, HEAD // 2)
+    assert f"tensor {SHORT} is missing" in refused(tmp_path / "m.gguf", more={LONG: factors})
+    change = {"llama.rope.scaling.type": "yarn"}
+    words = "rope scaling 'yarn' beside factors for short and long texts"
+    assert words in refused(tmp_path / "m.gguf", change, {SHORT: factors, LONG: factors})
+    assert f"{LONG} holds -1" in refused(tmp_path / "m.gguf", more={SHORT: factors, LONG: -np.ones(HEAD // 2)})
+
+
+def test_numbers_that_say_that_they_are_not_there(tmp_path):
+    """-1, and 0 where it can mean nothing, are how converters write what a model does not have."""
+    write(tmp_path / "m.gguf", "yarn", change={"llama.rope.scaling.yarn_attn_factor": -1.0})
+    with open_model(tmp_path / "m.gguf") as file:
+        usual = read_config(file).rope
+    absent = {"yarn_attn_factor": 0.0, "yarn_ext_factor": -1.0, "yarn_beta_fast": 0.0, "attn_factor": 0.0}
+    write(tmp_path / "m.gguf", "yarn", change={f"llama.rope.scaling.{key}": value for key, value in absent.items()})
+    with open_model(tmp_path / "m.gguf") as file:
+        assert read_config(file).rope == usual
+
+
+def test_yarn_without_the_kept_part_is_linear(tmp_path):
+    write(tmp_path / "m.gguf", "yarn", change={"llama.rope.scaling.yarn_ext_factor": 0.0})
+    with open_model(tmp_path / "m.gguf") as file:
+        frequencies, factor = read_config(file).rope.table(256)
+    np.testing.assert_allclose(frequencies, FACTS["linear"]["inv_freq"], **CLOSE)
+    assert factor == 1
+
+
+def test_the_attention_factor_of_a_file(tmp_path):
+    """llama.cpp's key multiplies what a scaling says; longrope's files hold the whole factor."""
+    for name, wanted in (
+        ("linear", 1.25),
+        ("yarn", 1.25 * FACTS["yarn"]["attention_factor"]),
+        ("longrope, long", 1.25),
+    ):
+        write(tmp_path / "m.gguf", name, change={"llama.rope.scaling.attn_factor": 1.25})
+        with open_model(tmp_path / "m.gguf") as file:
+            config = read_config(file)
+            assert config.rope.table(256, rope_factors(file, config))[1] == pytest.approx(wanted)
