@@ -340,6 +340,7 @@ ARCHITECTURES = {
         ("DeepseekV2ForCausalLM",), needs=("low-rank attention", "experts", "shared expert"),
         matrices=("attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_k_b", "attn_v_b", "attn_output", *_MLP),
         norms=("attn_norm", "attn_q_a_norm", "attn_kv_a_norm", "ffn_norm"), experts=(*EXPERTS, *SHARED_EXPERT),
+        sizes_of={"attn_output": ("embd", "values")},
         hf_names={part: f"mlp.shared_experts.{BY_NAME[part].hf.rpartition('.')[2]}" for part in SHARED_EXPERT},
     ),
     "lfm2": Architecture(
