@@ -187,7 +187,6 @@ NOT_BUILT = {
     ("--yarn-orig-ctx", "--yarn-ext-factor", "--yarn-attn-factor", "--yarn-beta-slow", "--yarn-beta-fast"): YARN,
     ("-rpc", "--rpc"): "one machine computes, none on the network",
     ("-gan", "--grp-attn-n", "-gaw", "--grp-attn-w"): "grouped attention (self-extend) is not built",
-    ("--ssl-key-file", "--ssl-cert-file"): "TLS is not built: let a proxy in front of the server do it",
     ("--models-dir", "--models-preset", "--models-max"): "a server has one model; run one for each",
     ("--hellaswag", "--winogrande", "--multiple-choice"): "benchmarks of questions are not built",
     ("--ppl-stride", "--ppl-output-type"): "windows follow each other, second halves scored: no other way is built",

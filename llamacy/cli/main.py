@@ -88,7 +88,7 @@ class Writer:
         self.result, self.tokens, self.stopping_word = None, [], None
         self._automaton = self._table = None
         if args.format:
-            from llamacy.generate.grammar import TokenTable
+            from llamacy.generate.constraint import TokenTable
 
             self._automaton = args.format.automaton(tokenizer)
             self._table = TokenTable(tokenizer, engine.n_vocab)
@@ -137,7 +137,7 @@ class Writer:
         return text
 
     def _request(self, ids, on_token):
-        from llamacy.generate.grammar import Constraint
+        from llamacy.generate.constraint import Constraint
         from llamacy.generate.request import Request
         from llamacy.generate.text_stream import with_bos
 

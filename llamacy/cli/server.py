@@ -9,10 +9,12 @@ from functools import partial
 
 from llamacy.cli.common import context_of, engine_options, open_model_from
 from llamacy.cli.log_file import log_to
+from llamacy.cli.run import say
 from llamacy.cli.sampling_flags import check_bias, format_from
-from llamacy.cli.server_flags import build_parser, defaults_of, read_keys, slots_of
+from llamacy.cli.server_flags import build_parser, defaults_of, origins_of, read_keys, slots_of
 from llamacy.cli.template_flags import template_override, template_values, warn_of_unused
 from llamacy.default_model import MODEL_NAME
+from llamacy.errors import UsageError
 
 # After a signal: how long running requests may go on, and how long their answers may take to be sent.
 GRACE_SECONDS = 2.0
@@ -67,11 +69,16 @@ def main(argv):
     args = build_parser().parse_args(argv)
     log_to(args.log_file)
     from llamacy.server.app import Application
-    from llamacy.server.http import Server
+    from llamacy.server.guard import Guard
+    from llamacy.server.listening import Server, tls_context
 
+    if bool(args.ssl_key_file) != bool(args.ssl_cert_file):
+        raise UsageError("--ssl-key-file and --ssl-cert-file: wanted both of them")
+    tls = tls_context(args.ssl_key_file, args.ssl_cert_file) if args.ssl_key_file else None
+    keys = read_keys(args)
     app = Application(
         alias=args.alias or os.path.basename(args.model or MODEL_NAME),
-        api_keys=read_keys(args),
+        guard=Guard(keys, origins=origins_of(args), credentials=args.cors_credentials),
         with_metrics=args.metrics,
         with_page=not args.no_webui,
         with_slots=args.slots,
@@ -85,7 +92,11 @@ def main(argv):
         defaults=defaults_of(args),
         format=format_from(args),
     )
-    server = Server(args.host, args.port, app, timeout_seconds=args.timeout, verbose=args.verbose)
+    server = Server(args.host, args.port, app, timeout_seconds=args.timeout, verbose=args.verbose, tls=tls)
+    if server.is_local or args.allowed_hosts:
+        app.guard.hosts = tuple(args.allowed_hosts.lower().split(",")) if args.allowed_hosts else ()
+    if not server.is_local and not keys:
+        say(f"warning: {args.host} is open to the network and there is no --api-key: anybody there may use this server")
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, partial(_on_signal, ended))

@@ -27,7 +27,9 @@ def build_parser():
     add_lora_flags(parser)
     add_sampling_flags(parser, "sampling, for requests that do not say")
     group = parser.add_argument_group("server")
-    group.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 = every network")
+    group.add_argument("--host", default="127.0.0.1",
+                       help="address to listen on; 0.0.0.0 = every network; a path that ends with .sock = a Unix "
+                       "socket")  # fmt: skip
     group.add_argument("--port", type=whole(0, 65535), default=8080, metavar="N", help="0 = any free one")
     optional(group, "-np", "--parallel", dest="parallel", type=slot_count, metavar="N",
              help=f"slots: requests answered at once, others wait (default and -1: {DEFAULT_SLOTS})")  # fmt: skip
@@ -40,6 +42,18 @@ def build_parser():
              help="the same, a key a line; lines that begin with # are none")  # fmt: skip
     optional(group, "--api-prefix", dest="api_prefix", default="", type=path_prefix, metavar="PREFIX",
              help="what all paths begin with, such as /llm")  # fmt: skip
+    optional(group, "--ssl-key-file", dest="ssl_key_file", metavar="FILE",
+             help="serve HTTPS with this private key (PEM), and with --ssl-cert-file")  # fmt: skip
+    optional(group, "--ssl-cert-file", dest="ssl_cert_file", metavar="FILE", help="the certificate, or a chain (PEM)")
+    optional(group, "--allowed-hosts", dest="allowed_hosts", metavar="NAMES",
+             help="names that requests may call this server by, with commas, besides addresses, localhost and names "
+             "without a dot; without an --api-key others are refused where only this machine can connect")  # fmt: skip
+    optional(group, "--cors-origins", dest="cors_origins", metavar="LIST",
+             help="web pages that may ask, such as https://a.example,http://localhost:3000 (default: *, all; what "
+             "changes the server needs a key or a page of its own)")  # fmt: skip
+    group.add_argument("--cors-credentials", action="store_true", default=True,
+                       help="such pages may send cookies along (the default)")  # fmt: skip
+    group.add_argument("--no-cors-credentials", dest="cors_credentials", action="store_false", help="they may not")
     group.add_argument("-to", "--timeout", type=real(1), default=600, metavar="SECONDS",
                        help="how long receiving a body or sending an answer may stand still")  # fmt: skip
     optional(group, "-a", "--alias", dest="alias", metavar="NAME",
@@ -102,6 +116,15 @@ def path_prefix(text):
 
         raise argparse.ArgumentTypeError(f"wanted a path such as /llm, got {text!r}")
     return prefix
+
+
+def origins_of(args):
+    """Return the origins whose pages may ask, None for all."""
+    given = [origin.strip().lower().rstrip("/") for origin in (args.cors_origins or "*").split(",")]
+    wrong = [origin for origin in given if origin not in ("*", "null") and "://" not in origin]
+    if wrong:
+        raise UsageError(f"--cors-origins: wanted origins such as https://a.example, got {wrong[0]!r:.60}")
+    return None if "*" in given else tuple(given)
 
 
 def defaults_of(args):

@@ -11,6 +11,7 @@ from collections import deque
 import numpy as np
 
 from llamacy.errors import LlamacyError, NotFinite, RequestError
+from llamacy.generate.constraint import Helpers
 from llamacy.generate.request import Result
 from llamacy.generate.samplers.dry import BreakerTable
 from llamacy.generate.scales import Scales
@@ -19,6 +20,10 @@ from llamacy.generate.slot import Slot
 DEFAULT_BATCH = 512
 # Prompt tokens in a step while others generate: bounds how long their next token waits, still a full matrix tile.
 PROMPT_SHARE = 128
+# How long a step without anything to compute waits for constraints, unless one becomes ready or a request comes.
+HELD_SECONDS = 0.05
+# Constraints that callers prepare at once: Python's threads take turns, and the engine's is one of them.
+PREPARING = 2
 # A slot's cache is worth reusing from this share of the prompt on; below it the least recently used slot is taken.
 WORTH_REUSING = 0.5
 
@@ -32,7 +37,18 @@ class Closed(LlamacyError):
 
 
 class PromptError(RequestError):
-    """The prompt cannot be run: empty, too long for the context, or ids that the model does not have."""
+    """The prompt cannot be run: empty, or ids that the model does not have."""
+
+
+class PromptTooLong(PromptError):
+    """The prompt has `n_prompt` tokens, too many for a context of `n_ctx`."""
+
+    def __init__(self, n_prompt, n_ctx):
+        super().__init__(
+            f"prompt: wanted fewer than {n_ctx} tokens (the context size), got {n_prompt}; "
+            "shorten it or raise --ctx-size"
+        )
+        self.n_prompt, self.n_ctx = n_prompt, n_ctx
 
 
 class Engine:
@@ -59,8 +75,11 @@ class Engine:
         self.counters = dict.fromkeys(
             ("prompt_tokens", "prompt_seconds", "predicted_tokens", "predicted_seconds", "steps", "busy_slots"), 0
         )
-        self._queue = deque()
+        self._queue = deque()  # of the deques of requests that came together; who was served last is behind
         self._wake = threading.Condition()
+        self._helpers = Helpers(self._notify)
+        self._preparing = threading.BoundedSemaphore(PREPARING)
+        self._some_cancelled = False
         self._closing = False
         self._thread = None
 
@@ -68,27 +87,37 @@ class Engine:
 
     def submit(self, request):
         """Queue a request; PromptError, QueueFull or Closed when that cannot be."""
-        self.check_prompt(request.prompt)
-        if request.id_slot >= len(self.slots):
-            raise RequestError(f"id_slot: wanted at most {len(self.slots) - 1}, got {request.id_slot}")
-        self._breakers.of(request.params)  # looked for here, in the caller's time
+        self.submit_all([request])
+
+    def submit_all(self, requests):
+        """Queue the requests of one client, all or none: they count as one, and clients are served by turns."""
+        for request in requests:
+            self.check_prompt(request.prompt)
+            if request.id_slot >= len(self.slots):
+                raise RequestError(f"id_slot: wanted at most {len(self.slots) - 1}, got {request.id_slot}")
+            self._breakers.of(request.params)  # looked for here, in the caller's time
+        self._check_room()
+        for request in requests:
+            if request.constraint:
+                with self._preparing:
+                    request.constraint.mask()  # the first one, or what is wrong with the grammar
         with self._wake:
-            if self._closing:
-                raise Closed("the server is shutting down")
-            if len(self._queue) >= self.max_queue:
-                raise QueueFull(f"{len(self._queue)} requests are waiting already, the most that may; try again later")
-            self._queue.append(request)
-            self._wake.notify()
+            self._check_room()
+            self._queue.append(deque(requests))
+            self._wake.notify_all()
+
+    def _check_room(self):
+        if self._closing:
+            raise Closed("the server is shutting down")
+        if len(self._queue) >= self.max_queue:
+            raise QueueFull(f"{len(self._queue)} requests are waiting already, the most that may; try again later")
 
     def check_prompt(self, prompt):
         """Raise PromptError unless the prompt's ids exist and leave room in the context for one token more."""
         if not prompt:
             raise PromptError("prompt: wanted at least one token, got none")
         if len(prompt) >= self.n_ctx:
-            raise PromptError(
-                f"prompt: wanted fewer than {self.n_ctx} tokens (the context size), got {len(prompt)}; "
-                "shorten it or raise --ctx-size"
-            )
+            raise PromptTooLong(len(prompt), self.n_ctx)
         low, high = min(prompt), max(prompt)
         if low < 0 or high >= self.n_vocab:
             wrong = low if low < 0 else high
@@ -97,13 +126,18 @@ class Engine:
     def cancel(self, request):
         """Take a request out of the queue or its slot, whatever it is doing."""
         request.cancel()
+        self._some_cancelled = True
+        self._notify()
+
+    def _notify(self):
         with self._wake:
-            self._wake.notify()
+            self._wake.notify_all()
 
     @property
     def queued(self):
         """How many requests wait for a slot."""
-        return len(self._queue)
+        with self._wake:
+            return sum(map(len, self._queue))
 
     @property
     def busy(self):
@@ -125,10 +159,11 @@ class Engine:
         with self._wake:
             self._closing = True
             self._deadline = time.monotonic() + grace
-            self._wake.notify()
+            self._wake.notify_all()
             thread = self._thread
         if thread and thread is not threading.current_thread():
             thread.join()
+        self._helpers.close()
         self._end_all(Closed("the server is shutting down"))
 
     # -- the computing thread --------------------------------------------------------------------------------------
@@ -156,10 +191,11 @@ class Engine:
     def step(self):
         """Admit what waits, run one batch through the model, choose a token for each slot that is ready."""
         self._drop_cancelled()
+        self._go_on_with_held()
         self._admit()
         try:
             batch = self._batch()
-            rows = self._compute(batch) if batch else ()
+            rows = self._compute(batch) if batch else self._wait_for_held()
         except Exception as error:
             # What the cache holds is unknown now. The failure belongs to the requests in it, not to the server.
             for slot in [slot for slot in self.slots if slot.request]:
@@ -167,7 +203,7 @@ class Engine:
                 slot.release(slot.result("error", error=error))
             return
         for slot, slot_rows, astray in rows:
-            self._advance(slot, slot_rows, astray)
+            self._advance(slot, lambda slot=slot, rows=slot_rows, astray=astray: self._use(slot, rows, astray))
 
     def _drop_cancelled(self):
         for slot in self.slots:
@@ -175,22 +211,39 @@ class Engine:
                 slot.release(slot.result("cancel"))
             elif slot.request and slot.is_late:
                 slot.release(slot.result("limit"))
+        if not self._some_cancelled:
+            return
+        self._some_cancelled = False
         with self._wake:
-            dropped = [request for request in self._queue if request.cancelled]
-            for request in dropped:
-                self._queue.remove(request)
-        for request in dropped:
-            request.end(Result("cancel"))
+            waiting = [request for group in self._queue for request in group]
+            groups = [deque(request for request in group if not request.cancelled) for group in self._queue]
+            self._queue = deque(filter(None, groups))
+        for request in waiting:
+            if request.cancelled:
+                request.end(Result("cancel"))
+
+    def _go_on_with_held(self):
+        """Go on with the slots whose constraints are ready now."""
+        for slot in self.slots:
+            if slot.is_held and slot.request and slot.request.constraint.is_ready:
+                self._advance(slot, slot.go_on)
+
+    def _wait_for_held(self):
+        """Where nothing can be computed because every busy slot waits for its constraint: wait for one, a moment."""
+        with self._wake:
+            held = [slot.request for slot in self.slots if slot.is_held]
+            if held and not any(request.cancelled or request.constraint.is_ready for request in held):
+                self._wake.wait(HELD_SECONDS)
+        return ()
 
     def _admit(self):
-        """Give waiting requests to free slots, oldest first; who waits for one slot holds up nobody else."""
+        """Give waiting requests to free slots, clients by turns; who waits for one slot holds up nobody else."""
         free = [slot for slot in self.slots if slot.request is None]
         while free:
             with self._wake:
-                request = None if self._closing else next((r for r in self._queue if self._fits(r, free)), None)
-                if request is None:
-                    return
-                self._queue.remove(request)
+                request = None if self._closing else self._take(free)
+            if request is None:
+                return
             lora = self.lora if request.lora is None else tuple(request.lora)
             slot = max(free, key=lambda slot: slot.common_prefix(request, lora))
             if slot.common_prefix(request, lora) < WORTH_REUSING * len(request.prompt):
@@ -205,16 +258,29 @@ class Engine:
                 continue
             free.remove(slot)
 
+    def _take(self, free):
+        """Take the next request that may begin now out of the queue, None without; its client is then the last one."""
+        for i, group in enumerate(self._queue):
+            request = next((request for request in group if self._fits(request, free)), None)
+            if request is not None:
+                group.remove(request)
+                del self._queue[i]
+                if group:
+                    self._queue.append(group)
+                return request
+        return None
+
     def _fits(self, request, free):
         """Say whether a request may begin now: in its own slot, if it has one."""
         return request.id_slot < 0 or self.slots[request.id_slot] in free
 
     def _batch(self):
         """Return [(slot, how many of its pending and drafted tokens)] for the next step, generating slots first."""
-        busy = self._scales.together(self._alike([slot for slot in self.slots if slot.request]))
+        ready = [slot for slot in self.slots if slot.request and not slot.is_held]
+        busy = self._scales.together(self._alike(ready))
         generating = [slot for slot in busy if slot.is_generating]
         room = self.batch_size - len(generating)
-        if generating:
+        if any(slot.is_generating for slot in ready):
             room = min(room, PROMPT_SHARE)
         for slot in generating:
             slot.guess(room // len(generating), len(generating))
@@ -230,8 +296,8 @@ class Engine:
     @staticmethod
     def _alike(busy):
         """Return the slots that generate or those that embed, by turns: a step gives logits or hidden states."""
-        first = min(busy, key=lambda slot: slot.last_step, default=None)
-        return [slot for slot in busy if slot.is_embedding == first.is_embedding]
+        kinds = [[slot for slot in busy if slot.is_embedding == kind] for kind in (False, True)]
+        return min(filter(None, kinds), key=lambda slots: max(slot.last_step for slot in slots), default=[])
 
     def _compute(self, batch):
         """Run the batch through the model; return [(slot, logits (n, V), error)] of the slots that choose tokens now.
@@ -282,22 +348,31 @@ class Engine:
         self.counters["prompt_tokens"] += prompt
         self.counters["prompt_seconds"] += seconds * prompt / total
 
-    def _advance(self, slot, rows, astray):
+    @staticmethod
+    def _use(slot, rows, astray):
+        """Give a slot its rows; return the Result where that ends its request."""
+        if astray:
+            slot.cached.clear()  # nothing may go on from what gave these
+            raise astray
+        return slot.embed(rows) if slot.is_embedding else slot.advance_all(rows)
+
+    def _advance(self, slot, go_on):
+        """Choose tokens for a slot; a failure ends its own request only."""
         before = slot.timings.predicted_n
         try:
-            if astray:
-                slot.cached.clear()  # nothing may go on from what gave these
-                raise astray
-            result = slot.embed(rows) if slot.is_embedding else slot.advance_all(rows)
+            result = go_on()
         except Exception as error:
             result = slot.result("error", error=error)
         self.counters["predicted_tokens"] += slot.timings.predicted_n - before
+        constraint = slot.request.constraint
         if result:
             slot.release(result)
+        elif constraint and not constraint.is_ready:
+            self._helpers.prepare(constraint)
 
     def _end_all(self, error):
         with self._wake:
-            waiting = list(self._queue)
+            waiting = [request for group in self._queue for request in group]
             self._queue.clear()
         for request in waiting:
             request.end(Result("error", error=error))

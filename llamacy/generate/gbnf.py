@@ -6,7 +6,8 @@ behind `|`. The whole text must be what `root` says.
 """
 
 from llamacy.errors import RequestError
-from llamacy.generate.grammar import EMPTY, Alt, Automaton, Ref, Repeat, Seq, Star, Tok, lit, repeat
+from llamacy.generate.automaton import Automaton
+from llamacy.generate.grammar import EMPTY, Alt, Ref, Repeat, Seq, Star, Tok, check_size, compact, lit, repeat
 from llamacy.generate.utf8 import MAX_CODE, characters
 
 MAX_TEXT = 1 << 20  # characters of a grammar
@@ -30,7 +31,8 @@ def gbnf(text, tokenizer=None):
     parser = _Parser(text, tokenizer)
     rules = parser.rules()
     _check(rules, parser.where)
-    return Automaton(rules, Ref("root"))
+    check_size(rules.values())
+    return Automaton({name: compact(node) for name, node in rules.items()}, Ref("root"))
 
 
 class _Parser:

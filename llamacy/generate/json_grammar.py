@@ -7,7 +7,22 @@ free to write either without end does so.
 import json
 
 from llamacy.errors import RequestError
-from llamacy.generate.grammar import EMPTY, Alt, Automaton, Ref, alt, lit, optional, repeat, seq, some
+from llamacy.generate.automaton import Automaton
+from llamacy.generate.grammar import (
+    EMPTY,
+    Alt,
+    Later,
+    Ref,
+    alt,
+    check_size,
+    compact,
+    lit,
+    optional,
+    repeat,
+    seq,
+    some,
+    words,
+)
 
 DIGIT, SIGN = some("0123456789"), optional(some("-+"))
 TAIL = some(0x80, 0xBF)
@@ -76,7 +91,8 @@ def json_schema(schema):
     """Return the Automaton of the JSON that `schema` describes; RequestError names a keyword that is not supported."""
     converter = _Converter(schema)
     root = converter.convert(schema, "schema", 0)
-    return Automaton(RULES | converter.rules, root)
+    check_size([*converter.rules.values(), root])
+    return Automaton(RULES | {name: compact(node) for name, node in converter.rules.items()}, compact(root))
 
 
 class _Converter:
@@ -219,28 +235,39 @@ class _Converter:
         if not properties:
             value = self.convert(more, f"{where}.additionalProperties", depth) if more else None
             return _separated("{", _member(STRING, value or VALUE), "}", 0, None if value else 0)
-        members = [
-            (
-                _member(lit(json.dumps(key, ensure_ascii=False)), self.convert(part, f"{where}.{key}", depth)),
-                key in required,
-            )
-            for key, part in properties.items()
-        ]
-        # From the last member to the first: what may follow, with and without a member before it.
-        first = after = EMPTY
-        for member, is_required in reversed(members):
-            here = seq(member, SPACE, after)
-            first, after = (
-                here if is_required else alt(here, first),
-                seq(lit(","), SPACE, here) if is_required else _optional_comma(here, after),
-            )
-        return seq(lit("{"), SPACE, first, lit("}"))
+        keys = [json.dumps(key, ensure_ascii=False).encode() for key in properties]
+        values = [compact(self.convert(part, f"{where}.{key}", depth)) for key, part in properties.items()]
+        return _Members(keys, values, [key in required for key in properties]).object()
 
 
 def _is_list_of(kind, value):
     return isinstance(value, list) and all(isinstance(item, kind) for item in value)
 
 
-def _optional_comma(here, after):
-    """Return a member behind a comma, or what follows without it."""
-    return alt(seq(lit(","), SPACE, here), after)
+class _Members:
+    """An object's members in their order, some of them required; what may follow one is made when a text is there."""
+
+    def __init__(self, keys, values, required):
+        self._keys, self._required = keys, required
+        # behind a key: its value, and what may follow that
+        self._thens = [
+            seq(SPACE, lit(":"), SPACE, value, SPACE, Later(self._after, i + 1)) for i, value in enumerate(values)
+        ]
+
+    def object(self):
+        """Return the expression of the object."""
+        members, may_end = self._from(0)
+        return seq(lit("{"), SPACE, alt(members, lit("}")) if may_end else members)
+
+    def _after(self, at):
+        """Return what may follow the members before `at`, of which there is one."""
+        members, may_end = self._from(at)
+        more = [] if members is None else [seq(lit(","), SPACE, members)]
+        return alt(*more, lit("}")) if may_end else more[0]
+
+    def _from(self, at):
+        """Return (the next member, of all up to the next required one; whether the object may end instead)."""
+        end = next((i for i in range(at, len(self._keys)) if self._required[i]), None)
+        last = len(self._keys) if end is None else end + 1
+        pairs = [(self._keys[i], self._thens[i]) for i in range(at, last)]
+        return words(pairs) if pairs else None, end is None

@@ -75,7 +75,7 @@ class Request:
     id_slot: int = -1  # the slot to wait for; -1: any
     cache_prompt: bool = True  # reuse what a slot's cache already holds of the prompt
     lora: tuple | None = None  # a scale for each of the model's adapters; None: the engine's own
-    constraint: object = None  # grammar.Constraint: which tokens may come; the request ends where nothing may follow
+    constraint: object = None  # constraint.Constraint: which tokens may come; the request ends where nothing may follow
     on_token: object = lambda token: False
     on_end: object = lambda result: None
     on_prompt: object = None  # (tokens of the prompt in the cache, milliseconds): called after each part of it

@@ -51,7 +51,7 @@ class Sampler:
         """Return the id of the next token.
 
         logits: (V) float32, C-contiguous, writable, in the end as it was; history: all ids before it, oldest first, for
-        the penalties. constraint: what says which tokens may come (grammar.Constraint): most choices are allowed, so
+        the penalties. constraint: what says which tokens may come (constraint.Constraint): most choices are allowed, so
         first a few are tried, and only then all tokens looked at.
 
         RequestError when the request leaves no token to choose, LlamacyError when the model gave none.

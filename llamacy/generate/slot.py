@@ -26,6 +26,9 @@ class Slot:
         self.draft = []  # guesses of what follows the history, in the step that is being made
         self.sampler = None
         self.timings = Timings()
+        self._rows = []  # [(logits, the id that was guessed to follow)] to choose from, in order
+        self._unsettled = None  # (stop, is_end, drafted) of the last token, until its constraint is ready
+        self.is_held = False  # waits for its constraint, without which no step of it can be made
 
     def common_prefix(self, request, lora):
         """Return how many leading tokens of the prompt need no computing; the last one always does, for its logits."""
@@ -99,23 +102,50 @@ class Slot:
     def advance_all(self, rows):
         """Choose a token from each row of logits, as long as the drafted ones are chosen; return the Result or None.
 
-        Row 0 follows the history, row i the draft's first i tokens.
+        Row 0 follows the history, row i the draft's first i tokens. Where the constraint is not ready the rest waits:
+        `is_held`, and go_on() when it is.
         """
         guesses, self.draft = [*self.draft, None], []
-        for row, guess in zip(rows, guesses, strict=True):
-            result = self.advance(row)
-            expected = self._imagined if guess is None else guess
-            if expected is not None:
-                self._trust.tell(self.history[-1] == expected)
-            if result or guess is None or self.history[-1] != guess or self.pending != 1:
-                break
-            self.cached.append(guess)
-            self.timings.draft_n_accepted += 1
-        self._imagined = None
+        self._rows = list(zip(rows, guesses, strict=True))
+        result = self.go_on()
+        if self._rows:  # they lie in memory of the session's
+            self._rows = [(row.copy(), guess) for row, guess in self._rows]
         return result
 
-    def advance(self, logits):
-        """Choose the next token from logits (V) and report it; return a Result when that ends the request."""
+    def go_on(self):
+        """Do what of advance_all is still to do; return the Result or None."""
+        constraint, result = self.request.constraint, None
+        while True:
+            if constraint and not constraint.is_ready:
+                self.is_held = bool(self._rows) or self._is_last()
+                return None
+            if self._unsettled:
+                result = self._settle()
+            if result or not self._rows:
+                break
+            result = self._choose(*self._rows.pop(0))
+            if result:
+                break
+        self.is_held, self._rows, self._imagined = False, [], None
+        return result
+
+    def _settle(self):
+        """Return the Result where the last token ends the request; else go behind it where it was drafted right."""
+        (stop, is_end, drafted), self._unsettled = self._unsettled, None
+        result = self._ending(stop, is_end)
+        if result or (drafted and self.pending != 1):
+            self._rows = []
+        elif drafted:
+            self.cached.append(self.history[-1])
+            self.timings.draft_n_accepted += 1
+        return result
+
+    def _is_last(self):
+        """Is the last token one that ends the request, for whatever reason?"""
+        return self.timings.predicted_n == self.request.n_predict or len(self.cached) >= self.n_ctx
+
+    def _choose(self, logits, guess):
+        """Choose the next token from logits (V) and report it; return a Result where none was asked for."""
         request, now = self.request, time.perf_counter()
         if self._first is None:
             self._first = now
@@ -128,8 +158,20 @@ class Slot:
         self.timings.predicted_n += 1
         is_end = chosen in self.eog_ids
         stop = request.on_token(Token(chosen, is_end, *self._probs(logits, chosen)))
-        if request.constraint and not is_end:
+        if request.constraint and not (stop or is_end):
             request.constraint.accept(chosen)
+            request.constraint.prepare_little()
+        expected = self._imagined if guess is None else guess
+        if expected is not None:
+            self._trust.tell(chosen == expected)
+        drafted = guess is not None and chosen == guess
+        self._rows = self._rows if drafted else []
+        self._unsettled = (stop, is_end, drafted)
+        return None
+
+    def _ending(self, stop, is_end):
+        """Return the Result where the last token ends the request, else None; see Request.on_token for `stop`."""
+        request = self.request
         for applies, stop_type in (
             (stop, stop if isinstance(stop, str) else "word"),
             (is_end or (request.constraint and request.constraint.is_over), "eos"),
@@ -178,5 +220,6 @@ class Slot:
     def release(self, result):
         """End the request and be free; what the cache holds stays for the next one."""
         request, self.request = self.request, None
+        self._rows, self._unsettled, self.is_held = [], None, False
         self.last_used = time.perf_counter()
         request.end(result)

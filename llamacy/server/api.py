@@ -5,8 +5,8 @@ from pathlib import Path
 from llamacy import __version__
 from llamacy.generate.chat_prompt import special_text
 from llamacy.server import fields
+from llamacy.server.answers import Events, Json, Text
 from llamacy.server.errors import HttpError
-from llamacy.server.http import Events, Json, Text
 from llamacy.server.jobs import Answer, Job, Progress
 from llamacy.server.metrics import metrics_text
 from llamacy.server.options import MAX_CHOICES, read_options, read_prompts, read_scales

@@ -1,29 +1,23 @@
 """The server's application: who may ask, which function answers, and what all of those share."""
 
-import hmac
 import threading
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llamacy.errors import LlamacyError
-from llamacy.generate.grammar import TokenTable
-from llamacy.server import api, embeddings, openai
-from llamacy.server.errors import HttpError
+from llamacy.generate.constraint import TokenTable
+from llamacy.server import routes
+from llamacy.server.answers import Text
+from llamacy.server.errors import HttpError, too_long
 from llamacy.server.fields import with_defaults
 from llamacy.server.gates import check_gate
-from llamacy.server.http import Text
+from llamacy.server.grammars import Grammars
+from llamacy.server.guard import Guard
 from llamacy.server.jobs import http_error
 from llamacy.server.options import OPTIONS
 
-ROUTES = {**api.ROUTES, **openai.ROUTES, **embeddings.ROUTES}
-METHODS = ("GET", "HEAD", "POST", "OPTIONS")
-PUBLIC = {"/health", "/v1/health", "/", "/index.html"}
 WHILE_LOADING = {"/", "/index.html"}
-CORS = {
-    "Access-Control-Allow-Credentials": "true",
-    "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
-}
 
 
 @dataclass
@@ -32,12 +26,12 @@ class Application:
 
     defaults: what a request has of OPTIONS, and of logit_bias, where it does not say. format: likewise what its text
     must follow, with a name (grammar or json_schema), a value and automaton(tokenizer).
-    template_values: more names for the chat template. prefix: what all paths begin with. special: special tokens are
-    text too.
+    guard: who may ask. template_values: more names for the chat template. prefix: what all paths begin with. special:
+    special tokens are text too.
     """
 
     alias: str
-    api_keys: tuple = ()
+    guard: Guard = field(default_factory=Guard)
     with_metrics: bool = False
     with_page: bool = True
     chat_template: str | None = None
@@ -65,7 +59,23 @@ class Application:
         """Answer with this model from now on."""
         # The automaton of all requests that say nothing else: what one has found out of it, the next one need not.
         self.automaton = self.format and self.format.automaton(model.tokenizer)
+        self.grammars = Grammars(model.tokenizer)
+        self._longest = max(1, model.tokenizer.longest_token)
         self.model, self.engine = model, engine
+
+    def check_length(self, name, text):
+        """Raise HttpError 400 for a text that cannot fit the context however it is cut into tokens.
+
+        Said before it is: that takes time.
+        """
+        least = len(text) // self._longest
+        if least >= self.engine.n_ctx:
+            raise too_long(
+                f"{name}: wanted fewer than {self.engine.n_ctx} tokens (the context size), got at least "
+                f"{least} with {len(text)} characters",
+                least,
+                self.engine.n_ctx,
+            )
 
     def token_table(self):
         """Return the vocabulary in the order of its bytes, for constraints; made on first use."""
@@ -75,57 +85,47 @@ class Application:
             return self._table
 
     def headers(self, request_headers):
-        """Return the headers that every answer has: any page may ask, and browsers insist on being told so."""
-        origin = request_headers.get("Origin") if request_headers else None
-        return {"Access-Control-Allow-Origin": origin, "Vary": "Origin"} if origin else {}
+        """Return the headers that every answer has."""
+        return self.guard.headers(request_headers)
+
+    def admit(self, head):
+        """Raise HttpError where a request is not answered whatever its body says."""
+        self._handler(head)
 
     def answer(self, call):
         """Return the answer to one request; HttpError where there is none."""
-        if call.method == "OPTIONS":
-            asked = call.headers.get("Access-Control-Request-Headers")
-            return Text("", headers=CORS | {"Access-Control-Allow-Headers": asked or "*"})
-        call = self._without_prefix(call)
-        self._check_key(call)
-        handler = self._handler(call)
-        check_gate(self, call.method, call.path)
-        if self.engine is None and call.path not in WHILE_LOADING:
-            raise HttpError(503, "Loading model", {"Retry-After": "1"})
+        handler, call = self._handler(call)
+        if handler is None:
+            return Text("", headers=self.guard.preflight(call.headers))
         try:
             return handler(self, call)
         except LlamacyError as error:
-            raise http_error(error) from None
+            raise routes.shaped(http_error(error), call.path) from None
 
-    def _without_prefix(self, call):
-        """Return the call as if there were no prefix; HttpError 404 for a path outside of it."""
+    def _handler(self, head):
+        """Return (what answers a request, None for a browser's question whether it may ask; it without the prefix)."""
+        try:
+            self.guard.check_host(head)
+            if head.method == "OPTIONS":
+                return None, head
+            head = self._without_prefix(head)
+            self.guard.check_key(head)
+            handler = routes.find(head, self.with_page)
+            self.guard.check_origin(head)
+            check_gate(self, head.method, head.path)
+            if self.engine is None and head.path not in WHILE_LOADING:
+                raise HttpError(503, "Loading model", {"Retry-After": "1"})
+        except HttpError as error:
+            raise routes.shaped(error, head.path) from None
+        return handler, head
+
+    def _without_prefix(self, head):
+        """Return the request as if there were no prefix; HttpError 404 for a path outside of it."""
         if not self.prefix:
-            return call
-        if not call.path.startswith(self.prefix + "/"):
-            raise HttpError(404, f"no such path: {call.path!r:.100}; all begin with {self.prefix}/")
-        return replace(call, path=call.path.removeprefix(self.prefix))
-
-    def _check_key(self, call):
-        if not self.api_keys or call.path in PUBLIC:
-            return
-        given = call.headers.get("Authorization") or call.headers.get("X-Api-Key") or ""
-        given = given.removeprefix("Bearer ").strip().encode("latin-1", "replace")  # as the header was decoded
-        # Every key is compared, each in constant time: the time says nothing about them.
-        if not sum(hmac.compare_digest(given, key.encode()) for key in self.api_keys):
-            raise HttpError(401, "Invalid API Key", {"WWW-Authenticate": "Bearer"})
-
-    def _handler(self, call):
-        method = "GET" if call.method == "HEAD" else call.method
-        routes = ROUTES if self.with_page else {key: f for key, f in ROUTES.items() if f is not api.page}
-        if (method, call.path) in routes:
-            return routes[method, call.path]
-        for (wanted, beginning), handler in openai.PREFIXES.items():
-            if method == wanted and call.path.startswith(beginning):
-                return handler
-        allowed = [name for name in METHODS if (name, call.path) in routes]
-        if allowed:
-            raise HttpError(
-                405, f"{call.path}: wanted {' or '.join(allowed)}, got {call.method}", {"Allow": ", ".join(allowed)}
-            )
-        raise HttpError(404, f"no such path: {call.path!r:.100}")
+            return head
+        if not head.path.startswith(self.prefix + "/"):
+            raise HttpError(404, f"no such path: {head.path!r:.100}; all begin with {self.prefix}/")
+        return replace(head, path=head.path.removeprefix(self.prefix))
 
 
 def alias_of(path):

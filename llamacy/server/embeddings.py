@@ -9,10 +9,10 @@ import warnings
 import numpy as np
 
 from llamacy.errors import LlamacyError, shown
-from llamacy.generate.request import Request, Result
+from llamacy.generate.request import Request
 from llamacy.server import fields
+from llamacy.server.answers import Json
 from llamacy.server.errors import HttpError
-from llamacy.server.http import Json
 from llamacy.server.jobs import Submission, http_error
 from llamacy.server.options import read_prompts
 
@@ -50,26 +50,32 @@ def pooling_of(model):
     return "mean"
 
 
-def hidden_states(app, call, prompts):
-    """Run prompts (token ids) through the model; return each one's final hidden states, f32 (n, n_embd)."""
-    job, parts = Submission(app, call), [[] for _ in prompts]
-    job.submit(
-        [
-            Request(prompt, on_hidden=lambda rows, to=to: to.append(rows.copy()), on_end=job.queue.put)
-            for prompt, to in zip(prompts, parts, strict=True)
-        ]
-    )
+def vectors_of(app, call, prompts, make):
+    """Run prompts (token ids) through the model; return make(final hidden states, f32 (n, n_embd)) for each."""
+    job, found = Submission(app, call), [None] * len(prompts)
+    job.submit([_request(i, prompt, job.queue) for i, prompt in enumerate(prompts)])
     try:
         for _ in prompts:
-            result = job.next()
-            if isinstance(result, Result) and result.error:
+            index, parts, result = job.next()
+            if result.error:
                 raise http_error(result.error)
+            rows = np.concatenate(parts)
+            if not np.isfinite(rows).all():
+                raise LlamacyError("the model's hidden states are not finite numbers; is the model file damaged?")
+            found[index] = make(rows)
     finally:
         job.cancel()
-    states = [np.concatenate(rows) for rows in parts]
-    if not all(np.isfinite(rows).all() for rows in states):
-        raise LlamacyError("the model's hidden states are not finite numbers; is the model file damaged?")
-    return states
+    return found
+
+
+def _request(index, prompt, queue):
+    """Return the Request that puts (index, its rows in parts, its Result) into the queue."""
+    parts = []
+    return Request(
+        prompt,
+        on_hidden=lambda rows: parts.append(rows.copy()),
+        on_end=lambda result: queue.put((index, parts, result)),
+    )
 
 
 def _prompts(app, data):
@@ -87,11 +93,8 @@ def embedding(app, call):
     reader = fields.number(int, -1, MAX_NORM)
     kind = fields.read_all(data, {"embd_normalize": (reader, app.embd_normalize)})["embd_normalize"]
     pool = POOLINGS[app.pooling]
-    answers = []
-    for index, rows in enumerate(hidden_states(app, call, prompts)):
-        vectors = [normalised(pool(rows), kind)] if pool else rows
-        answers.append({"index": index, "embedding": [vector.tolist() for vector in vectors]})
-    return Json(answers)
+    found = vectors_of(app, call, prompts, lambda rows: [normalised(pool(rows), kind)] if pool else list(rows))
+    return Json([{"index": i, "embedding": [v.tolist() for v in vectors]} for i, vectors in enumerate(found)])
 
 
 def openai_embeddings(app, call):
@@ -105,7 +108,7 @@ def openai_embeddings(app, call):
     )
     if pool is None:
         raise HttpError(400, "--pooling none gives a vector per token, which this endpoint cannot show; use /embedding")
-    vectors = [normalised(pool(rows), 2) for rows in hidden_states(app, call, prompts)]
+    vectors = vectors_of(app, call, prompts, lambda rows: normalised(pool(rows), 2))
     if values["encoding_format"] == "base64":
         shown = [base64.b64encode(vector.astype("<f4").tobytes()).decode() for vector in vectors]
     else:

@@ -8,12 +8,12 @@ from queue import Empty, SimpleQueue
 
 from llamacy.errors import LlamacyError, RequestError
 from llamacy.formats.mapped import FileChanged
-from llamacy.generate.engine import Closed, QueueFull
-from llamacy.generate.grammar import Constraint
+from llamacy.generate.constraint import Constraint
+from llamacy.generate.engine import Closed, PromptTooLong, QueueFull
 from llamacy.generate.request import Request
 from llamacy.generate.text_limits import TextLimits
 from llamacy.generate.text_stream import TextStream, with_bos
-from llamacy.server.errors import ClientGone, HttpError
+from llamacy.server.errors import ClientGone, HttpError, too_long
 from llamacy.server.gates import check_makes_text
 
 # How often a waiting handler looks whether its client is still there.
@@ -112,10 +112,7 @@ class Submission:
         """Hand the requests to the engine; HttpError when it does not take them all."""
         self._requests = requests
         try:
-            for request in requests:
-                self._engine.check_prompt(request.prompt)
-            for request in requests:
-                self._engine.submit(request)
+            self._engine.submit_all(requests)
         except LlamacyError as error:
             self.cancel()
             raise http_error(error) from None
@@ -200,6 +197,9 @@ def http_error(error):
     """Return what a client is told of an exception: an HttpError; one that nobody expected as it is."""
     if isinstance(error, HttpError):
         return error
+    if isinstance(error, PromptTooLong):
+        wanted = f"prompt: wanted fewer than {error.n_ctx} tokens (the context size), got {error.n_prompt}"
+        return too_long(wanted, error.n_prompt, error.n_ctx)
     for kind, status, headers, is_logged in STATUSES:
         if isinstance(error, kind):
             return HttpError(status, str(error), headers, is_logged)

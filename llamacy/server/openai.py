@@ -10,11 +10,17 @@ from dataclasses import dataclass
 
 from llamacy.generate.chat_prompt import chat_ids, chat_text
 from llamacy.server import api, fields
+from llamacy.server.answers import Events, Json
 from llamacy.server.errors import HttpError
-from llamacy.server.http import Events, Json
 from llamacy.server.jobs import Answer, Job, Piece, Progress
 from llamacy.server.options import MAX_CHOICES, read_options, read_prompts
 from llamacy.text.chat import OWN_NAMES, template_for
+
+
+def shape(error, body):
+    """Return an error's body with OpenAI's name for it as `code`, where it has one, for clients that look for that."""
+    return {"error": body["error"] | ({"code": error.name} if error.name else {})}
+
 
 REASONS = {"eos": "stop", "word": "stop", "limit": "length"}
 COMMON = {

@@ -10,6 +10,7 @@ from llamacy.server.refused import refuse
 
 MAX_PREDICT = 2**31 - 1
 MAX_CHOICES = 64
+MAX_PROMPTS = 2048  # in one list: what OpenAI allows
 
 # name: (reader, default, other names)
 OPTIONS = {
@@ -83,17 +84,15 @@ def read_format(app, data):
     if len(given) > 1:
         raise HttpError(400, f"{given[0]} and {given[1]}: wanted one of them")
     if given == ["grammar"]:
-        from llamacy.generate.gbnf import gbnf
-
         text = fields.text("grammar", data["grammar"])
-        return gbnf(text, app.model.tokenizer), {"grammar": text}
-    found = read_schema(data)
+        return app.grammars.gbnf(text), {"grammar": text}
+    found = read_schema(app, data)
     if found is None and app.format and data.get("grammar") != "":
         return app.automaton, {app.format.name: app.format.value}
     return found, {"json_schema": data["json_schema"]} if given == ["json_schema"] else {}
 
 
-def read_schema(data):
+def read_schema(app, data):
     """Return the Automaton that `json_schema` (llama.cpp's) or `response_format` (OpenAI's) asks for, None without."""
     wanted = data.get("response_format")
     wanted = {"type": "text"} if wanted is None else fields.mapping("response_format", wanted)
@@ -105,10 +104,7 @@ def read_schema(data):
         schema = fields.mapping("response_format.json_schema", wanted.get("json_schema")).get("schema", {})
     if schema is None and kind == "text":
         return None
-    # Late: most requests do without.
-    from llamacy.generate import json_grammar
-
-    return json_grammar.json_object() if schema is None else json_grammar.json_schema(schema)
+    return app.grammars.json_object() if schema is None else app.grammars.json_schema(schema)
 
 
 def read_bias(app, value):
@@ -153,6 +149,8 @@ def read_prompts(app, value):
     """
     if isinstance(value, list) and value:
         several = any(isinstance(item, list) for item in value) or all(isinstance(item, str) for item in value)
+        if several and len(value) > MAX_PROMPTS:
+            raise HttpError(400, f"prompt: wanted at most {MAX_PROMPTS} prompts in a list, got {len(value)}")
         if several:
             return [_read_prompt(app, f"prompt[{i}]", item) for i, item in enumerate(value)], True
     return [_read_prompt(app, "prompt", value)], False
@@ -162,11 +160,13 @@ def _read_prompt(app, name, value):
     wanted = "a string, token ids or both mixed in a list, or a list of those"
     tokenizer = app.model.tokenizer
     if isinstance(value, str):
+        app.check_length(name, value)
         ids = prompt_ids(tokenizer, value)
     elif isinstance(value, list) and value:
         ids, token = [], fields.token_id(app.engine.n_vocab)
         for i, item in enumerate(value):
             if isinstance(item, str):
+                app.check_length(f"{name}[{i}]", item)
                 ids += prompt_ids(tokenizer, item, add_special=i == 0)
             elif isinstance(item, bool) or not isinstance(item, int | float):
                 raise fields.wrong(f"{name}[{i}]", "a token id or a string", item)

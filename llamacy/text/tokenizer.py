@@ -138,6 +138,11 @@ class Tokenizer:
         """Return the tokenizer that a model file's metadata describe; LlamacyError where they describe none."""
         return cls(metadata)
 
+    @property
+    def longest_token(self):
+        """Bytes of the longest token: no text has fewer tokens than its bytes divided by this."""
+        return int(self._tokens[2].max())
+
     def _get(self, key, default=None):
         value = self._metadata.get(f"tokenizer.ggml.{key}")
         if value is None:

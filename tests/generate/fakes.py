@@ -35,6 +35,7 @@ class FakeTokenizer:
     n_vocab, bos_id, eos_id, add_bos, add_eos = N_VOCAB, BOS, EOS, True, False
     eog_ids = frozenset({EOS, END})
     model, pre = "fake", "default"
+    longest_token = 6
 
     def encode(self, text, add_special=True, parse_special=True):
         return [BOS] * add_special + list(text.encode("utf-8", "surrogateescape"))

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamacy.errors import RequestError
+from llamacy.generate.constraint import Constraint, TokenTable
 from llamacy.generate.engine import Engine
 from llamacy.generate.gbnf import gbnf
-from llamacy.generate.grammar import Constraint, TokenTable
 from llamacy.generate.request import Request
 from llamacy.generate.samplers.params import SamplingParams
 from llamacy.generate.utf8 import characters

@@ -2,6 +2,8 @@
 
 import json
 import re
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -9,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamacy.errors import LlamacyError
-from llamacy.generate import grammar
+from llamacy.generate import automaton as automata
+from llamacy.generate.automaton import Automaton
+from llamacy.generate.constraint import Constraint, TokenTable
 from llamacy.generate.engine import Engine
-from llamacy.generate.grammar import Automaton, Constraint, Ref, Star, TokenTable, alt, lit, optional, repeat, seq, some
+from llamacy.generate.gbnf import gbnf
+from llamacy.generate.grammar import Ref, Star, Words, alt, compact, lit, optional, repeat, seq, some
 from llamacy.generate.json_grammar import json_object, json_schema
 from llamacy.generate.request import Request
 from llamacy.generate.samplers.params import SamplingParams
@@ -191,7 +196,7 @@ def test_the_mask_is_what_trying_every_token_gives(data):
 def test_a_forgotten_state_is_found_again(monkeypatch):
     table, text = TokenTable(FakeTokenizer(), N_VOCAB), b'{"a": [1, {"b": "cde"}]}'
     constraint = Constraint(json_object(), table)
-    monkeypatch.setattr(grammar, "MAX_STATES", 3)
+    monkeypatch.setattr(automata, "MAX_STATES", 3)
     for byte in text:
         assert constraint.allows(byte) and constraint.mask()[byte]
         constraint.accept(byte)
@@ -222,3 +227,116 @@ def test_generated_text_follows_the_grammar(schema, temperature):
             assert isinstance(json.loads(data), dict)
         else:
             assert result.stop_type == "limit" and not automaton.must_end(state)
+
+
+WORDS = ["", "a", "ab", "abc", "abd", "b", "bca", "日本", "日曜"]
+
+
+@given(st.lists(st.sampled_from(WORDS), min_size=4, max_size=8), st.text("abcd日本曜", max_size=4))
+def test_many_literals_are_the_same_as_their_alternatives(words_, text):
+    """With what follows each, in any order and also twice."""
+    parts = [seq(lit(word), alt(lit("d"), lit(""))) for word in words_]
+    node = compact(alt(*parts))
+    assert any(isinstance(part, Words) for part in (node, *getattr(node, "parts", ()))) or "" in words_
+    automaton = Automaton({}, node)
+    state = automaton.run(0, text.encode())
+    assert automaton.may_end(state) == any(text in (word, word + "d") for word in words_)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"anyOf": [{"const": f"{i * 7919 % 3000:05} and some more text for it"} for i in range(3000)]},
+        {"enum": [f"word {i * 104729}" for i in range(5000)]},
+        {"type": "object", "properties": {f"key {i * 7919}": {"type": "integer"} for i in range(1000)}},
+    ],
+    ids=["anyOf", "enum", "properties"],
+)
+def test_large_schemas_take_little_work(schema):
+    """What froze a server for half a minute is some thousand looks at expressions now, for the whole text."""
+    automaton = json_schema(schema)
+    constraint = Constraint(automaton, TokenTable(FakeTokenizer(), N_VOCAB))
+    work, text = 0, b""
+    random = np.random.default_rng(1)
+    for _ in range(200):
+        before = constraint._work
+        usable = [id for id in np.flatnonzero(constraint.mask()) if id < 256]
+        work += before - constraint._work
+        if not usable:
+            break
+        constraint.accept(int(random.choice(usable)))
+        text += bytes([constraint._tokens[-1]])
+    assert work < 60_000
+    value = json.loads(text) if constraint.is_over else None
+    words_ = schema.get("enum", [one["const"] for one in schema.get("anyOf", [])])
+    assert value is None or (value.keys() <= schema["properties"].keys() if not words_ else value in words_)
+
+
+def test_members_are_those_of_the_schema_in_its_order():
+    automaton = json_schema({"properties": {f"k{i}": {"type": "null"} for i in range(12)}, "required": ["k3", "k7"]})
+    for keys, fits in [
+        ((3, 7), True), ((0, 3, 4, 7, 11), True), (range(12), True), ((3,), False), ((7, 3), False), ((0, 7), False),
+        ((3, 3, 7), False), ((3, 7, 12), False), ((), False),
+    ]:  # fmt: skip
+        text = "{" + ", ".join(f'"k{i}": null' for i in keys) + "}"
+        assert automaton.may_end(automaton.run(0, text.encode())) == fits, text
+
+
+def test_too_large_a_grammar_is_refused():
+    with pytest.raises(LlamacyError, match="wanted at most 200000 parts"):
+        json_schema(
+            {"anyOf": [{"type": ["string", "integer", "boolean"], "minLength": i % 1000} for i in range(60_000)]}
+        )
+
+
+class SlowTable(TokenTable):
+    """Takes its time for each mask."""
+
+    def allowed(self, automaton, state):
+        time.sleep(0.03)
+        return super().allowed(automaton, state)
+
+
+@pytest.mark.parametrize("drafts", [0, 4])
+def test_texts_are_the_same_when_masks_come_late(drafts):
+    """The engine goes on with others meanwhile; no token, reason or count differs."""
+
+    def texts(table_class):
+        model = FakeModel()
+        engine = Engine(model, n_ctx=60, n_slots=4, draft_lookup=drafts)
+        table, results = table_class(model.tokenizer, N_VOCAB), []
+        for i, grammar in enumerate(["a{3}", "[a-c]{5}", "aaaa|bbb", "[a-e]*", None]):
+            rule = grammar and gbnf("root ::= " + re.sub("([a-e]+)(?![^[]*])", r'"\1"', grammar).replace('""', ""))
+            constraint = rule and Constraint(rule, table)
+            found = []
+            params = SamplingParams(temperature=1, seed=i)
+            on_token = lambda token, found=found: found.append(token.id)  # noqa: E731
+            request = Request([BOS, i], params, n_predict=5, constraint=constraint, on_token=on_token)
+            engine.submit(request)
+            results.append((request, found))
+        while not all(request.result for request, _ in results):
+            engine.step()
+        engine.close()
+        return [(r.result.stop_type, r.result.timings.predicted_n, found) for r, found in results]
+
+    assert texts(SlowTable) == texts(TokenTable)
+
+
+def test_a_slow_mask_holds_up_nobody_else():
+    model = FakeModel()
+    engine, table = Engine(model, n_ctx=400, n_slots=2), TokenTable(model.tokenizer, N_VOCAB)
+    gate = threading.Event()
+    constraint = Constraint(gbnf('root ::= "a" [b-z]+'), table)
+    slow = Request([BOS], constraint=constraint)
+    engine.submit(slow)
+    original = table.allowed
+    table.allowed = lambda *args: gate.wait(10) and original(*args)
+    free = Request([BOS], SamplingParams(ignore_eos=True), n_predict=100)
+    engine.submit(free)
+    for _ in range(150):
+        engine.step()
+    assert free.result.stop_type == "limit" and slow.timings.predicted_n == 1
+    gate.set()
+    while slow.timings.predicted_n < 5:
+        engine.step()
+    engine.close()

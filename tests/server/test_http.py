@@ -10,7 +10,8 @@ import pytest
 
 from llamacy.errors import LlamacyError
 from llamacy.server import http as wire
-from llamacy.server.http import Server
+from llamacy.server import listening
+from llamacy.server.listening import Server
 from tests.generate.fakes import FakeModel
 from tests.server.service import ask, error_of, events, open_request, post, serving, talk, wait_until
 
@@ -105,10 +106,7 @@ def test_bodies_that_are_no_request(service, raw, message):
 
 def test_content_types(service):
     body = b'{"prompt": "x", "n_predict": 1}'
-    for kind in ("text/plain", "application/x-www-form-urlencoded", "application/xml", "nonsense"):
-        status, message = error_of(service, "POST", "/completion", raw=body, headers={"Content-Type": kind})
-        assert status == 415 and "wanted application/json" in message
-    for kind in ("application/json", "Application/JSON; charset=utf-8", "application/vnd.api+json"):
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "nonsense", "application/json", "a/b; c=d"):
         assert ask(service, "POST", "/completion", raw=body, headers={"Content-Type": kind})[0] == 200
     request = b"POST /completion HTTP/1.1\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
     assert statuses(talk(service, request + body)) == [200]
@@ -209,7 +207,7 @@ def test_slow_requests_are_given_up(monkeypatch):
 
 
 def test_too_many_connections(monkeypatch):
-    monkeypatch.setattr(wire, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(listening, "MAX_CONNECTIONS", 3)
     with serving() as running:
         held = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(3)]
         wait_until(lambda: running.server._room._value == 0)
@@ -243,7 +241,7 @@ def test_cors(service):
     wanted = {"Origin": "http://page.example", "Access-Control-Request-Headers": "authorization"}
     status, text, headers = ask(service, "OPTIONS", "/completion", headers=wanted)
     assert (status, text) == (200, "") and headers["Access-Control-Allow-Headers"] == "authorization"
-    assert headers["Access-Control-Allow-Methods"] == "GET, POST, OPTIONS"
+    assert headers["Access-Control-Allow-Methods"] == "GET, POST, DELETE, OPTIONS"
     assert "Access-Control-Allow-Origin" not in ask(service, "GET", "/health")[2]
     # Errors have them too, or a page could not read why.
     assert "Access-Control-Allow-Origin" in ask(service, "GET", "/nothing", headers={"Origin": "http://x"})[2]
@@ -283,7 +281,7 @@ def test_a_client_that_hangs_up_frees_its_slot(fresh, stream):
     wait_until(lambda: fresh.engine.queued == 1)
     gone.close()
     queued.close()
-    wait_until(lambda: fresh.engine.slots[0].request.cancelled and fresh.engine._queue[0].cancelled)
+    wait_until(lambda: fresh.engine.slots[0].request.cancelled and fresh.engine._queue[0][0].cancelled)
     fresh.session.gate.set()
     wait_until(lambda: fresh.engine.busy == fresh.engine.queued == 0)
     assert post(fresh, "/completion", prompt="next", n_predict=2)["tokens_predicted"] == 2

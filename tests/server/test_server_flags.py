@@ -150,7 +150,6 @@ def test_keys_of_flags_and_files(tmp_path):
         ("-np -2", "wanted a whole number from 1 to 256, got '-2'"),
         ("-n -2", "wanted a whole number from -1, got '-2'"),
         ("--chat-template-kwargs {\"messages\":1}", "messages is said by the conversation itself"),
-        ("--ssl-key-file x", "TLS is not built"),
     ],
 )  # fmt: skip
 def test_what_cannot_be(line, wanted, capsys):
