@@ -1,15 +1,18 @@
 # A layer: what it has (Block) and what happens to a row of activations in it, forward and backward beside each other.
 #
-#     n = prepare_input(x, attn_norm)
+#     n = norm_row(attn_norm, x)                      norm.pyx
 #     q, k, v = W n + bias + B (A n)                  linear.pyx; training's own pairs: lowrank.pxd
-#     prepare_heads(q), prepare_heads(k)              rope
+#     prepare_heads(q), prepare_heads(k)              their norms, rope
 #     temper_queries(q)                               a factor that grows with the position
 #     a = attend(q, k, v), scores times score_scale   attention.pyx
-#     x = add_residual(x, W a)
-#     n = prepare_input(x, ffn_norm)
+#     x = add_branch(x, post_attention_norm, W a)
+#     n = norm_row(ffn_norm, x)
 #     gate, up = W n
-#     h = activate(gate, up)
-#     x = add_residual(x, W h)
+#     h = activation(gate, up)                        mlp.pyx
+#     x = add_branch(x, post_ffw_norm, W h)
+#
+# A norm that a family does not have changes nothing. Where a layer is `parallel`, the MLP sees what attention sees, x as it
+# was before both. Behind the last layer come output_norm, the output matrix and finish_logits.
 #
 # Inference and training are schedules over these: which thread does which rows, and where threads wait for each other. The
 # same in plain NumPy: llamacy/kernels/reference/model.py. What a family has beyond this is a field of Block, a line in a row
@@ -17,10 +20,10 @@
 
 from libc.math cimport log
 
-from ..simd.verbs cimport vf_add, vf_load, vf_store
+from ..simd.verbs cimport vf_fma1, vf_load, vf_mul, vf_set1, vf_store
 from .linear cimport Linear
-from .mlp cimport swiglu, swiglu_backward
-from .norm cimport rms_norm, rms_norm_backward
+from .mlp cimport Activation
+from .norm cimport HeadNorm, Norm, norm_heads, norm_heads_backward, norm_row
 from .rope cimport rope, rope_backward
 
 cdef enum:                      # a layer's matrices in the order of use, as MATRICES in formats/architectures.py has them
@@ -39,9 +42,17 @@ cdef struct Rope:               # rotary positions: each pair of a head's first 
     int table                   # how far: which of the step's RopeTables
 
 cdef struct Block:              # one layer
-    const float* attn_norm      # (n_embd padded to 16)
-    const float* ffn_norm
-    Linear linear[7]            # by slot; a bias is NULL where the family has none
+    Norm attn_norm
+    Norm ffn_norm
+    Norm post_attention_norm    # of what attention, or the MLP, adds to x
+    Norm post_ffw_norm
+    HeadNorm q_norm
+    HeadNorm k_norm
+    Linear linear[7]            # by slot; a bias is NULL, and a matrix has no tiles, where the family has none
+    const Activation* activation
+    int first_of_mlp            # slot of the first of the matrices whose outputs are activated,
+    int n_of_mlp                # and how many there are
+    bint parallel
     const Rope* rope            # NULL: positions do not turn this layer's heads
     float score_scale
 
@@ -55,9 +66,13 @@ cdef struct Config:             # sizes; *_p are padded to 16, buffers' row stri
     int n_vocab
     int n_rot
     int n_ropes                 # tables of rotary positions
-    float rms_eps
     double temperature          # queries at positions from temperature_length on are times 1 + temperature * log(1 + floor(position / length))
     int temperature_length      # 0: none are
+    bint gated                  # MLPs have gate and up
+    bint post_norms             # layers norm what attention and the MLP add to x
+    float embedding_scale
+    float residual_scale        # of what attention and the MLP add to x
+    float logit_scale
     int embd_p
     int q_p
     int kv_p
@@ -70,26 +85,23 @@ cdef inline size_t angles_at(const Config* c, const Block* b, size_t t) noexcept
     return (t * c.n_ropes + (b.rope.table if b != NULL and b.rope != NULL else 0)) * (c.n_rot // 2)
 
 
-cdef inline void prepare_input(const Config* c, const float* norm, const float* x, float* n) noexcept nogil:
-    """n = what the matrices behind a norm see of x, both (embd_p)"""
-    rms_norm(x, norm, c.n_embd, c.rms_eps, n)
-
-
-cdef inline void prepare_input_backward(const Config* c, const float* norm, const float* x, const float* dn, float* dx) noexcept nogil:
-    """dx += the gradient of x"""
-    rms_norm_backward(x, norm, dn, c.n_embd, c.rms_eps, dx)
-
-
-cdef inline void prepare_heads(const Config* c, const Block* b, float* x, int n_head, const float* cosine, const float* sine) noexcept nogil:
-    """Queries or keys (n_head, head_dim) as attention compares them, in place; cosine, sine: the position's angles"""
+cdef inline void prepare_heads(const Config* c, const Block* b, const HeadNorm* norm, float* x, int first, int n_head,
+                               const float* cosine, const float* sine) noexcept nogil:
+    """Queries or keys (n_head, head_dim) from head `first` on as attention compares them, in place; cosine, sine: the
+    position's angles. A norm of whole rows comes before."""
+    if norm.norm.weight != NULL and not norm.whole:
+        norm_heads(norm, x, first, n_head, c.head_dim)
     if b.rope != NULL:
         rope(x, n_head, c.head_dim, b.rope.n_rot, cosine, sine, b.rope.layout)
 
 
-cdef inline void prepare_heads_backward(const Config* c, const Block* b, float* dx, int n_head, const float* cosine, const float* sine) noexcept nogil:
-    """The gradient of what they were made of, in place"""
+cdef inline void prepare_heads_backward(const Config* c, const Block* b, const HeadNorm* norm, const float* x, float* dx, int n_head,
+                                        const float* cosine, const float* sine) noexcept nogil:
+    """The gradient of what all heads were made of, in place; x: that, where they have norms of their own"""
     if b.rope != NULL:
         rope_backward(dx, n_head, c.head_dim, b.rope.n_rot, cosine, sine, b.rope.layout)
+    if norm.norm.weight != NULL and not norm.whole:
+        norm_heads_backward(norm, x, dx, n_head, c.head_dim)
 
 
 cdef inline void temper_queries(const Config* c, float* x, int n_head, int position) noexcept nogil:
@@ -102,18 +114,28 @@ cdef inline void temper_queries(const Config* c, float* x, int n_head, int posit
             x[i] *= factor
 
 
-cdef inline void activate(const float* gate, const float* up, int n, float* h) noexcept nogil:
-    """h[n] = silu(gate) * up; h may be gate or up, n is a multiple of 16"""
-    swiglu(gate, up, n, h)
-
-
-cdef inline void activate_backward(const float* dh, int n, float* gate, float* up) noexcept nogil:
-    """gate[n], up[n] become their gradients"""
-    swiglu_backward(dh, n, gate, up)
-
-
-cdef inline void add_residual(const float* x, const float* y, int n, float* out) noexcept nogil:
-    """out[n] = x + y; out may be x, n is a multiple of 16. Backward, both have the gradient of out."""
+cdef inline void add_branch(const Config* c, const float* x, const float* y, int n, float* out) noexcept nogil:
+    """out[n] = x + residual_scale * y; out may be x, n is a multiple of 16. Backward, x has the gradient of out, y that times
+    the scale."""
     cdef int i
     for i in range(0, n, 16):
-        vf_store(out + i, vf_add(vf_load(x + i), vf_load(y + i)))
+        vf_store(out + i, vf_fma1(vf_load(y + i), c.residual_scale, vf_load(x + i)))
+
+
+cdef inline void scale_row(const float* x, float scale, int n, float* out) noexcept nogil:
+    """out[n] = scale * x; out may be x, n is a multiple of 16"""
+    cdef int i
+    for i in range(0, n, 16):
+        vf_store(out + i, vf_mul(vf_load(x + i), vf_set1(scale)))
+
+
+cdef inline void finish_logits(const Config* c, float* logits, int n) noexcept nogil:
+    """What is done to n logits, a multiple of 16, before they are anyone's"""
+    if c.logit_scale != 1:
+        scale_row(logits, c.logit_scale, n, logits)
+
+
+cdef inline void finish_logits_backward(const Config* c, float* dlogits, int n) noexcept nogil:
+    """Their gradient becomes that of the output matrix's results"""
+    if c.logit_scale != 1:
+        scale_row(dlogits, c.logit_scale, n, dlogits)

@@ -1,7 +1,11 @@
-"""SwiGLU (Shazeer, 2020): h = silu(gate) * up with silu(x) = x * sigmoid(x), forward and backward."""
+"""What is between the matrices of an MLP, forward and backward: h = f(gate) * up (Shazeer, 2020), or f(gate) alone.
 
-from ..simd.verbs cimport vf, vf_fma, vf_load, vf_mul, vf_set1, vf_store, vf_sub
-from .vmath cimport vf_sigmoid
+f: silu, x * sigmoid(x); gelu (Hendrycks and Gimpel, 2016), x times the normal distribution's share below x, exact by erf
+or by its approximation with tanh; or the square of relu (So et al., 2021).
+"""
+
+from ..simd.verbs cimport vf, vf_abs, vf_add, vf_fma, vf_load, vf_max, vf_min, vf_mul, vf_set1, vf_store, vf_sub
+from .vmath cimport vf_erf, vf_exp, vf_sigmoid
 
 import numpy as np
 
@@ -26,12 +30,139 @@ cdef void swiglu_backward(const float* dh, int n, float* gate, float* up) noexce
         vf_store(gate + i, vf_mul(vf_mul(d, u), vf_mul(s, vf_fma(g, vf_sub(one, s), one))))
 
 
-def apply(gate, up, dh=None):
+# ---- f of x, and its slope where that is asked for ----
+
+
+cdef inline vf gelu_tanh(vf x, vf* slope) noexcept nogil:
+    """x (1 + tanh(u)) / 2 = x sigmoid(2 u) with 2 u = sqrt(8 / pi) (x + 0.044715 x^3)"""
+    cdef vf square = vf_mul(x, x), one = vf_set1(1)
+    cdef vf s = vf_sigmoid(vf_mul(x, vf_fma(square, vf_set1(1.5957691216057308 * 0.044715), vf_set1(1.5957691216057308))))
+    cdef vf u
+    if slope != NULL:
+        u = vf_mul(x, vf_fma(square, vf_set1(3 * 1.5957691216057308 * 0.044715), vf_set1(1.5957691216057308)))
+        slope[0] = vf_mul(s, vf_fma(u, vf_sub(one, s), one))
+    return vf_mul(x, s)
+
+
+cdef inline vf gelu_erf(vf x, vf* slope) noexcept nogil:
+    """x (1 + erf(x / sqrt(2))) / 2"""
+    cdef vf half = vf_set1(0.5), size = vf_abs(x), bell = vf_exp(vf_mul(vf_mul(x, x), vf_set1(-0.5)))
+    cdef vf e = vf_erf(vf_mul(size, vf_set1(0.7071067811865476)), bell), sign
+    if slope != NULL:
+        sign = vf_max(vf_set1(-1), vf_min(vf_set1(1), vf_mul(x, vf_set1(1e30))))
+        slope[0] = vf_fma(vf_mul(x, vf_set1(0.3989422804014327)), bell, vf_fma(vf_mul(sign, e), half, half))
+    return vf_mul(half, vf_fma(size, e, x))
+
+
+cdef inline vf relu_squared(vf x, vf* slope) noexcept nogil:
+    # where either is NaN, max gives the second
+    x = vf_max(vf_set1(0), x)
+    if slope != NULL:
+        slope[0] = vf_add(x, x)
+    return vf_mul(x, x)
+
+
+# ---- of two matrices ----
+
+
+cdef void geglu_tanh(const float* gate, const float* up, int n, float* h) noexcept nogil:
+    cdef int i
+    for i in range(0, n, 16):
+        vf_store(h + i, vf_mul(gelu_tanh(vf_load(gate + i), NULL), vf_load(up + i)))
+
+
+cdef void geglu_tanh_backward(const float* dh, int n, float* gate, float* up) noexcept nogil:
+    cdef int i
+    cdef vf slope, f, d
+    for i in range(0, n, 16):
+        f, d = gelu_tanh(vf_load(gate + i), &slope), vf_load(dh + i)
+        vf_store(gate + i, vf_mul(vf_mul(d, vf_load(up + i)), slope))
+        vf_store(up + i, vf_mul(d, f))
+
+
+cdef void geglu_erf(const float* gate, const float* up, int n, float* h) noexcept nogil:
+    cdef int i
+    for i in range(0, n, 16):
+        vf_store(h + i, vf_mul(gelu_erf(vf_load(gate + i), NULL), vf_load(up + i)))
+
+
+cdef void geglu_erf_backward(const float* dh, int n, float* gate, float* up) noexcept nogil:
+    cdef int i
+    cdef vf slope, f, d
+    for i in range(0, n, 16):
+        f, d = gelu_erf(vf_load(gate + i), &slope), vf_load(dh + i)
+        vf_store(gate + i, vf_mul(vf_mul(d, vf_load(up + i)), slope))
+        vf_store(up + i, vf_mul(d, f))
+
+
+# ---- of one ----
+
+
+cdef void plain_gelu_tanh(const float* gate, const float* up, int n, float* h) noexcept nogil:
+    cdef int i
+    for i in range(0, n, 16):
+        vf_store(h + i, gelu_tanh(vf_load(gate + i), NULL))
+
+
+cdef void plain_gelu_tanh_backward(const float* dh, int n, float* gate, float* up) noexcept nogil:
+    cdef int i
+    cdef vf slope
+    for i in range(0, n, 16):
+        gelu_tanh(vf_load(gate + i), &slope)
+        vf_store(gate + i, vf_mul(vf_load(dh + i), slope))
+
+
+cdef void plain_gelu_erf(const float* gate, const float* up, int n, float* h) noexcept nogil:
+    cdef int i
+    for i in range(0, n, 16):
+        vf_store(h + i, gelu_erf(vf_load(gate + i), NULL))
+
+
+cdef void plain_gelu_erf_backward(const float* dh, int n, float* gate, float* up) noexcept nogil:
+    cdef int i
+    cdef vf slope
+    for i in range(0, n, 16):
+        gelu_erf(vf_load(gate + i), &slope)
+        vf_store(gate + i, vf_mul(vf_load(dh + i), slope))
+
+
+cdef void plain_relu_squared(const float* gate, const float* up, int n, float* h) noexcept nogil:
+    cdef int i
+    for i in range(0, n, 16):
+        vf_store(h + i, relu_squared(vf_load(gate + i), NULL))
+
+
+cdef void plain_relu_squared_backward(const float* dh, int n, float* gate, float* up) noexcept nogil:
+    cdef int i
+    cdef vf slope
+    for i in range(0, n, 16):
+        relu_squared(vf_load(gate + i), &slope)
+        vf_store(gate + i, vf_mul(vf_load(dh + i), slope))
+
+
+# By name, as formats/architectures.py calls them; the numbers are those of ROWS.
+ACTIVATIONS = {name: i for i, name in enumerate(("swiglu", "geglu_tanh", "geglu_erf", "gelu_tanh", "gelu_erf", "relu_squared"))}
+cdef Activation[6] ROWS
+ROWS[0] = Activation(True, swiglu, swiglu_backward)
+ROWS[1] = Activation(True, geglu_tanh, geglu_tanh_backward)
+ROWS[2] = Activation(True, geglu_erf, geglu_erf_backward)
+ROWS[3] = Activation(False, plain_gelu_tanh, plain_gelu_tanh_backward)
+ROWS[4] = Activation(False, plain_gelu_erf, plain_gelu_erf_backward)
+ROWS[5] = Activation(False, plain_relu_squared, plain_relu_squared_backward)
+
+
+cdef const Activation* activation(name) except NULL:
+    """The row of a name"""
+    return &ROWS[<int>ACTIVATIONS[name]]
+
+
+def apply(gate, up, dh=None, name="swiglu"):
     """h of 1-d f32 arrays (a multiple of 16 long), or (d gate, d up) where dh is given."""
     cdef float[::1] g = np.array(gate, np.float32), u = np.array(up, np.float32), d
+    cdef const Activation* row = activation(name)
     if dh is None:
-        swiglu(&g[0], &u[0], <int>g.shape[0], &g[0])
+        row.apply(&g[0], &u[0], <int>g.shape[0], &g[0])
         return np.asarray(g)
     d = np.array(dh, np.float32)
-    swiglu_backward(&d[0], <int>g.shape[0], &g[0], &u[0])
+    row.backward(&d[0], <int>g.shape[0], &g[0], &u[0])
     return np.asarray(g), np.asarray(u)

@@ -43,6 +43,20 @@ cdef inline vf vf_sigmoid(vf x) noexcept nogil:
     return vf_div(one, vf_add(one, vf_exp(vf_sub(vf_set1(0), x))))
 
 
+cdef inline vf vf_erf(vf z, vf bell) noexcept nogil:
+    """erf(z) for z >= 0, error below 4e-7; bell: exp(-z^2). NaN stays NaN."""
+    # 1 - bell t p(t) with t = 1 / (1 + 0.52 z): a fit that minimises the absolute error
+    cdef vf one = vf_set1(1)
+    cdef vf t = vf_div(one, vf_fma(z, vf_set1(0.52), one))
+    cdef vf p = vf_set1(0.08860058)
+    p = vf_fma(p, t, vf_set1(-0.50133181))
+    p = vf_fma(p, t, vf_set1(0.88259891))
+    p = vf_fma(p, t, vf_set1(-0.16771695))
+    p = vf_fma(p, t, vf_set1(0.41991388))
+    p = vf_fma(p, t, vf_set1(0.27793535))
+    return vf_fnma(vf_mul(bell, t), p, one)
+
+
 cdef inline bint all_finite(const float* x, int n) noexcept nogil:
     """Is none of x[n], a multiple of 16, an infinity or NaN?"""
     cdef vf most = vf_set1(0)

@@ -3,6 +3,7 @@ from libc.stdint cimport uint8_t
 from ..layers.attention cimport KvHead
 from ..layers.block cimport Block
 from ..layers.linear cimport Linear
+from ..layers.norm cimport Norm
 from ..layers.rope cimport RopeTables
 from ..products.inputs cimport Acts
 from .stepbuffers cimport Run, Step
@@ -25,14 +26,16 @@ cdef class DecoderLayers:
     cdef float* own_normed(self, int i) noexcept nogil
     cdef uint8_t* own_rounded(self, int i) noexcept nogil
     cdef void inputs(self, Acts* a, const Linear* first, int n_linear, const float* x, size_t ld, int rows, uint8_t* memory, int i) noexcept nogil
-    cdef void input_rows(self, Acts* a, const Linear* first, int n_linear, const float* w, int i, int n) noexcept nogil
+    cdef void input_rows(self, Acts* a, const Linear* first, int n_linear, const Norm* norm, int i, int n) noexcept nogil
     cdef void round_rows(self, Acts* a, const Linear* l, const float* x, size_t ld, int i, int n) noexcept nogil
     cdef void low_rank(self, const Linear* first, int n_linear, const Acts* a, int i, int n) noexcept nogil
     cdef bint next_tiles(self, int n_tiles, int i, int n, int* n_taken, int* lo, int* hi) noexcept nogil
     cdef float* epilogue(self, int i, int lo, size_t* ld) noexcept nogil
     cdef void linears(self, const Linear* first, int n_linear, const Acts* a, int t, float** y, const size_t* ldy, const int* lo, const int* hi) noexcept nogil
-    cdef void add_linear(self, const Linear* l, const float* input_, size_t ldi, int i, int n) noexcept nogil
+    cdef void add_linear(self, const Linear* l, const Norm* after, const float* input_, size_t ldi, int i, int n) noexcept nogil
+    cdef void add_normed(self, const Norm* after, int i, int n) noexcept nogil
     cdef void project_heads(self, const Block* b, bint fewer, int i, int n) noexcept nogil
+    cdef void norm_whole_rows(self, const Block* b, int first_query, int i, int n) noexcept nogil
     cdef void late_queries(self, const Linear* q, const Acts* a, int lo, int hi) noexcept nogil
     cdef void leave_wanted(self, int i, int n) noexcept nogil
     cdef void store_token(self, const Block* b, int layer, int t, int h) noexcept nogil

@@ -9,16 +9,15 @@ from libc.string cimport memcpy
 
 from ..layers.attention cimport CHUNK, UNIT_ROWS, KvHead, attend, attend_part, join_parts, part_floats, store_kv
 from ..layers.block cimport (
-    ATTN_OUTPUT, ATTN_Q, FFN_DOWN, FFN_GATE, Block, Config, activate, add_residual, angles_at, prepare_heads, prepare_input,
-    temper_queries,
+    ATTN_OUTPUT, ATTN_Q, FFN_DOWN, Block, Config, add_branch, angles_at, finish_logits, prepare_heads, temper_queries,
 )
 from ..layers.linear cimport Linear, linear_precisions, linear_tiles, low_rank_input, low_rank_width
+from ..layers.norm cimport Norm, norm_row
 from ..layers.vmath cimport all_finite
 from ..products.inputs cimport EXACT, Acts, acts_for_width, acts_place, acts_quantize, padded
 from .parts cimport parts_of, some_rows
 from .stepbuffers cimport PIECE, SPLIT_TOKENS, Run, Step
 from .team cimport Walk, barrier, ceil_div, next_dynamic, next_guided, next_static, share
-from .weights cimport Weights
 
 cdef enum:
     ALONE = 64              # blocks of one row that each thread rounds for itself sooner than all do it and meet
@@ -68,9 +67,12 @@ cdef class DecoderLayers:
             return
         if fewer:
             self.leave_wanted(i, n)                                             # q, normed: the wanted rows; x, T
-        self.add_linear(&b.linear[ATTN_OUTPUT], s.q if fewer else s.att, c.q_p, i, n)   # rounded; u; x
-        self.gate_rows(b, i, n)                                                 # normed, rounded; u; gate
-        self.add_linear(&b.linear[FFN_DOWN], s.gate, c.ff_p, i, n)              # rounded; u; x
+        if b.parallel:
+            self.gate_rows(b, i, n)                                             # normed, rounded; u; gate
+        self.add_linear(&b.linear[ATTN_OUTPUT], &b.post_attention_norm, s.q if fewer else s.att, c.q_p, i, n)  # rounded; u; (normed;) x
+        if not b.parallel:
+            self.gate_rows(b, i, n)                                             # normed, rounded; u; gate
+        self.add_linear(&b.linear[FFN_DOWN], &b.post_ffw_norm, s.gate, c.ff_p, i, n)    # rounded; u; (normed;) x
 
     cdef float* own_normed(self, int i) noexcept nogil:
         return <float*>(&self.own[0] + i * self.own_bytes)
@@ -84,7 +86,7 @@ cdef class DecoderLayers:
         acts_for_width(a, self.weights.config.n_embd)
         a.unpacking = &self.unpacking[0] + i * self.unpacking_bytes
 
-    cdef void input_rows(self, Acts* a, const Linear* first, int n_linear, const float* w, int i, int n) noexcept nogil:
+    cdef void input_rows(self, Acts* a, const Linear* first, int n_linear, const Norm* norm, int i, int n) noexcept nogil:
         """a = the norm of x and its rounded forms; a single row is quicker made by each thread than waited for"""
         cdef Step* s = &self.step_
         cdef Config* c = &self.weights.config
@@ -100,7 +102,7 @@ cdef class DecoderLayers:
         for t in range(0 if alone else share(s.T, i, n), 1 if alone else share(s.T, i + 1, n)):
             if not apart:
                 row = s.normed + t * c.embd_p
-            prepare_input(c, w, s.x + t * c.embd_p, row)
+            norm_row(norm, s.x + t * c.embd_p, row)
             acts_quantize(&own, t, t + 1, 0, own.n_blocks)
         if not alone:
             barrier(&self.team)
@@ -154,8 +156,8 @@ cdef class DecoderLayers:
                 linear_tiles(first + j, n_lora, a, self.precision, u, self.step_.ldu, y[j], ldy[j], lo[j], hi[j])
             u += low_rank_width(first + j, n_lora)
 
-    cdef void add_linear(self, const Linear* l, const float* input_, size_t ldi, int i, int n) noexcept nogil:
-        """x += the product with rows of input_"""
+    cdef void add_linear(self, const Linear* l, const Norm* after, const float* input_, size_t ldi, int i, int n) noexcept nogil:
+        """x += the product with rows of input_, normed where there is a norm after it"""
         cdef Step* s = &self.step_
         cdef size_t ld = self.weights.config.embd_p, ldp
         cdef int lo, hi, t, first, n_taken = 0, k, parts = parts_of(s.T)
@@ -169,10 +171,24 @@ cdef class DecoderLayers:
             for k in range(parts):
                 first = share(s.T, k, parts)
                 part = some_rows(&a, first, share(s.T, k + 1, parts))
+                if after.weight != NULL:
+                    y, ldp = s.normed + first * ld, ld
                 self.linears(l, 1, &part, first, &y, &ldp, &lo, &hi)
                 x = s.x + first * ld + 16 * lo
-                for t in range(part.n_rows):
-                    add_residual(x + t * ld, y + t * ldp + 16 * lo, 16 * (hi - lo), x + t * ld)
+                for t in range(part.n_rows if after.weight == NULL else 0):
+                    add_branch(&self.weights.config, x + t * ld, y + t * ldp + 16 * lo, 16 * (hi - lo), x + t * ld)
+        barrier(&self.team)
+        if after.weight != NULL:
+            self.add_normed(after, i, n)
+
+    cdef void add_normed(self, const Norm* after, int i, int n) noexcept nogil:
+        """x += the norm of what is in normed"""
+        cdef Step* s = &self.step_
+        cdef size_t ld = self.weights.config.embd_p
+        cdef int t
+        for t in range(share(s.T, i, n), share(s.T, i + 1, n)):
+            norm_row(after, s.normed + t * ld, s.normed + t * ld)
+            add_branch(&self.weights.config, s.x + t * ld, s.normed + t * ld, <int>ld, s.x + t * ld)
         barrier(&self.team)
 
     cdef void project_heads(self, const Block* b, bint fewer, int i, int n) noexcept nogil:
@@ -186,7 +202,7 @@ cdef class DecoderLayers:
         cdef int lo[3]
         cdef int hi[3]
         cdef int j, first, last, before, n_taken = 0, all_tiles = 0
-        self.input_rows(&a, l, 3, b.attn_norm, i, n)
+        self.input_rows(&a, l, 3, &b.attn_norm, i, n)
         y[0], y[1], y[2] = s.q, s.k, s.v
         ldy[0], ldy[1], ldy[2] = s.ldq, c.kv_p, c.kv_p
         for j in range(3):
@@ -201,6 +217,18 @@ cdef class DecoderLayers:
                 self.late_queries(l, &a, lo[0], hi[0])
                 hi[0] = lo[0]
             self.linears(l, 3, &a, 0, y, ldy, lo, hi)
+        barrier(&self.team)
+        if b.q_norm.whole:
+            self.norm_whole_rows(b, s.first_query if fewer else 0, i, n)
+
+    cdef void norm_whole_rows(self, const Block* b, int first_query, int i, int n) noexcept nogil:
+        """Each row of k, and of q from the first that is there, becomes its norm"""
+        cdef Step* s = &self.step_
+        cdef int t
+        for t in range(share(s.T, i, n), share(s.T, i + 1, n)):
+            norm_row(&b.k_norm.norm, s.k + t * self.weights.config.kv_p, s.k + t * self.weights.config.kv_p)
+            if t >= first_query and s.M:
+                norm_row(&b.q_norm.norm, s.q + t * s.ldq, s.q + t * s.ldq)
         barrier(&self.team)
 
     cdef void late_queries(self, const Linear* q, const Acts* a, int lo, int hi) noexcept nogil:
@@ -231,7 +259,7 @@ cdef class DecoderLayers:
         cdef Config* c = &self.weights.config
         cdef size_t angles = angles_at(c, b, t), at = t * c.kv_p + h * c.head_dim
         cdef KvHead head = self.kv_head_of(layer, s.slots[t], h)
-        prepare_heads(c, b, s.k + at, 1, s.cosine + angles, s.sine + angles)
+        prepare_heads(c, b, &b.k_norm, s.k + at, h, 1, s.cosine + angles, s.sine + angles)
         store_kv(&head, s.positions[t], c.head_dim, s.k + at, s.v + at)
 
     cdef void queries_of(self, const Block* b, const Run* r, int h, float* q) noexcept nogil:
@@ -243,7 +271,7 @@ cdef class DecoderLayers:
         for t in range(r.first, r.first + r.n):
             angles = angles_at(c, b, t)
             memcpy(q, s.q + t * s.ldq + h * each, 4 * each)
-            prepare_heads(c, b, q, group, s.cosine + angles, s.sine + angles)
+            prepare_heads(c, b, &b.q_norm, q, h * group, group, s.cosine + angles, s.sine + angles)
             temper_queries(c, q, group, s.positions[t])
             q += each
 
@@ -294,7 +322,7 @@ cdef class DecoderLayers:
         """gate = what the last matrix of the MLP sees of x"""
         cdef Step* s = &self.step_
         cdef Config* c = &self.weights.config
-        cdef const Linear* l = b.linear + FFN_GATE
+        cdef const Linear* l = b.linear + b.first_of_mlp
         cdef Acts a, part
         cdef float* y[2]
         cdef size_t ldy[2]
@@ -302,8 +330,8 @@ cdef class DecoderLayers:
         cdef int hi[2]
         cdef int t, first, n_taken = 0, k, parts = parts_of(s.T)
         cdef float* gate
-        self.input_rows(&a, l, 2, b.ffn_norm, i, n)
-        self.low_rank(l, 2, &a, i, n)
+        self.input_rows(&a, l, b.n_of_mlp, &b.ffn_norm, i, n)
+        self.low_rank(l, b.n_of_mlp, &a, i, n)
         ldy[0] = c.ff_p
         # The same tiles of gate and up go to the same thread, which then multiplies them.
         while self.next_tiles(l.w.n_tiles, i, n, &n_taken, lo, hi):
@@ -313,10 +341,10 @@ cdef class DecoderLayers:
                 first = share(s.T, k, parts)
                 part = some_rows(&a, first, share(s.T, k + 1, parts))
                 y[0] = s.gate + first * c.ff_p
-                self.linears(l, 2, &part, first, y, ldy, lo, hi)
+                self.linears(l, b.n_of_mlp, &part, first, y, ldy, lo, hi)
                 gate = y[0] + 16 * lo[0]
                 for t in range(part.n_rows):
-                    activate(gate + t * ldy[0], y[1] + t * ldy[1] + 16 * lo[0], 16 * (hi[0] - lo[0]), gate + t * ldy[0])
+                    b.activation.apply(gate + t * ldy[0], y[1] + t * ldy[1] + 16 * lo[0], 16 * (hi[0] - lo[0]), gate + t * ldy[0])
         barrier(&self.team)
 
     cdef void logits(self, int i, int n) noexcept nogil:
@@ -331,7 +359,7 @@ cdef class DecoderLayers:
         cdef float* normed = s.logits if s.hidden else self.own_normed(i) if alone else s.normed
         self.inputs(&a, l, 1, normed, c.embd_p, s.M, self.own_rounded(i) if alone else s.rounded, i)
         for m in range(0 if alone else share(s.M, i, n), 1 if alone else share(s.M, i + 1, n)):
-            prepare_input(c, self.weights.output_norm, s.x + (m if s.fewer else s.logits_at[m]) * c.embd_p, normed + m * c.embd_p)
+            norm_row(&self.weights.output_norm, s.x + (m if s.fewer else s.logits_at[m]) * c.embd_p, normed + m * c.embd_p)
             if s.hidden:
                 self.look(normed + m * c.embd_p, c.embd_p)
             else:
@@ -344,6 +372,7 @@ cdef class DecoderLayers:
         while self.next_tiles(l.w.n_tiles, i, n, &n_taken, &lo, &hi):
             self.linears(l, 1, &a, 0, &s.logits, &ld, &lo, &hi)
             for m in range(s.M):
+                finish_logits(c, s.logits + m * ld + 16 * lo, 16 * (hi - lo))
                 self.look(s.logits + m * ld + 16 * lo, 16 * (hi - lo))
 
     cdef void look(self, const float* results, int n) noexcept nogil:

@@ -29,14 +29,16 @@ cdef struct Extent:         # what the layout depends on, besides the model
 
 cdef struct Kept:           # one layer's activations, all (T, ...); in the last layer from att on only the scored tokens
     float* x                # E: the residual at entry
-    float* mid              # E: the residual after attention
+    float* mid              # E: what the norm before the MLP sees: the residual after attention, or x in a parallel layer
     float* u                # the pairs' low-rank inputs, one after the other
-    void* q                 # these are `item` bytes a value; q and k after rope
+    void* q                 # these are `item` bytes a value; q and k after rope, or before the norms that they have
     void* k
     void* v
     void* att
     void* gate              # F
-    void* up
+    void* up                # with gated MLPs
+    void* attention         # E: what attention adds to x, before its norm; with post_norms
+    void* mlp               # E: the same of the MLP
 
 cdef struct Gradient:       # dy of one matrix, and the form that its backward product wants
     const float* dy
@@ -46,7 +48,7 @@ cdef struct Gradient:       # dy of one matrix, and the form that its backward p
 
 cdef struct Buffers:        # shared by all threads, (T, ...) where not said otherwise
     float* normed           # E
-    float* part             # E: a product before it is added; backward the gradient of a norm's output
+    float* part             # E: a product before it is added; backward its gradient, and that of a norm's output
     float* dx               # E: gradient of the residual
     float* tail             # E: the same in the last layer, of scored tokens only
     float* q                # of the layer at work; the gradient takes q's place
@@ -131,7 +133,9 @@ cdef inline size_t place_layer(Kept* k, const Config* c, const Extent* e, uint8_
     # `take` counts in floats
     k.q, k.att = take(base, &at, quarter * c.q_p // 4), take(base, &at, quarter * c.q_p // 4)
     k.k, k.v = take(base, &at, quarter * c.kv_p // 4), take(base, &at, quarter * c.kv_p // 4)
-    k.gate, k.up = take(base, &at, quarter * c.ff_p // 4), take(base, &at, quarter * c.ff_p // 4)
+    k.gate, k.up = take(base, &at, quarter * c.ff_p // 4), take(base, &at, quarter * c.ff_p // 4 if c.gated else 0)
+    if c.post_norms:
+        k.attention, k.mlp = take(base, &at, quarter * c.embd_p // 4), take(base, &at, quarter * c.embd_p // 4)
     return at
 
 

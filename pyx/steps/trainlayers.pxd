@@ -2,6 +2,7 @@ from libc.stdint cimport uint8_t
 
 from ..layers.dropout cimport Dropout
 from ..layers.lowrank cimport LoraPair
+from ..layers.norm cimport Norm
 from ..layers.rope cimport RopeTables
 from ..products.inputs cimport Acts
 from .team cimport Team
@@ -41,7 +42,8 @@ cdef class TrainLayers:
     cdef void linear_inputs(self, int layer, int slot, int n_linear, Acts* a, int lo, int hi, float* work) noexcept nogil
     cdef void linear(self, int layer, int slot, const Acts* a, int first, float* y, size_t ldy, int lo, int hi) noexcept nogil
     cdef void linears(self, int layer, int slot, int n_linear, const Acts* a, float** y, const size_t* ldy) noexcept nogil
-    cdef void add_linear(self, int layer, int slot, const Acts* a, const float* x, const int* row, float* y, int i, int n) noexcept nogil
+    cdef void add_linear(self, int layer, int slot, const Norm* after, void* kept, const Acts* a, const float* x, const int* row, float* y,
+                         int i, int n) noexcept nogil
     cdef void attention(self, int layer, int i, int n) noexcept nogil
     cdef void attend_units(self, int layer, int i) noexcept nogil
     cdef void mlp(self, int layer, bint onward, int i, int n) noexcept nogil
@@ -54,5 +56,7 @@ cdef class TrainLayers:
                              int lo, int hi, int i) noexcept nogil
     cdef void pair_gradients(self, int layer, int slot, const float* x, size_t ldx, const Gradient* dy, int rows, int lo, int hi, int i) noexcept nogil
     cdef void mlp_backward(self, int layer, int i, int n) noexcept nogil
+    cdef Gradient branch_gradient(self, int layer, const Norm* after, const void* kept, int lo, int hi) noexcept nogil
+    cdef void spread_rows(self, const float* scored, float* all_, size_t ld, int i, int n) noexcept nogil
     cdef void output_backward(self, int layer, int i, int n) noexcept nogil
     cdef void attention_backward(self, int layer, int i, int n) noexcept nogil

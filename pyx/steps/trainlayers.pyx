@@ -15,7 +15,7 @@ from libc.string cimport memcpy, memset
 
 from ..layers.attention cimport UNIT_ROWS, KvHead, attend, attend_backward
 from ..layers.block cimport (
-    ATTN_OUTPUT, ATTN_Q, FFN_DOWN, FFN_GATE, FFN_UP, N_SLOTS, Block, Config, add_residual, angles_at,
+    ATTN_OUTPUT, ATTN_Q, FFN_DOWN, N_SLOTS, Block, Config, add_branch, angles_at, finish_logits, finish_logits_backward,
 )
 from ..layers.dropout cimport dropped_backward, dropped_gradient, dropped_input
 from ..layers.linear cimport Linear, linear_tiles
@@ -24,7 +24,8 @@ from ..layers.lowrank cimport (
     LoraPair, columns_before, pair_backward, pair_gradient, pair_input, pair_input_backward, pair_output, pair_transpose,
     transpose_rows,
 )
-from ..products.gemm cimport matmul_backward_tiles, matmul_tiles
+from ..layers.norm cimport Norm, norm_row
+from ..products.gemm cimport matmul_backward_tiles
 from ..products.inputs cimport BACK_ROWS, EXACT, Acts, acts_place, acts_quantize, padded, quantize_gradient
 from .parts cimport parts_of, some_rows
 from .team cimport Walk, barrier, ceil_div, next_dynamic, share
@@ -32,8 +33,8 @@ from .trainbuffers cimport (
     HEAD_ROWS, HEAD_TILES, UNIT_BLOCKS, UNIT_COLUMNS, UNIT_TILES, Buffers, Gradient, Kept, cached_kv_head,
 )
 from .trainrows cimport (
-    activate_rows, activate_rows_backward, clear_rows, head_rows, head_rows_backward, input_rows, input_rows_backward,
-    restore_rows, save_rows, store_rows, sum_groups, temper_rows,
+    activate_rows, activate_rows_backward, branch_rows_backward, clear_rows, head_rows, head_rows_backward, input_rows,
+    input_rows_backward, restore_rows, save_rows, store_rows, sum_groups, temper_rows,
 )
 
 
@@ -72,7 +73,12 @@ cdef class TrainLayers:
             if self.extent.checkpointing and layer < c.n_layer - 1:
                 self.attention(layer, i, n)
                 self.mlp(layer, False, i, n)
-            self.mlp_backward(layer, i, n)
+            if self.weights.blocks[layer].parallel:
+                self.output_backward(layer, i, n)
+                self.mlp_backward(layer, i, n)
+            else:
+                self.mlp_backward(layer, i, n)
+                self.output_backward(layer, i, n)
             self.attention_backward(layer, i, n)
 
     cdef int rows(self, int layer) noexcept nogil:
@@ -132,13 +138,22 @@ cdef class TrainLayers:
                     self.linear(layer, slot + j, &part, first, y[j] + first * ldy[j], ldy[j], lo, hi)
         barrier(&self.team)      # y: all tiles of all tokens
 
-    cdef void add_linear(self, int layer, int slot, const Acts* a, const float* x, const int* row, float* y, int i, int n) noexcept nogil:
-        """y = x + the product; row: where the rows of x stand, NULL for one after the other. Each thread its share of rows."""
-        cdef size_t ld = self.weights.config.embd_p
-        cdef int t
+    cdef void add_linear(self, int layer, int slot, const Norm* after, void* kept, const Acts* a, const float* x, const int* row, float* y,
+                         int i, int n) noexcept nogil:
+        """y = x + the product, normed where there is a norm after it; before, it is kept. row: where the rows of x stand, NULL
+        for one after the other. Each thread its share of rows."""
+        cdef Config* c = &self.weights.config
+        cdef size_t ld = c.embd_p
+        cdef float* product
+        cdef int t, lo = share(a.n_rows, i, n), hi = share(a.n_rows, i + 1, n)
         self.linears(layer, slot, 1, a, &self.b.part, &ld)
-        for t in range(share(a.n_rows, i, n), share(a.n_rows, i + 1, n)):
-            add_residual(x + ld * (row[t] if row != NULL else t), self.b.part + t * ld, <int>ld, y + t * ld)
+        if after.weight != NULL and self.keeping and layer >= self.extent.first_layer:
+            save_rows(self.b.part, kept, ld, lo, hi, self.extent.item)
+        for t in range(lo, hi):
+            product = self.b.part + t * ld
+            if after.weight != NULL:
+                norm_row(after, product, product)
+            add_branch(c, x + ld * (row[t] if row != NULL else t), product, <int>ld, y + t * ld)
 
     cdef void attention(self, int layer, int i, int n) noexcept nogil:
         cdef Config* c = &self.weights.config
@@ -152,18 +167,22 @@ cdef class TrainLayers:
         cdef float* y[3]
         cdef size_t ldy[3]
         self.place_input(&a, b.normed, c.embd_p, c.n_embd, self.T)
-        input_rows(c, l.attn_norm, k.x, b.normed, lo, hi)
+        input_rows(c, &l.attn_norm, k.x, b.normed, lo, hi)
         self.linear_inputs(layer, ATTN_Q, 3, &a, lo, hi, self.scratch(i))
         barrier(&self.team)      # a (normed, rounded) and u of all tokens
         y[0], y[1], y[2] = b.q, b.k, b.v
         ldy[0], ldy[1], ldy[2] = c.q_p, c.kv_p, c.kv_p
         self.linears(layer, ATTN_Q, 3, &a, y, ldy)
-        head_rows(c, l, b, b.q, c.q_p, c.n_head, lo, hi)
-        temper_rows(c, self.position, b.q, c.q_p, lo, hi)
-        head_rows(c, l, b, b.k, c.kv_p, c.n_head_kv, lo, hi)
-        if keeping:
+        if keeping and l.q_norm.norm.weight != NULL:
             save_rows(b.q, k.q, c.q_p, lo, hi, self.extent.item)
             save_rows(b.k, k.k, c.kv_p, lo, hi, self.extent.item)
+        head_rows(c, l, &l.q_norm, b, b.q, c.q_p, c.n_head, lo, hi)
+        temper_rows(c, self.position, b.q, c.q_p, lo, hi)
+        head_rows(c, l, &l.k_norm, b, b.k, c.kv_p, c.n_head_kv, lo, hi)
+        if keeping and l.q_norm.norm.weight == NULL:
+            save_rows(b.q, k.q, c.q_p, lo, hi, self.extent.item)
+            save_rows(b.k, k.k, c.kv_p, lo, hi, self.extent.item)
+        if keeping:
             save_rows(b.v, k.v, c.kv_p, lo, hi, self.extent.item)
         store_rows(c, b, self.starts, self.n_segments, lo, hi)
         barrier(&self.team)      # the cache
@@ -177,7 +196,11 @@ cdef class TrainLayers:
         self.place_input(&a, att, c.q_p, c.n_head * c.head_dim, rows)
         self.linear_inputs(layer, ATTN_OUTPUT, 1, &a, lo, hi, self.scratch(i))
         barrier(&self.team)      # a (att, rounded) and u
-        self.add_linear(layer, ATTN_OUTPUT, &a, k.x, self.scored if last else NULL, k.mid, i, n)
+        # the MLP of a parallel layer sees x too, and adds to the sum
+        self.add_linear(layer, ATTN_OUTPUT, &l.post_attention_norm, k.attention, &a, k.x, self.scored if last else NULL,
+                        self.kept[layer + 1].x if l.parallel else k.mid, i, n)
+        for t in range(lo, hi if l.parallel else lo):
+            memcpy(k.mid + t * c.embd_p, k.x + c.embd_p * <size_t>(self.scored[t] if last else t), 4 * <size_t>c.embd_p)
 
     cdef void attend_units(self, int layer, int i) noexcept nogil:
         """b.att from b.q and the cache, UNIT_ROWS query rows of a KV head at a time to the thread that is free first"""
@@ -208,21 +231,24 @@ cdef class TrainLayers:
         cdef float* y[2]
         cdef size_t ldy[2]
         self.place_input(&a, b.normed, c.embd_p, c.n_embd, rows)
-        input_rows(c, l.ffn_norm, k.mid, b.normed, lo, hi)
-        self.linear_inputs(layer, FFN_GATE, 2, &a, lo, hi, self.scratch(i))
+        input_rows(c, &l.ffn_norm, k.mid, b.normed, lo, hi)
+        self.linear_inputs(layer, l.first_of_mlp, l.n_of_mlp, &a, lo, hi, self.scratch(i))
         barrier(&self.team)      # a (normed, rounded) and u
         y[0], y[1] = b.gate, b.up
         ldy[0], ldy[1] = c.ff_p, c.ff_p
-        self.linears(layer, FFN_GATE, 2, &a, y, ldy)
+        self.linears(layer, l.first_of_mlp, l.n_of_mlp, &a, y, ldy)
         if self.keeping and layer >= self.extent.first_layer:
             save_rows(b.gate, k.gate, c.ff_p, lo, hi, self.extent.item)
-            save_rows(b.up, k.up, c.ff_p, lo, hi, self.extent.item)
+            if c.gated:
+                save_rows(b.up, k.up, c.ff_p, lo, hi, self.extent.item)
         self.place_input(&a, b.h, c.ff_p, c.n_ff, rows)
-        activate_rows(c, b, lo, hi)
+        activate_rows(c, l, b, lo, hi)
         self.linear_inputs(layer, FFN_DOWN, 1, &a, lo, hi, self.scratch(i))
         barrier(&self.team)      # a (h, rounded) and u
-        if onward:
-            self.add_linear(layer, FFN_DOWN, &a, k.mid, NULL, self.kept[layer + 1].x, i, n)
+        # the norm after it wants the product
+        if onward or l.post_ffw_norm.weight != NULL:
+            self.add_linear(layer, FFN_DOWN, &l.post_ffw_norm, k.mlp, &a, self.kept[layer + 1].x if l.parallel else k.mid, NULL,
+                            self.kept[layer + 1].x, i, n)
 
     # ---- head and loss, HEAD_ROWS tokens at a time; logits become their gradient and are thrown away ----
 
@@ -243,18 +269,20 @@ cdef class TrainLayers:
             at, mine, end = first * <size_t>c.embd_p, share(rows, i, n), share(rows, i + 1, n)
             barrier(&self.team)      # the part before is done with rows, drows, logits
             self.place_input(&a, b.rows, c.embd_p, c.n_embd, rows)
-            input_rows(c, self.weights.output_norm, x + at, b.rows, mine, end)
+            input_rows(c, &self.weights.output_norm, x + at, b.rows, mine, end)
             clear_rows(b.drows, c.embd_p, mine, end)
             if a.q16 != NULL:
                 acts_quantize(&a, mine, end, 0, a.n_blocks)
             barrier(&self.team)      # a (rows, rounded), drows = 0
             walk = Walk(0, 0)
             while next_dynamic(&self.team, &walk, l.w.n_tiles, HEAD_TILES, &lo, &hi):
-                matmul_tiles(&l.w, &a, self.precision, b.logits, c.vocab_p, lo, hi)
+                linear_tiles(l, 0, &a, self.precision, NULL, 0, b.logits, c.vocab_p, lo, hi)
             barrier(&self.team)      # logits
             g = self.gradient(b.logits, c.vocab_p, 0)
             for m in range(mine, end):
+                finish_logits(c, b.logits + m * <size_t>c.vocab_p, c.vocab_p)
                 self.losses[first + m] = cross_entropy(b.logits + m * <size_t>c.vocab_p, c.n_vocab, self.targets[self.scored[first + m]], self.weight)
+                finish_logits_backward(c, b.logits + m * <size_t>c.vocab_p, c.vocab_p)
                 if backward and g.q != NULL:
                     quantize_gradient(b.logits, c.vocab_p, c.n_vocab, rows, m, m + 1, g.q, g.scale)
             if not backward:
@@ -264,7 +292,7 @@ cdef class TrainLayers:
             while next_dynamic(&self.team, &walk, l.w.n_blocks, UNIT_BLOCKS, &lo, &hi):
                 matmul_backward_tiles(&l.w, b.logits, c.vocab_p, g.q, g.scale, rows, b.drows, c.embd_p, lo, hi)
             barrier(&self.team)      # drows
-            input_rows_backward(c, self.weights.output_norm, x + at, b.drows, b.tail + at, mine, end)
+            input_rows_backward(c, &self.weights.output_norm, x + at, b.drows, b.tail + at, mine, end)
         barrier(&self.team)      # tail
 
     # ---- backward ----
@@ -342,48 +370,72 @@ cdef class TrainLayers:
         cdef Buffers* b = &self.b
         cdef int rows = self.rows(layer), lo = share(rows, i, n), hi = share(rows, i + 1, n)
         cdef float* dx = self.gradient_of(layer)
-        cdef Gradient down = self.gradient(dx, c.embd_p, 0)
+        cdef Gradient down = self.branch_gradient(layer, &l.post_ffw_norm, k.mlp, lo, hi)
         cdef Gradient g[2]
+        cdef int j
         g[0], g[1] = self.gradient(b.gate, c.ff_p, 0), self.gradient(b.up, c.ff_p, rows * padded(c.n_ff, BACK_ROWS))
         restore_rows(k.gate, b.gate, c.ff_p, lo, hi, self.extent.item)
-        restore_rows(k.up, b.up, c.ff_p, lo, hi, self.extent.item)
-        activate_rows(c, b, lo, hi)
+        if c.gated:
+            restore_rows(k.up, b.up, c.ff_p, lo, hi, self.extent.item)
+        activate_rows(c, l, b, lo, hi)
         self.linear_gradients(layer, FFN_DOWN, &down, rows, lo, hi)
         barrier(&self.team)      # h; dy of all tokens: rounded, du, transposes
         self.linears_backward(layer, FFN_DOWN, 1, b.h, c.ff_p, &down, rows, b.dh, c.ff_p, i)
-        activate_rows_backward(c, b, lo, hi)
-        input_rows(c, l.ffn_norm, k.mid, b.normed, lo, hi)
-        self.linear_gradients(layer, FFN_GATE, g, rows, lo, hi)
-        self.linear_gradients(layer, FFN_UP, g + 1, rows, lo, hi)
+        activate_rows_backward(c, l, b, lo, hi)
+        input_rows(c, &l.ffn_norm, k.mid, b.normed, lo, hi)
+        for j in range(l.n_of_mlp):
+            self.linear_gradients(layer, l.first_of_mlp + j, g + j, rows, lo, hi)
         barrier(&self.team)      # the same of gate and up; normed
-        self.linears_backward(layer, FFN_GATE, 2, b.normed, c.embd_p, g, rows, b.part, c.embd_p, i)
-        input_rows_backward(c, l.ffn_norm, k.mid, b.part, dx, lo, hi)
+        self.linears_backward(layer, l.first_of_mlp, l.n_of_mlp, b.normed, c.embd_p, g, rows, b.part, c.embd_p, i)
+        input_rows_backward(c, &l.ffn_norm, k.mid, b.part, dx, lo, hi)
+
+    cdef Gradient branch_gradient(self, int layer, const Norm* after, const void* kept, int lo, int hi) noexcept nogil:
+        """dy of the last matrix of attention or of the MLP, rows lo..hi made here: in part, or the residual's where that is the
+        same. normed is used up."""
+        cdef Config* c = &self.weights.config
+        cdef float* dx = self.gradient_of(layer)
+        if after.weight == NULL and c.residual_scale == 1:
+            return self.gradient(dx, c.embd_p, 0)
+        if after.weight != NULL:
+            restore_rows(kept, self.b.normed, c.embd_p, lo, hi, self.extent.item)
+        branch_rows_backward(c, after, self.b.normed, dx, self.b.part, lo, hi)
+        return self.gradient(self.b.part, c.embd_p, 0)
 
     cdef void output_backward(self, int layer, int i, int n) noexcept nogil:
-        """From the gradient behind attention to b.datt and b.dx of all T tokens; those that the last layer left out have none."""
+        """From the gradient behind attention to b.datt of all T tokens, of those that the last layer left out zero; q, k and v
+        as attention saw them"""
         cdef Config* c = &self.weights.config
+        cdef Block* l = &self.weights.blocks[layer]
         cdef Kept* k = self.kept + layer
         cdef Buffers* b = &self.b
         cdef bint last = layer == c.n_layer - 1
-        cdef int rows = self.rows(layer), t, from_row, lo = share(rows, i, n), hi = share(rows, i + 1, n)
+        cdef int rows = self.rows(layer), lo = share(self.T, i, n), hi = share(self.T, i + 1, n)
         cdef float* datt = b.dh if last else b.datt
-        cdef float* dx = self.gradient_of(layer)
-        cdef Gradient g = self.gradient(dx, c.embd_p, 0)
+        cdef Gradient g
+        restore_rows(k.q, b.q, c.q_p, lo, hi, self.extent.item)
+        restore_rows(k.k, b.k, c.kv_p, lo, hi, self.extent.item)
+        restore_rows(k.v, b.v, c.kv_p, lo, hi, self.extent.item)
+        if l.q_norm.norm.weight != NULL:
+            head_rows(c, l, &l.q_norm, b, b.q, c.q_p, c.n_head, lo, hi)
+            temper_rows(c, self.position, b.q, c.q_p, lo, hi)
+            head_rows(c, l, &l.k_norm, b, b.k, c.kv_p, c.n_head_kv, lo, hi)
+        lo, hi = share(rows, i, n), share(rows, i + 1, n)
+        g = self.branch_gradient(layer, &l.post_attention_norm, k.attention, lo, hi)
         restore_rows(k.att, b.att, c.q_p, lo, hi, self.extent.item)
         self.linear_gradients(layer, ATTN_OUTPUT, &g, rows, lo, hi)
-        barrier(&self.team)      # the same behind attention; att
+        barrier(&self.team)      # q, k, v; dy behind attention of all tokens: rounded, du, transposes; att
         self.linears_backward(layer, ATTN_OUTPUT, 1, b.att, c.q_p, &g, rows, datt, c.q_p, i)
-        if not last:
-            return
+        if last:
+            self.spread_rows(datt, b.datt, c.q_p, i, n)
+
+    cdef void spread_rows(self, const float* scored, float* all_, size_t ld, int i, int n) noexcept nogil:
+        """all_ (T, ld) = the rows of the last layer's scored tokens where those stand, zero elsewhere; each thread its share"""
+        cdef int t
         for t in range(share(self.T, i, n), share(self.T, i + 1, n)):
-            from_row = self.rank_of[t]
-            if from_row < 0:
-                clear_rows(b.datt, c.q_p, t, t + 1)
-                clear_rows(b.dx, c.embd_p, t, t + 1)
+            if self.rank_of[t] < 0:
+                clear_rows(all_, ld, t, t + 1)
             else:
-                memcpy(b.datt + t * c.q_p, datt + from_row * c.q_p, 4 * <size_t>c.q_p)
-                memcpy(b.dx + t * c.embd_p, dx + from_row * c.embd_p, 4 * <size_t>c.embd_p)
-        barrier(&self.team)      # datt, dx of all T
+                memcpy(all_ + t * ld, scored + self.rank_of[t] * ld, 4 * ld)
 
     cdef void attention_backward(self, int layer, int i, int n) noexcept nogil:
         cdef Config* c = &self.weights.config
@@ -397,10 +449,10 @@ cdef class TrainLayers:
         cdef Walk walk = Walk(0, 0)
         g[0], g[1] = self.gradient(b.q, c.q_p, 0), self.gradient(b.dk, c.q_p, self.T * q_width)
         g[2] = self.gradient(b.dv, c.q_p, self.T * (q_width + kv_width))
-        restore_rows(k.q, b.q, c.q_p, lo, hi, self.extent.item)
-        restore_rows(k.k, b.k, c.kv_p, lo, hi, self.extent.item)
-        restore_rows(k.v, b.v, c.kv_p, lo, hi, self.extent.item)
-        self.output_backward(layer, i, n)
+        if layer == c.n_layer - 1:
+            barrier(&self.team)      # the gradient of the residual
+            self.spread_rows(b.tail, b.dx, c.embd_p, i, n)
+            barrier(&self.team)      # datt, dx of all T
         for s in range(self.n_segments):
             while next_dynamic(&self.team, &walk, c.n_head, 1, &h, &end):
                 at = self.starts[s] * <size_t>c.q_p + h * c.head_dim
@@ -413,12 +465,15 @@ cdef class TrainLayers:
             sum_groups(b.dk + t * c.q_p, c.n_head_kv, group, c.head_dim)
             sum_groups(b.dv + t * c.q_p, c.n_head_kv, group, c.head_dim)
         temper_rows(c, self.position, b.q, c.q_p, lo, hi)
-        head_rows_backward(c, l, b, b.q, c.q_p, c.n_head, lo, hi)
-        head_rows_backward(c, l, b, b.dk, c.q_p, c.n_head_kv, lo, hi)
-        input_rows(c, l.attn_norm, k.x, b.normed, lo, hi)
+        if l.q_norm.norm.weight != NULL:
+            restore_rows(k.q, b.att, c.q_p, lo, hi, self.extent.item)
+            restore_rows(k.k, b.k, c.kv_p, lo, hi, self.extent.item)
+        head_rows_backward(c, l, &l.q_norm, b, b.att, c.q_p, b.q, c.q_p, c.n_head, lo, hi)
+        head_rows_backward(c, l, &l.k_norm, b, b.k, c.kv_p, b.dk, c.q_p, c.n_head_kv, lo, hi)
+        input_rows(c, &l.attn_norm, k.x, b.normed, lo, hi)
         for j in range(3):
             self.linear_gradients(layer, ATTN_Q + j, g + j, self.T, lo, hi)
         barrier(&self.team)      # the same of q, k, v; normed
         self.linears_backward(layer, ATTN_Q, 3, b.normed, c.embd_p, g, self.T, dn, c.embd_p, i)
         if dn != NULL:
-            input_rows_backward(c, l.attn_norm, k.x, dn, b.dx, lo, hi)
+            input_rows_backward(c, &l.attn_norm, k.x, dn, b.dx, lo, hi)

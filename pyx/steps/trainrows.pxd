@@ -4,42 +4,73 @@ from libc.stdint cimport int16_t
 from libc.string cimport memcpy, memset
 
 from ..layers.attention cimport KvHead, store_kv
-from ..layers.block cimport (
-    Block, Config, activate, activate_backward, angles_at, prepare_heads, prepare_heads_backward, prepare_input, prepare_input_backward,
-    temper_queries,
-)
-from ..simd.verbs cimport vf_load, vf_load_bf16, vf_store, vf_store_bf16
+from ..layers.block cimport Block, Config, angles_at, prepare_heads, prepare_heads_backward, scale_row, temper_queries
+from ..layers.norm cimport HeadNorm, Norm, norm_row
+from ..products.inputs cimport padded
+from ..simd.verbs cimport vf_add, vf_load, vf_load_bf16, vf_store, vf_store_bf16
 from .trainbuffers cimport Buffers, cached_kv_head
 
 
-cdef inline void input_rows(const Config* c, const float* norm, const float* x, float* n, int lo, int hi) noexcept nogil:
+cdef inline void input_rows(const Config* c, const Norm* norm, const float* x, float* n, int lo, int hi) noexcept nogil:
     """n = what the matrices behind a norm see of x, both (T, embd_p)"""
     cdef size_t t
     for t in range(lo, hi):
-        prepare_input(c, norm, x + t * c.embd_p, n + t * c.embd_p)
+        norm_row(norm, x + t * c.embd_p, n + t * c.embd_p)
 
 
-cdef inline void input_rows_backward(const Config* c, const float* norm, const float* x, const float* dn, float* dx, int lo, int hi) noexcept nogil:
+cdef inline void input_rows_backward(const Config* c, const Norm* norm, const float* x, const float* dn, float* dx, int lo, int hi) noexcept nogil:
     """dx += the gradient of x, all (T, embd_p)"""
     cdef size_t t
     for t in range(lo, hi):
-        prepare_input_backward(c, norm, x + t * c.embd_p, dn + t * c.embd_p, dx + t * c.embd_p)
+        if norm.weight != NULL:
+            norm.kind.backward(x + t * c.embd_p, norm.weight, dn + t * c.embd_p, norm.n, norm.eps, dx + t * c.embd_p)
+        else:
+            add_row(dn + t * c.embd_p, c.embd_p, dx + t * c.embd_p)
 
 
-cdef inline void head_rows(const Config* c, const Block* l, const Buffers* b, float* x, size_t ld, int n_head, int lo, int hi) noexcept nogil:
+cdef inline void add_row(const float* x, int n, float* sum_) noexcept nogil:
+    """sum_[n] += x"""
+    cdef int i
+    for i in range(0, n, 16):
+        vf_store(sum_ + i, vf_add(vf_load(x + i), vf_load(sum_ + i)))
+
+
+cdef inline void branch_rows_backward(const Config* c, const Norm* after, const float* x, const float* dx, float* dy, int lo, int hi) noexcept nogil:
+    """dy = the gradient of what a branch's last matrix gives, of dx behind the sum, all (T, embd_p); x: that, where a norm is
+    after it"""
+    cdef size_t t, at
+    for t in range(lo, hi):
+        at = t * c.embd_p
+        if after.weight == NULL:
+            scale_row(dx + at, c.residual_scale, c.embd_p, dy + at)
+            continue
+        clear_rows(dy, c.embd_p, <int>t, <int>t + 1)
+        after.kind.backward(x + at, after.weight, dx + at, after.n, after.eps, dy + at)
+        scale_row(dy + at, c.residual_scale, c.embd_p, dy + at)
+
+
+cdef inline void head_rows(const Config* c, const Block* l, const HeadNorm* norm, const Buffers* b, float* x, size_t ld, int n_head,
+                           int lo, int hi) noexcept nogil:
     """Each row's queries or keys (T, n_head, head_dim) as attention compares them"""
     cdef size_t t, at
     for t in range(lo, hi):
         at = angles_at(c, l, t)
-        prepare_heads(c, l, x + t * ld, n_head, b.cosine + at, b.sine + at)
+        if norm.whole:
+            norm_row(&norm.norm, x + t * ld, x + t * ld)
+        prepare_heads(c, l, norm, x + t * ld, 0, n_head, b.cosine + at, b.sine + at)
 
 
-cdef inline void head_rows_backward(const Config* c, const Block* l, const Buffers* b, float* dx, size_t ld, int n_head, int lo, int hi) noexcept nogil:
-    """The gradient of what they were made of"""
-    cdef size_t t, at
+cdef inline void head_rows_backward(const Config* c, const Block* l, const HeadNorm* norm, const Buffers* b, const float* x, size_t ldx,
+                                    float* dx, size_t ld, int n_head, int lo, int hi) noexcept nogil:
+    """The gradient of what they were made of, x (T, ldx), which is looked at where they have norms; datt is used up then"""
+    cdef size_t t, at, n = padded(norm.norm.n, 16)
     for t in range(lo, hi):
         at = angles_at(c, l, t)
-        prepare_heads_backward(c, l, dx + t * ld, n_head, b.cosine + at, b.sine + at)
+        prepare_heads_backward(c, l, norm, x + t * ldx, dx + t * ld, n_head, b.cosine + at, b.sine + at)
+        if norm.whole:
+            memcpy(b.datt + t * c.q_p, dx + t * ld, 4 * n)
+            memset(dx + t * ld, 0, 4 * n)
+            norm.norm.kind.backward(x + t * ldx, norm.norm.weight, b.datt + t * c.q_p, norm.norm.n, norm.norm.eps, dx + t * ld)
 
 
 cdef inline void temper_rows(const Config* c, const int* position, float* x, size_t ld, int lo, int hi) noexcept nogil:
@@ -62,18 +93,18 @@ cdef inline void store_rows(const Config* c, const Buffers* b, const int* starts
                 store_kv(&head, t - starts[s], c.head_dim, b.k + at, b.v + at)
 
 
-cdef inline void activate_rows(const Config* c, const Buffers* b, int lo, int hi) noexcept nogil:
+cdef inline void activate_rows(const Config* c, const Block* l, const Buffers* b, int lo, int hi) noexcept nogil:
     """h of gate and up"""
     cdef size_t t
     for t in range(lo, hi):
-        activate(b.gate + t * c.ff_p, b.up + t * c.ff_p, c.ff_p, b.h + t * c.ff_p)
+        l.activation.apply(b.gate + t * c.ff_p, b.up + t * c.ff_p, c.ff_p, b.h + t * c.ff_p)
 
 
-cdef inline void activate_rows_backward(const Config* c, const Buffers* b, int lo, int hi) noexcept nogil:
+cdef inline void activate_rows_backward(const Config* c, const Block* l, const Buffers* b, int lo, int hi) noexcept nogil:
     """gate and up become their gradients"""
     cdef size_t t
     for t in range(lo, hi):
-        activate_backward(b.dh + t * c.ff_p, c.ff_p, b.gate + t * c.ff_p, b.up + t * c.ff_p)
+        l.activation.backward(b.dh + t * c.ff_p, c.ff_p, b.gate + t * c.ff_p, b.up + t * c.ff_p)
 
 
 cdef inline void save_rows(const float* x, void* kept, size_t ld, int lo, int hi, int item) noexcept nogil:

@@ -3,6 +3,7 @@ from libc.stdint cimport uint8_t
 from ..layers.block cimport Block, Config, Rope
 from ..layers.rope cimport MAX_ROPES, RopeTables
 from ..layers.linear cimport Linear, Lora
+from ..layers.norm cimport HeadNorm, Norm
 from ..types.quants cimport RowType
 
 cdef int set_sizes(Config* c, sizes) except -1
@@ -11,7 +12,7 @@ cdef class Weights:
     cdef Config config
     cdef Block* blocks
     cdef Linear output
-    cdef const float* output_norm
+    cdef Norm output_norm
     cdef const uint8_t* embedding   # NULL: rows of the output matrix
     cdef size_t embedding_row
     cdef const RowType* embedding_type
@@ -31,8 +32,9 @@ cdef class Weights:
     cdef int begin_change(self) except -1
     cdef void end_change(self) noexcept
     cdef float* vector(self, array) except NULL
-    cdef const float* norm(self, int layer, name, array) except NULL
-    cdef int fill_block(self, int i, dict parts) except -1
+    cdef int fill_block(self, int i, dict parts, config) except -1
+    cdef int set_norm_of(self, Norm* norm, int layer, name, config, array, bias) except -1
+    cdef int set_head_norm(self, HeadNorm* h, int layer, name, config, array, int n_head) except -1
     cdef int set_linear(self, Linear* l, matrix, bias) except -1
     cdef Linear* linear_at(self, int layer, int slot) noexcept
     cdef void embed(self, int token, const float* scales, float* x) noexcept nogil

@@ -4,8 +4,10 @@ from libc.stdint cimport uint8_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 
-from ..layers.block cimport Block, Config, N_SLOTS
+from ..layers.block cimport Block, Config, FFN_GATE, FFN_UP, N_SLOTS, scale_row
 from ..layers.linear cimport Linear, Lora
+from ..layers.mlp cimport activation
+from ..layers.norm cimport NORMED_HEAD, HeadNorm, Norm, norm_kind
 from ..products.gemm cimport Packed
 from ..products.inputs cimport padded
 from ..products.matmul cimport PackedMatrix
@@ -20,6 +22,8 @@ EMBEDDING = (-2, 0)     # add_adapter's key for the token embedding
 
 # By slot, see layers/block.pxd.
 NAMES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+# Over n_embd, in the order of Block's fields.
+NORMS = ("attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm")
 
 
 cdef int set_sizes(Config* c, sizes) except -1:
@@ -29,6 +33,8 @@ cdef int set_sizes(Config* c, sizes) except -1:
     c.n_ropes = sizes.get("n_ropes", 1)
     c.embd_p, c.ff_p, c.vocab_p = padded(c.n_embd, 16), padded(c.n_ff, 16), padded(c.n_vocab, 16)
     c.q_p, c.kv_p = padded(c.n_head * c.head_dim, 16), padded(c.n_head_kv * c.head_dim, 16)
+    c.gated, c.post_norms = sizes.get("gated", True), sizes.get("post_norms", False)
+    c.embedding_scale, c.residual_scale, c.logit_scale = (sizes.get(f"{name}_scale", 1) for name in ("embedding", "residual", "logit"))
     return 0
 
 
@@ -48,13 +54,15 @@ cdef class Weights:
     """Everything a step reads: sizes, tensors and adapters. Arrays handed in are kept alive here."""
 
     def __cinit__(self, config, list layers, output, output_norm, const uint8_t[:, ::1] embedding=None, int embedding_type=0):
-        """config: sizes by Config's names, rms_eps, rope_layout, ropes, see RopeTables, and temperature (factor, length); layers: dicts of NAMES'
-        PackedMatrix, optional "<name>.bias" f32, attn_norm, ffn_norm f32, and "rope": which of ropes, None where positions turn nothing;
-        output: PackedMatrix (n_vocab, n_embd); embedding: rows of blocks of type embedding_type, None where the output matrix is the embedding too."""
+        """config: sizes and scales by Config's names, rms_eps, rope_layout, ropes, see RopeTables, temperature (factor, length)
+        and, where they are not llama's, norm (one of KIND_OF), activation (one of ACTIVATIONS), parallel, score_scale; layers:
+        dicts of NAMES' PackedMatrix, without those that the family does not have, optional "<name>.bias" f32, norms by NORMS'
+        names, f32, each with its optional "<name>.bias", and "rope": which of ropes, None where positions turn nothing;
+        output: PackedMatrix (n_vocab, n_embd); embedding: rows of blocks of type embedding_type, None where the output matrix
+        is the embedding too. The biases of the last two are config's: "output.bias", "output_norm.bias"."""
         cdef int i
         self.keep, self.adapters, self.embedding_loras, self.norms = [], [], [], {}
         set_sizes(&self.config, dict(config, n_layer=len(layers), n_ropes=len(config["ropes"])))
-        self.config.rms_eps = config["rms_eps"]
         self.config.temperature, self.config.temperature_length = config.get("temperature", (0, 0))
         self.ropes = RopeTables(config["ropes"], self.config.n_rot)
         for i in range(self.ropes.n):
@@ -69,9 +77,9 @@ cdef class Weights:
         if self.blocks == NULL:
             raise MemoryError()
         for i in range(self.config.n_layer):
-            self.fill_block(i, layers[i])
-        self.output_norm = self.norm(-1, "output_norm", output_norm)
-        self.set_linear(&self.output, output, None)
+            self.fill_block(i, layers[i], config)
+        self.set_norm_of(&self.output_norm, -1, "output_norm", config, output_norm, config.get("output_norm.bias"))
+        self.set_linear(&self.output, output, config.get("output.bias"))
 
     def __dealloc__(self):
         cdef int i, j
@@ -83,30 +91,66 @@ cdef class Weights:
         free(self.embedding_pairs)
         free(self.blocks)
 
-    cdef int fill_block(self, int i, dict parts) except -1:
+    cdef int fill_block(self, int i, dict parts, config) except -1:
         cdef Block* b = &self.blocks[i]
-        cdef int slot
-        b.attn_norm = self.norm(i, "attn_norm", parts["attn_norm"])
-        b.ffn_norm = self.norm(i, "ffn_norm", parts["ffn_norm"])
+        cdef Norm* norms[4]
+        cdef int slot, j
+        norms[0], norms[1], norms[2], norms[3] = &b.attn_norm, &b.ffn_norm, &b.post_attention_norm, &b.post_ffw_norm
+        for j in range(4):
+            self.set_norm_of(norms[j], i, NORMS[j], config, parts.get(NORMS[j]), parts.get(NORMS[j] + ".bias"))
+        self.set_head_norm(&b.q_norm, i, "attn_q_norm", config, parts.get("attn_q_norm"), self.config.n_head)
+        self.set_head_norm(&b.k_norm, i, "attn_k_norm", config, parts.get("attn_k_norm"), self.config.n_head_kv)
         rope = parts.get("rope", 0)
         if rope is not None and not 0 <= rope < self.ropes.n:
             raise ValueError(f"layer {i}: rope {rope}, wanted below {self.ropes.n}")
         b.rope = &self.rope[<int>rope] if rope is not None else NULL
-        b.score_scale = <float>(1 / (<double>self.config.head_dim) ** 0.5)
+        b.score_scale = <float>config.get("score_scale", 1 / (<double>self.config.head_dim) ** 0.5)
+        b.activation, b.parallel = activation(config.get("activation", "swiglu")), config.get("parallel", False)
+        b.first_of_mlp, b.n_of_mlp = (FFN_GATE, 2) if b.activation.gated else (FFN_UP, 1)
         for slot in range(N_SLOTS):
-            self.set_linear(&b.linear[slot], parts[NAMES[slot]], parts.get(NAMES[slot] + ".bias"))
+            if NAMES[slot] in parts:
+                self.set_linear(&b.linear[slot], parts[NAMES[slot]], parts.get(NAMES[slot] + ".bias"))
         return 0
 
-    cdef const float* norm(self, int layer, name, array) except NULL:
-        cdef float* v = self.vector(array)
-        self.norms[layer, name] = self.keep[len(self.keep) - 1]
-        return v
+    cdef int set_norm_of(self, Norm* norm, int layer, name, config, array, bias) except -1:
+        """A norm over n_embd; array None: there is none"""
+        norm.kind, norm.n, norm.eps = norm_kind(config.get("norm", "rms")), self.config.n_embd, config["rms_eps"]
+        if array is not None:
+            norm.weight = self.vector(array)
+            self.norms[layer, name] = self.keep[len(self.keep) - 1]
+        if bias is not None:
+            norm.bias = self.vector(bias)
+            self.norms[layer, name + ".bias"] = self.keep[len(self.keep) - 1]
+        return 0
+
+    cdef int set_head_norm(self, HeadNorm* h, int layer, name, config, array, int n_head) except -1:
+        """array: None; (head_dim,) for every head; (n_head, head_dim) for one each; with row_norms (n_head * head_dim,)"""
+        cdef int head_dim = self.config.head_dim
+        if array is None:
+            return 0
+        array = np.asarray(array)
+        rows = array.reshape(1, -1) if array.ndim == 1 else array
+        width, h.whole = rows.shape[1], config.get("row_norms", False)
+        wanted = [(1, n_head * head_dim)] if h.whole else [(1, head_dim), (n_head, head_dim)]
+        if rows.shape not in wanted:
+            raise ValueError(f"{name} is {array.shape}, for {n_head} heads of {head_dim} elements")
+        if not h.whole and head_dim > NORMED_HEAD:
+            raise ValueError(f"{name}: heads of {head_dim} elements, wanted at most {NORMED_HEAD}")
+        h.each = padded(width, 16) if len(rows) > 1 else 0
+        flat = np.zeros((len(rows), padded(width, 16)), np.float32)
+        flat[:, :width] = rows
+        h.norm.kind, h.norm.n, h.norm.eps = norm_kind(config.get("norm", "rms")), width, config["rms_eps"]
+        h.norm.weight = self.vector(flat.reshape(-1))
+        if len(rows) == 1:
+            self.norms[layer, name] = self.keep[len(self.keep) - 1]
+        return 0
 
     def set_norm(self, int layer, name, array):
-        """Replace a norm's weights, f32 (n_embd,): attn_norm or ffn_norm of a layer, output_norm of layer -1."""
+        """Replace a norm's weights, f32 as it has: one of NORMS or of attn_q_norm, attn_k_norm of a layer, output_norm of
+        layer -1; with ".bias" behind it, its bias."""
         self.begin_change()
         try:
-            np.asarray(self.norms[layer, name])[:self.config.n_embd] = array
+            np.asarray(self.norms[layer, name])[:len(array)] = array
         finally:
             self.end_change()
 
@@ -124,7 +168,8 @@ cdef class Weights:
         return 0
 
     cdef void embed(self, int token, const float* scales, float* x) noexcept nogil:
-        """x[n_embd] = the token's embedding, its adapters with scales (n_lora), NULL for 1; the padding is zero"""
+        """x[n_embd] = the token's embedding as it enters the first layer, its adapters with scales (n_lora), NULL for 1; the
+        padding is zero"""
         cdef int i
         if self.embedding == NULL:
             unpacked_row(&self.output.w, token, x)
@@ -134,6 +179,8 @@ cdef class Weights:
             x[i] = 0
         for i in range(self.n_lora):
             self.add_embedding_pair(&self.embedding_pairs[i], token, scales[i] if scales != NULL else 1, x)
+        if self.config.embedding_scale != 1:
+            scale_row(x, self.config.embedding_scale, self.config.embd_p, x)
 
     cdef void add_embedding_pair(self, const Lora* l, int token, float factor, float* x) noexcept nogil:
         """x += factor * scale * b[token] a, for an adapter of the embedding; rank 0 where it has none"""
