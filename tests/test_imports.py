@@ -18,7 +18,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 EVERYWHERE = {"errors", "system"}
 
 # Modules from outside the standard library, and where they may be imported: always, or only inside a function.
-ALWAYS, LAZY = {"numpy"}, {"jinja2", "matplotlib", "safetensors", "tqdm"}
+ALWAYS, LAZY = {"numpy"}, {"jinja2", "matplotlib", "pyarrow", "safetensors", "tqdm"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

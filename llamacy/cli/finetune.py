@@ -80,7 +80,11 @@ def _add_rows(group, rows):
 
 def _add_data_flags(group):
     optional(group, "--train-data", "-f", "--file", dest="train_data", action="append", metavar="FILE",
-             help="instruction text, JSON or plain text to learn (repeatable; default: the sample data)")  # fmt: skip
+             help="what to learn: instruction text, JSON, a table, plain text, a dataset's folder; FILE:2 takes its "
+             "samples twice (repeatable; default: the sample data)")  # fmt: skip
+    optional(group, "--max-samples", dest="max_samples", type=whole(1, 1 << 40), metavar="N",
+             help="of each file take no more than the first N samples (default: all)")  # fmt: skip
+    group.add_argument("--keep-empty", action="store_true", help="teach empty answers too: the end of the turn alone")
     optional(group, "--sample-start", dest="sample_start", default="", metavar="TEXT",
              help="plain text: a sample begins where TEXT stands (default: windows of --ctx-size)")  # fmt: skip
     group.add_argument("--include-sample-start", action="store_true", help="keep that TEXT in the samples")

@@ -7,7 +7,6 @@ temporary file and cut into windows there.
 import bisect
 import itertools
 import os
-import stat
 import tempfile
 import zlib
 from array import array
@@ -15,27 +14,43 @@ from array import array
 import numpy as np
 
 from llamacy.errors import LlamacyError
+from llamacy.train.batches import permutation
+from llamacy.train.kinds import check_head
+from llamacy.train.notes import Notes
 from llamacy.train.readers import HEAD, InstructionText, MarkedText, PlainText
-from llamacy.train.readers_json import Shapes, json_reader
+from llamacy.train.readers_json import json_reader
 from llamacy.train.samples import Encoder, Record, Sample, has_answer
+from llamacy.train.shapes import Shapes
+from llamacy.train.sources import open_sources
+from llamacy.train.tables import table_reader
 
 __all__ = ["Data", "Encoder", "Record", "Sample", "Subset", "open_data"]
 
 BOM = b"\xef\xbb\xbf"
 # How many records are tokenised to find the longest: bytes per token differ from text to text, but not by much.
 LONGEST = 64
+# Keeps the draws for files' weights apart from others, as batches.SPLIT_STREAM does.
+WEIGHT_STREAM = 1 << 33
 
 
-def open_data(paths, encoder, *, render=None, sample_start="", include_sample_start=False):
+def open_data(
+    paths, encoder, *, render=None, sample_start="", include_sample_start=False, keep_empty=False, max_samples=None
+):
     """Return the Data in `paths`, which are told apart by content (see examples/README.md).
 
-    `render(messages, add_generation_prompt) -> str` is the model's chat template, for data made of messages.
+    paths: files, folders of datasets, or these with `:WEIGHT` behind. `render(messages, add_generation_prompt,
+    **variables) -> str` is the model's chat template, for data made of messages. keep_empty: empty answers are taught.
+    max_samples: of each file no more than its first so many.
     LlamacyError: a file is missing, empty, broken or not text, or no sample has anything to train on.
     """
-    parts = [_open_part(os.fspath(path), encoder, Shapes(render), sample_start, include_sample_start) for path in paths]
-    data = Data(parts)
+    reading = _Reading(encoder, render, sample_start, include_sample_start, keep_empty, max_samples)
+    parts, told = [], []
+    for argument in paths:
+        parts += [reading.part(source) for source in open_sources(argument, told.append)]
+    reading.notes.close()
+    data = Data(parts, [*told, *reading.notes.lines()])
     if not len(data):
-        first = next((part.first_skipped for part in parts if part.first_skipped), paths[0])
+        first = next((part.first_skipped for part in parts if part.first_skipped), parts[0].path)
         raise LlamacyError(
             f"{first}: no usable sample: of {data.n_skipped} read none has a token to train on within "
             f"{encoder.n_ctx} tokens; check that there are answers, or raise --ctx-size"
@@ -44,10 +59,13 @@ def open_data(paths, encoder, *, render=None, sample_start="", include_sample_st
 
 
 class Data:
-    """Samples of several files, in file order: `len(data)`, `data[i] -> Sample`."""
+    """Samples of several files, in file order: `len(data)`, `data[i] -> Sample`; each once, whatever its weight.
 
-    def __init__(self, parts):
-        self.parts = parts
+    notes: lines on what the files hold that is not learnt as it stands.
+    """
+
+    def __init__(self, parts, notes=()):
+        self.parts, self.notes = parts, notes
         self.ends = list(itertools.accumulate(len(part) for part in parts))
 
     def __len__(self):
@@ -76,24 +94,40 @@ class Data:
 
     def longest(self):
         """Return the longest sample's number of tokens, as told by those of the longest text."""
-        return max(part.longest() for part in self.parts)
+        return max(part.longest() for part in self.parts if len(part))
+
+    def weighted(self, indices, seed):
+        """Return how often each of these samples is taken in an epoch: an array in which they stand so often.
+
+        A weight's whole part is how often each is, its fraction the share of them that is once more.
+        """
+        result, indices, begin = [], np.asarray(indices, np.int64), 0
+        for number, (part, end) in enumerate(zip(self.parts, self.ends, strict=True)):
+            own, begin = indices[(indices >= begin) & (indices < end)], end
+            times, fraction = divmod(part.weight, 1)
+            more = permutation(len(own), seed, WEIGHT_STREAM + number)[: round(fraction * len(own))]
+            result.append(np.sort(np.concatenate([np.repeat(own, int(times)), own[more]])))
+        return np.concatenate(result)
+
+    @property
+    def is_weighted(self):
+        """Is some file's weight another than 1?"""
+        return any(part.weight != 1 for part in self.parts)
 
     def report(self):
         """Return one line per file on what it holds, and one each on what was cut and left out."""
-        lines = [f"{part.path}: {_count(len(part))} ({part.kind})" for part in self.parts]
-        for part in self.parts:
-            if isinstance(part, Windows) and part.path.lower().endswith((".csv", ".tsv")):
-                lines.append(f"{part.path}: a table, learnt as text, commas and all: for answers make JSON lines")
+        lines = [f"{part.path}: {_count(len(part))} ({part.kind}){_times(part.weight)}" for part in self.parts]
         if self.n_cut:
             lines.append(f"{_count(self.n_cut)} longer than the context, cut at its end (see --ctx-size)")
         if self.n_skipped:
             first = next(part.first_skipped for part in self.parts if part.first_skipped)
             lines.append(f"{_count(self.n_skipped)} skipped, with nothing left to train on: the first at {first}")
-        return lines
+        return [*lines, *self.notes]
 
     def fingerprint(self):
         """Return a number that changes when the files' content or the samples found in them do."""
-        return zlib.crc32(",".join(str(part.checksum) for part in self.parts).encode())
+        sums = (f"{part.checksum}{'' if part.weight == 1 else f':{part.weight}'}" for part in self.parts)
+        return zlib.crc32(",".join(sums).encode())
 
     def close(self):
         """Close the files; samples cannot be read any more."""
@@ -123,64 +157,65 @@ def _count(n):
     return f"{n} sample" if n == 1 else f"{n} samples"
 
 
-def _open_part(path, encoder, shapes, sample_start, include_sample_start):
-    """Open one file and look at its beginning; return its samples as Records or Windows."""
-    file = _open_text(path)
-    try:
-        head = file.read(HEAD)
-        file.seek(len(BOM) if head.startswith(BOM) else 0)
-        head = head.removeprefix(BOM)
-        _check_head(head, path)
-        reader = json_reader(head, path, shapes)
-        if reader is None and sample_start:
-            reader = MarkedText(path, sample_start, include_sample_start)
+def _times(weight):
+    return "" if weight == 1 else f", {weight:g} times each"
+
+
+class _Reading:
+    """How files are read: what `open_data` was told, once for all of them."""
+
+    def __init__(self, encoder, render, sample_start, include_sample_start, keep_empty, max_samples):
+        self.encoder, self.keep_empty, self.most = encoder, keep_empty, max_samples
+        self.sample_start, self.include_sample_start = sample_start, include_sample_start
+        self.notes = Notes()
+        self.shapes = Shapes(render, encoder.end_text, keep_empty, self.notes)
+
+    def part(self, source):
+        """Look at a Source's beginning; return its samples as Records or Windows."""
+        path, file = source.path, source.file
+        try:
+            head = file.read(HEAD)
+            while head.startswith(BOM):
+                head = head[len(BOM) :]
+            file.seek(-len(head), os.SEEK_CUR)
+            check_head(head, path)
+            reader = self._reader(head, path)
+            if reader is None:
+                part = Windows(PlainText(path), file, self.encoder, self.most)
+            else:
+                part = Records(reader, file, self.encoder, self.keep_empty, self.most)
+        except BaseException:
+            file.close()
+            raise
+        part.weight = source.weight
+        return part
+
+    def _reader(self, head, path):
+        """Return what finds the records of a file that begins with `head`, None for plain text."""
+        reader = json_reader(head, path, self.shapes)
+        if reader is None and self.sample_start:
+            reader = MarkedText(path, self.sample_start, self.include_sample_start)
         if reader is None and InstructionText.fits(head):
             reader = InstructionText(path)
-        if reader is None:
-            return Windows(PlainText(path), file, encoder)
-        return Records(reader, file, encoder)
-    except BaseException:
-        file.close()
-        raise
-
-
-def _open_text(path):
-    """Open a regular file for reading; LlamacyError says what stands there instead."""
-    try:
-        file = open(path, "rb")  # noqa: SIM115 (kept open: samples are read while training)
-    except FileNotFoundError as error:
-        raise LlamacyError(
-            f"{path}: no such file; wanted training data (examples/ in the project's folder has some)"
-        ) from error
-    except OSError as error:
-        raise LlamacyError(f"{path}: cannot read the training data: {error.strerror}") from error
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise LlamacyError(f"{path}: not a regular file; training data is read more than once, so save it first")
-    return file
-
-
-def _check_head(head, path):
-    """Refuse at once what cannot be UTF-8 text, by its first bytes."""
-    if not head.strip():
-        raise LlamacyError(f"{path}: the file is empty; wanted instruction text, JSON lines or plain text")
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise LlamacyError(f"{path}:1: this is UTF-16 text, wanted UTF-8; convert it with iconv -f UTF-16 -t UTF-8")
-    if b"\0" in head:
-        raise LlamacyError(f"{path}: not a text file: it holds NUL bytes; wanted instruction text, JSON or plain text")
+        return reader or table_reader(head, path, self.shapes)
 
 
 class Records:
     """The samples of a file with records: where each lies, 12 bytes per sample."""
 
-    def __init__(self, reader, file, encoder):
+    weight = 1
+
+    def __init__(self, reader, file, encoder, keep_empty=False, most=None):
         self.path, self.kind = reader.path, reader.kind
-        self.reader, self.file, self.encoder = reader, file, encoder
+        self.reader, self.file, self.encoder, self.keep_empty = reader, file, encoder, keep_empty
         self.templates = set()
         self.n_cut = self.n_skipped = self.checksum = 0
         self.first_skipped = ""
         self.starts, self.lengths = array("Q"), array("I")
         for span in reader.spans(file):
+            if len(self.starts) == most:
+                self.kind += f", the first {most} of more"
+                break
             if self._usable(span):
                 self.starts.append(span.start)
                 self.lengths.append(span.length)
@@ -192,7 +227,7 @@ class Records:
         """Check a record once, before training: is it sound, is it cut, is anything left to train on?"""
         raw = self._read(span.start, span.length)
         record = self.reader.record(raw, span.line)
-        usable, cut = has_answer(record), False
+        usable, cut = has_answer(record, self.keep_empty), False
         if usable and not self.encoder.surely_fits(record):
             sample, cut = self.encoder.encode(record)
             usable = sample.n_trained > 0
@@ -235,7 +270,9 @@ class Windows:
     file, int32, which has no name and vanishes with the process.
     """
 
-    def __init__(self, reader, file, encoder):
+    weight = 1
+
+    def __init__(self, reader, file, encoder, most=None):
         self.path, self.kind = reader.path, f"{reader.kind} in windows of {encoder.n_ctx} tokens"
         self.templates = {""}
         self.n_cut = self.n_skipped = 0
@@ -254,6 +291,9 @@ class Windows:
         # A last window needs two tokens: the first of a sequence is never predicted.
         n_whole, rest = divmod(self.n_tokens, self.size)
         self.n_windows = n_whole + (rest + len(self.first) >= 2)
+        if most is not None and self.n_windows > most:
+            self.n_windows = most
+            self.kind += f", the first {most} of more"
         if not self.n_windows:
             self.n_skipped, self.first_skipped = 1, self.path
 

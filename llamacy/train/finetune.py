@@ -18,6 +18,7 @@ from llamacy.train.plot import check_plot, write_plot
 from llamacy.train.prepare import Prepared, template_of
 from llamacy.train.progress import Progress
 from llamacy.train.runlog import RunLog
+from llamacy.train.sources import path_and_weight
 from llamacy.train.starting import checkpoint_to_resume, ids_of, starting_adapter
 from llamacy.train.state import Progressed
 from llamacy.train.stop import Stop
@@ -128,7 +129,8 @@ def _outputs(job, prepared, claims):
     )
     if claims is not None:
         outputs.check()
-        inputs = [*prepared.file.paths, *job.train_data, *job.val_data]
+        data = (path_and_weight(argument)[0] for argument in (*job.train_data, *job.val_data))
+        inputs = [*prepared.file.paths, *data]
         claim(claims, [*outputs.written(), (job.log_json, "--log-json"), (job.plot, "--plot")], inputs)
     return outputs
 

@@ -14,8 +14,9 @@ class Job:
     options           how to train; chosen: the names of its fields that were set on purpose, for the others give way to
                       an adapter to start from
     whole_context     take the model's own context instead of options.n_ctx
-    train_data        paths; none: the sample data. val_data: paths of samples to measure with
+    train_data        paths, with :WEIGHT behind or not; none: the sample data. val_data: of samples to measure with
     sample_start      where a sample of a plain text begins; "": windows of the context
+    keep_empty        teach empty answers, their end alone; max_samples: of each file no more than its first so many
     chat_template     how messages are written out, a name or a file; None: the model's own
     init_lora         path of an adapter to start from
     checkpoint_in     path of a checkpoint to go on from if it is there; resume: from the run's own, which must be there
@@ -34,6 +35,8 @@ class Job:
     val_data: tuple = ()
     sample_start: str = ""
     include_sample_start: bool = False
+    keep_empty: bool = False
+    max_samples: int | None = None
     chat_template: str | None = None
 
     init_lora: str | None = None

@@ -68,6 +68,8 @@ class Prepared:
             render=self._render,
             sample_start=self.job.sample_start,
             include_sample_start=self.job.include_sample_start,
+            keep_empty=self.job.keep_empty,
+            max_samples=self.job.max_samples,
         )
 
     @cached_property
@@ -80,13 +82,20 @@ class Prepared:
             self._say(f"warning: {warning.message}")
         return template
 
-    def _render(self, messages, add_generation_prompt):
-        """Write messages out by the chat template."""
+    def _render(self, messages, add_generation_prompt, **variables):
+        """Write messages out by the chat template, to which `variables` are given besides."""
+        if "developer" not in self._template:  # OpenAI's newer name for the system, which templates may not know
+            messages = [{**turn, "role": chat.ROLES.get(turn["role"], turn["role"])} for turn in messages]
         bos, eos = (
             "" if token is None else self.tokenizer.token_bytes(token).decode(errors="replace")
             for token in (self.tokenizer.bos_id, self.tokenizer.eos_id)
         )
-        return chat.render(messages, self._template, bos=bos, eos=eos, add_generation_prompt=add_generation_prompt)
+        strange = chat.OWN_NAMES & variables.keys()
+        if strange:
+            raise LlamacyError(f"chat_template_kwargs: {min(strange)!r} is what llamacy itself tells the template")
+        return chat.render(
+            messages, self._template, bos=bos, eos=eos, add_generation_prompt=add_generation_prompt, **variables
+        )
 
     def training_data(self):
         """Return the Data to train on: what the job names, else the sample data."""
@@ -94,16 +103,23 @@ class Prepared:
 
     def parts(self, data):
         """Return (samples to train on, samples to validate on or None)."""
+        everything = range(len(data))
         if self.job.val_data:
-            return data, self.open(self.job.val_data)
+            return self._weighted(data, everything), self.open(self.job.val_data)
         if not self.options.val_split:
-            return data, None
+            return self._weighted(data, everything), None
         train, held = split(len(data), self.options.val_split, self.options.seed)
         if not len(held):
             raise LlamacyError(
                 f"--val-split {self.options.val_split}: wanted 2 samples or more to split, got {len(data)}"
             )
-        return Subset(data, train), Subset(data, held)
+        return self._weighted(data, train), Subset(data, held)
+
+    def _weighted(self, data, indices):
+        """Return these samples of the data as often as their files' weights say, the data itself where it is all."""
+        if data.is_weighted:
+            return Subset(data, data.weighted(indices, self.options.seed))
+        return data if len(indices) == len(data) else Subset(data, indices)
 
 
 def sample_data():

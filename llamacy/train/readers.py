@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from llamacy.errors import LlamacyError
+from llamacy.train.kinds import not_utf8
 from llamacy.train.samples import Record
 
 MAX_RECORD = 64 << 20
@@ -17,7 +18,7 @@ BLOCK = 1 << 16
 HEAD = 1 << 16
 
 COLON = rb"(?::|\xef\xbc\x9a|(?=\r?\n))"
-INSTRUCTION = re.compile(rb"[ \t]*(?:<s>[ \t]*)?#{2,4}[ \t]*instruction[ \t]*" + COLON, re.IGNORECASE)
+INSTRUCTION = re.compile(rb"(?:\xef\xbb\xbf)*[ \t]*(?:<s>[ \t]*)?#{2,4}[ \t]*instruction[ \t]*" + COLON, re.IGNORECASE)
 HEADING = re.compile(r"[ \t]*#{2,4}[ \t]*(input|response|end)\b[ \t]*(?:[:：]|$)[ \t]*(.*)", re.IGNORECASE)
 
 
@@ -35,11 +36,7 @@ def decode(raw, path, line):
     try:
         return raw.decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        line += raw.count(b"\n", 0, error.start)
-        raise LlamacyError(
-            f"{path}:{line}: byte 0x{raw[error.start]:02x} is not UTF-8 text; "
-            "convert the file first, for example with iconv -f GB18030 -t UTF-8"
-        ) from error
+        raise not_utf8(raw, path, line) from error
 
 
 def too_long(path, line):
@@ -233,8 +230,4 @@ class PlainText:
         try:
             return decoder.decode(raw, final)
         except UnicodeDecodeError as error:
-            line += error.object.count(b"\n", 0, error.start)
-            raise LlamacyError(
-                f"{self.path}:{line}: byte 0x{error.object[error.start]:02x} is not UTF-8 text; "
-                "convert the file first, for example with iconv -f GB18030 -t UTF-8"
-            ) from error
+            raise not_utf8(error.object, self.path, line) from error

@@ -6,23 +6,77 @@ An array is walked through a sliding buffer, so that its size does not matter; o
 import json
 import re
 
-from llamacy.errors import LlamacyError, brief, shown
-from llamacy.train.readers import BLOCK, MAX_RECORD, Span, decode, instruct_prompt, too_long
-from llamacy.train.samples import Record, check_text
+from llamacy.errors import LlamacyError, shown
+from llamacy.train.conversations import is_message
+from llamacy.train.readers import BLOCK, MAX_RECORD, Span, decode, too_long
 
 ARRAY = re.compile(rb'\s*\[\s*(?:[{"\]\[]|$)')
 OBJECT = re.compile(rb"""\s*\{\s*(?:["'}]|\w+\s*:|$)""")
+# Objects around the records of a whole file: the key that these stand under.
+WRAPPERS = ("data", "rows", "train", "examples", "samples", "records", "items", "instances")
+
+
+class Number(float):
+    """A number with a fraction, and how it was `written`: as an answer 1.50 is not 1.5."""
+
+    def __new__(cls, text):
+        self = super().__new__(cls, text)
+        self.written = text
+        return self
+
+
+def _whole_number(text):
+    """Return an int; one of thousands of digits, of which Python makes none, stays a text."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def _constant(name):
+    """NaN is how pandas writes what is missing."""
+    return None if name == "NaN" else float(name)
+
+
+_DECODER = json.JSONDecoder(parse_float=Number, parse_int=_whole_number, parse_constant=_constant)
 
 
 def json_reader(head, path, shapes):
     """Return the reader for JSON that begins with `head`, None where it does not look like JSON."""
+    text = head.lstrip().decode("latin-1")
     if ARRAY.match(head):
-        return JsonValues(path, shapes)
+        return JsonLists(path, shapes) if _begins_with_message(text) else JsonValues(path, shapes)
     if not OBJECT.match(head):
         return None
-    text = head.lstrip().decode("latin-1")
+    if wrapper := _wrapper(text):
+        return JsonValues(path, shapes, wrapper)
     lines = "\n" not in text or _whole(text.partition("\n")[0]) or not _whole(text)
     return JsonLines(path, shapes) if lines else JsonValues(path, shapes)
+
+
+def _begins_with_message(text):
+    """Does an array begin with a message, so that it is a conversation itself?"""
+    try:
+        return is_message(_DECODER.raw_decode(text, _BLANK.match(text, 1).end())[0])
+    except (ValueError, RecursionError):
+        return False
+
+
+def _wrapper(text):
+    """Return the key of the array in which an object, the whole file, keeps its records; None where it is a record."""
+    at = 1
+    try:
+        while True:
+            at = _BETWEEN.match(text, at).end()
+            key, at = _DECODER.raw_decode(text, at)
+            at = _BLANK.match(text, _BLANK.match(text, at).end() + 1).end()
+            if text[at : at + 1] == "[" and isinstance(key, str) and key.lower() in WRAPPERS:
+                at = _BLANK.match(text, at + 1).end()
+                records = text[at : at + 1] in ("{", "[") and not _begins_with_message("[" + text[at:])
+                return key if records else None
+            at = _DECODER.raw_decode(text, at)[1]
+    except (ValueError, RecursionError):
+        return None
 
 
 def _whole(text):
@@ -35,29 +89,29 @@ def _whole(text):
 
 
 def parse(raw, path, line):
-    """Return the object that `raw` holds; LlamacyError says what is wrong with it, and in which line."""
-    return parse_text(decode(raw, path, line), path, line)
+    """Return the object, or the list of messages, that `raw` holds; LlamacyError says what is wrong with it, and in
+    which line.
+    """
+    # joined files leave a byte order mark before a line
+    return parse_text(decode(raw, path, line).lstrip("\ufeff"), path, line)
 
 
 def parse_text(text, path, line):
     """The same of decoded text."""
     try:
-        value = json.loads(text)
+        value, end = _DECODER.raw_decode(text, _BLANK.match(text).end())
+        if _BLANK.match(text, end).end() < len(text):
+            raise json.JSONDecodeError("Extra data", text, end)
     except json.JSONDecodeError as error:
         raise _broken(path, line + error.lineno - 1, error, text) from error
     except RecursionError as error:
         raise LlamacyError(f"{path}:{line}: JSON nested too deeply; wanted an object with text in it") from error
-    except ValueError as error:
-        raise _digits(path, line) from error
+    if isinstance(value, list) and value and is_message(value[0]):
+        return value
     if not isinstance(value, dict):
         wanted = '{"prompt": ..., "completion": ...}'
         raise LlamacyError(f"{path}:{line}: wanted a JSON object such as {wanted}, got {shown(text, 40)}")
     return value
-
-
-def _digits(path, line):
-    # Python's own bound on the digits of a whole number
-    return LlamacyError(f"{path}:{line}: a number of thousands of digits; wanted an object with text in it")
 
 
 def _broken(path, line, error, text):
@@ -94,13 +148,22 @@ class JsonLines:
 
 
 class JsonValues(JsonLines):
-    """JSON objects in one array, or one after the other without regard to lines."""
+    """JSON objects in one array, or one after the other without regard to lines.
+
+    wrapper: the key of the array in an object that is the whole file; None where there is no such object.
+    """
 
     kind = "JSON objects"
+
+    def __init__(self, path, shapes, wrapper=None):
+        super().__init__(path, shapes)
+        self.wrapper = wrapper
 
     def spans(self, file):
         """Yield the Span of each object, reading on only when one goes past what has been read."""
         window = _Window(file)
+        if self.wrapper is not None:
+            self._enter(window)
         in_array = window.skip(_BLANK) == "["
         if in_array:
             window.advance(1)
@@ -112,12 +175,46 @@ class JsonValues(JsonLines):
                 return
             if in_array and following == "]":
                 window.advance(1)
-                if window.skip(_BLANK):
-                    raise LlamacyError(f"{self.path}:{window.line}: text after the array's end; wanted one array")
+                self._leave(window)
                 return
             length = self._length(window)
             yield Span(window.offset, length, window.line)
             window.advance(length)
+
+    def _enter(self, window):
+        """Go to the array in the object around it."""
+        window.skip(_BLANK)
+        window.advance(1)
+        while True:
+            window.skip(_BETWEEN)
+            key = self._value(window)
+            window.skip(_COLON)
+            if key == self.wrapper and window.skip(_BLANK) == "[":
+                return
+            self._value(window)
+            self.shapes.notes.unused(key, f"{self.path}:{window.line}")
+
+    def _leave(self, window):
+        """Read what stands behind the array: nothing, or the rest of the object around it."""
+        where = f"{self.path}:{window.line}"
+        if self.wrapper is not None:
+            while window.skip(_BETWEEN) == '"':
+                key = self._value(window)
+                window.skip(_COLON)
+                self._value(window)
+                self.shapes.notes.unused(key, where)
+            if window.skip(_BLANK) != "}":
+                raise LlamacyError(f"{where}: the object around the records is not closed: the file is cut off")
+            window.advance(1)
+        if window.skip(_BLANK):
+            raise LlamacyError(f"{self.path}:{window.line}: text after the array's end; wanted one array")
+
+    def _value(self, window):
+        """Return the JSON value at the window's beginning and go past it."""
+        length = self._length(window)
+        text = window.text[window.position : window.position + length].encode("latin-1").decode("utf-8", "replace")
+        window.advance(length)
+        return _DECODER.decode(text)
 
     def _length(self, window):
         """Return the length in bytes of the JSON value at the window's beginning."""
@@ -135,13 +232,25 @@ class JsonValues(JsonLines):
                     raise LlamacyError(f"{self.path}:{window.line}: broken JSON: {error.msg}") from error
             except RecursionError as error:
                 raise LlamacyError(f"{self.path}:{window.line}: JSON nested too deeply") from error
-            except ValueError as error:
-                raise _digits(self.path, window.line) from error
 
 
-_DECODER = json.JSONDecoder()
 _BLANK = re.compile(r"[ \t\r\n]*")
 _BETWEEN = re.compile(r"[ \t\r\n]*,?[ \t\r\n]*")
+_COLON = re.compile(r"[ \t\r\n]*:?[ \t\r\n]*")
+
+
+class JsonLists(JsonValues):
+    """Conversations, each a list of messages, one after the other."""
+
+    kind = "lists of messages"
+
+    def spans(self, file):
+        """Yield the Span of each list."""
+        window = _Window(file)
+        while window.skip(_BLANK):
+            length = self._length(window)
+            yield Span(window.offset, length, window.line)
+            window.advance(length)
 
 
 class _Window:
@@ -181,95 +290,3 @@ class _Window:
             if not self.read():
                 self.advance(len(self.text))
                 return ""
-
-
-class Shapes:
-    """The objects that training data may be made of, one row each: keys that must be there, and what they become.
-
-    `render(messages, add_generation_prompt)` is the model's chat template; needed for "messages" only.
-    """
-
-    def __init__(self, render=None):
-        self.render = render
-
-    def record(self, value, where):
-        """Return (Record, the name of its prompt's shape); LlamacyError names the keys that are missing."""
-        for keys, make, template in self.ROWS:
-            if all(key in value for key in keys):
-                return make(self, value, where), template
-        wanted = ", ".join(" and ".join(f'"{key}"' for key in keys) for keys, *_ in self.ROWS)
-        got = ", ".join(f'"{brief(key, 24)}"' for key in list(value)[:8]) or "no keys"
-        raise LlamacyError(f"{where}: missing keys: wanted {wanted}; got {got}")
-
-    def _messages(self, value, where):
-        turns = _turns(value["messages"], where)
-        if self.render is None:
-            raise LlamacyError(f'{where}: "messages" need a chat template, and this model has none')
-        try:
-            return Record(tuple(_rendered(turns, self.render)), closed=True)
-        except LlamacyError as error:
-            raise LlamacyError(f"{where}: {error}") from error
-
-    def _prompt(self, value, where):
-        prompt = check_text(value["prompt"], '"prompt"', where)
-        return Record(((prompt, False), (check_text(value["completion"], '"completion"', where), True)))
-
-    def _instruction(self, value, where):
-        instruction, extra, output = (
-            check_text(value.get(key), f'"{key}"', where) for key in ("instruction", "input", "output")
-        )
-        return Record(((instruct_prompt(instruction.strip(), extra.strip()), False), (output, True)))
-
-    def _text(self, value, where):
-        return Record(((check_text(value["text"], '"text"', where), True),))
-
-    ROWS = (
-        (("messages",), _messages, "chat"),
-        (("prompt", "completion"), _prompt, ""),
-        (("instruction", "output"), _instruction, "instruct"),
-        (("text",), _text, ""),
-    )
-
-
-def _turns(messages, where):
-    """Return the messages as [{"role", "content"}], content as one text; LlamacyError names the one that is wrong."""
-    if not isinstance(messages, list) or not messages:
-        raise LlamacyError(f'{where}: "messages" is empty or no list; wanted [{{"role": ..., "content": ...}}, ...]')
-    turns = []
-    for number, message in enumerate(messages):
-        name = f'"messages"[{number}]'
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise LlamacyError(f'{where}: {name} has no "role" and "content"; wanted an object with both')
-        content = message["content"]
-        if isinstance(content, list):
-            content = "".join(_part(part, name, where) for part in content)
-        role = check_text(message["role"], f"{name}.role", where)
-        turns.append({"role": role, "content": check_text(content, f"{name}.content", where)})
-    return turns
-
-
-def _part(part, name, where):
-    if not isinstance(part, dict) or part.get("type") != "text":
-        raise LlamacyError(f"{where}: {name}.content holds something other than text; only text can be trained")
-    return check_text(part.get("text"), f"{name}.content", where)
-
-
-def _rendered(turns, render):
-    """Yield the rendered conversation in pieces, (text, True) for what an assistant turn adds to its prompt.
-
-    What the template writes for the turns up to some point must be how it writes the whole: templates that rewrite
-    earlier turns (such as dropping old thoughts) leave those untrained, as they do not look so when the model answers.
-    """
-    whole, done = render(turns, False), 0
-    for number, turn in enumerate(turns):
-        # A conversation that the assistant opens has no prompt to that turn.
-        if turn["role"] != "assistant" or number == 0:
-            continue
-        begin, end = render(turns[:number], True), render(turns[: number + 1], False)
-        if not (whole.startswith(end) and end.startswith(begin)) or len(begin) < done or not turn["content"].strip():
-            continue
-        yield whole[done : len(begin)], False
-        yield end[len(begin) :], True
-        done = len(end)
-    if done < len(whole):
-        yield whole[done:], False

@@ -1,5 +1,8 @@
 """What training eats: token ids, and which of them are to be learnt."""
 
+import bisect
+import itertools
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,12 +26,17 @@ class Sample:
         return int(np.count_nonzero(self.trained))
 
 
+# What a piece of text is to training. An answer is true, so that `(text, True)` says the same.
+ANSWER, PROMPT, CONTEXT = True, False, None
+
+
 @dataclass(frozen=True)
 class Record:
-    """A sample as text: pieces in order, each tokenised on its own, `(text, True)` where it is an answer.
+    """A sample as text: pieces in order, `(text, ANSWER)` where it is an answer.
 
-    `closed` says that the pieces end their turns themselves, as chat templates do: no EOS is added after one, and
-    what a template puts behind the end of a turn is not trained.
+    PROMPT is learnt with --train-on-prompt only, CONTEXT never. Each piece is tokenised on its own. `closed` says that
+    the pieces end their turns themselves, as chat templates do: no EOS is added after one, and what a template puts
+    behind the end of a turn is not trained; they are tokenised as one text.
     """
 
     pieces: tuple
@@ -36,7 +44,8 @@ class Record:
 
 
 class Encoder:
-    """Records to Samples: `[BOS] + tokenize(piece) + tokenize(piece) + ... + [EOS]`, cut to `n_ctx` tokens.
+    """Records to Samples: `[BOS] + tokenize(piece) + tokenize(piece) + ... + [EOS]`, cut to `n_ctx` tokens; of closed
+    records, [BOS] + tokenize(the pieces together).
 
     BOS only where the model adds it and the text does not already begin with it. `mask_prompt` trains the answers
     and EOS only; without it every token but the first is trained.
@@ -49,37 +58,71 @@ class Encoder:
         self.first = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
         self.last = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
 
+    @property
+    def end_text(self):
+        """The text of the token that ends an answer, "" where the vocabulary has none."""
+        return "".join(self.tokenizer.token_bytes(token).decode(errors="replace") for token in self.last)
+
     def encode(self, record):
         """Return (Sample, was it cut); the Sample may be left without a trained token."""
-        ids, trained = list(self.first), [False] * len(self.first)
-        for text, is_answer in record.pieces:
-            piece = self.tokenizer.encode(text, add_special=False)
+        ids, trained = list(self.first), [not self.mask_prompt] * len(self.first)
+        for piece, learnt in self._whole(record) if record.closed else self._parts(record):
             if ids == self.first and piece[: len(ids)] == ids:
-                piece = piece[len(ids) :]
-            learnt = self._turn_length(piece) if record.closed and is_answer else len(piece)
+                piece, learnt = piece[len(ids) :], learnt[len(ids) :]
             ids += piece
-            trained += [is_answer] * learnt + [False] * (len(piece) - learnt)
+            trained += learnt
         if self._wants_end(record, ids):
             ids += self.last
             trained += [True] * len(self.last)
         return self._sample(ids, trained), len(ids) > self.n_ctx
 
+    def _parts(self, record):
+        """Yield (ids, is each learnt) of each piece, tokenised on its own."""
+        for text, part in record.pieces:
+            piece = self.tokenizer.encode(text, add_special=False)
+            learnt = self._turn_length(piece) if record.closed and part is ANSWER and self.mask_prompt else len(piece)
+            yield piece, [self._is_learnt(part)] * learnt + [False] * (len(piece) - learnt)
+
+    def _whole(self, record):
+        """Return [(ids, is each learnt)] of a conversation, tokenised as one text, as transformers does it.
+
+        A token with bytes of two pieces belongs to the later one. Where the tokens' bytes are not the text's (unknown
+        characters), pieces are tokenised on their own.
+        """
+        texts = [text.encode() for text, _ in record.pieces]
+        ids = self.tokenizer.encode("".join(text for text, _ in record.pieces), add_special=False)
+        ends = list(itertools.accumulate(len(self.tokenizer.token_bytes(token)) for token in ids))
+        # some vocabularies put a space before a text
+        shift = ends[-1] - sum(map(len, texts)) if ends else 0
+        if shift not in (0, 1) or (shift and self.tokenizer.token_bytes(ids[0])[:1] != b" "):
+            return self._parts(record)
+        learnt, at, begin = [], shift, 0
+        for (_, part), text in zip(record.pieces, texts, strict=True):
+            at += len(text)
+            until = bisect.bisect_right(ends, at, begin)
+            piece = ids[begin:until]
+            n = self._turn_length(piece) if part is ANSWER and self.mask_prompt else len(piece)
+            learnt += [self._is_learnt(part)] * n + [False] * (len(piece) - n)
+            begin = until
+        return [(ids, learnt)]
+
+    def _is_learnt(self, part):
+        return part is ANSWER or (part is PROMPT and not self.mask_prompt)
+
     def _sample(self, ids, trained):
         trained = np.array(trained[: self.n_ctx], np.bool_)
-        if not self.mask_prompt:
-            trained[:] = True
         trained[:1] = False
         return Sample(np.array(ids[: self.n_ctx], np.int32), trained)
 
     def _turn_length(self, piece):
-        """How many tokens of an answer to train: up to the token that ends the turn, else all."""
-        ends = (i for i, token in enumerate(piece) if token in self.tokenizer.eog_ids)
+        """How many tokens of an answer to train: up to the last token that ends a turn, else all."""
+        ends = (i for i in reversed(range(len(piece))) if piece[i] in self.tokenizer.eog_ids)
         return next(ends, len(piece) - 1) + 1
 
     def _wants_end(self, record, ids):
         """Is EOS missing? A template that ends its turns may put a line break behind the token that does."""
         if record.closed:
-            return record.pieces[-1][1] and not any(token in self.tokenizer.eog_ids for token in ids[-3:])
+            return bool(record.pieces[-1][1]) and not any(token in self.tokenizer.eog_ids for token in ids[-3:])
         return ids[-1:] != self.last
 
     def surely_fits(self, record):
@@ -90,15 +133,20 @@ class Encoder:
         return sum(len(text.encode()) + 2 for text, _ in record.pieces) + 2 <= self.n_ctx
 
 
-def has_answer(record):
-    """True where a piece to be learnt holds more than white space."""
-    return any(is_answer and not text.isspace() and text for text, is_answer in record.pieces)
+def has_answer(record, keep_empty=False):
+    """True where a piece to be learnt holds more than white space, or for `keep_empty` where there is one at all."""
+    return any(part is ANSWER and (keep_empty or text.strip()) for text, part in record.pieces)
 
 
 def check_text(value, name, where):
-    """Return `value` if it is text that can be encoded, "" for None; LlamacyError naming the key otherwise."""
+    """Return `value` as text that can be encoded, "" for None, numbers as JSON has them.
+
+    LlamacyError, naming the key, for anything else.
+    """
     if value is None:
         return ""
+    if isinstance(value, (bool, int, float)):
+        return json.dumps(value) if not hasattr(value, "written") else value.written
     if not isinstance(value, str):
         raise LlamacyError(f"{where}: {name} is {_json_kind(value)}, wanted text")
     try:
@@ -109,7 +157,7 @@ def check_text(value, name, where):
     return value
 
 
-_KINDS = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+_KINDS = {list: "a list", dict: "an object"}
 
 
 def _json_kind(value):

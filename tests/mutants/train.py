@@ -140,6 +140,55 @@ TRAIN = table(
         "return self._sample(ids, trained), len(ids) > self.n_ctx + 1",
         "train/test_data_text.py::test_a_sample_that_just_fits_is_not_cut",
     ),
+    (
+        "a turn with weight 0 is learnt",
+        "turns.py",
+        "part = CONTEXT if learn is False else ANSWER",
+        "part = ANSWER",
+        "train/test_data_shapes.py::test_each_shape_is_asked_and_learnt_as_its_row_says",
+    ),
+    (
+        "a call that the template does not write is learnt as an empty answer",
+        "turns.py",
+        "if _says(turn):",
+        "if False:",
+        "train/test_data_chat.py::test_what_is_not_learnt_or_written_is_told",
+    ),
+    (
+        "a long conversation's answer without the opening before it",
+        "turns.py",
+        "begin += len(opening)",
+        "begin += 0",
+        "train/test_data_chat.py::test_long_conversations_are_cut_as_short_ones",
+    ),
+    (
+        "conversations tokenised piece by piece",
+        "samples.py",
+        "self._whole(record) if record.closed else self._parts(record)",
+        "self._parts(record)",
+        "train/test_data_chat.py::test_tokens_and_answers_are_those_of_transformers",
+    ),
+    (
+        "keys that are not used are not counted",
+        "shapes.py",
+        "keys.tell_unused(self.notes)",
+        "pass",
+        "train/test_data_shapes.py::test_what_is_not_used_is_said_once_with_its_count",
+    ),
+    (
+        "a quote in the middle of a field opens one",
+        "tables.py",
+        """elif line[at : at + 1] == b'"':""",
+        """elif b'"' in line[at:]:""",
+        "train/test_data_files.py::test_a_quote_inside_a_field_is_a_quote",
+    ),
+    (
+        "half a weight is none",
+        "data.py",
+        "[: round(fraction * len(own))]",
+        "[:0]",
+        "train/test_data_files.py::test_a_weight_says_how_often_a_sample_is_taken",
+    ),
 )
 
 STATES = table(

@@ -169,7 +169,8 @@ BAD = {
     b"### Instruction:\na\n### Response:\nb\n### Instruction:\nc\n### Response:\n\xff\n": "data.txt:8: byte 0xff",
     b"ends inside a character \xe4\xb8": "data.txt:1: byte 0xe4",
     "text".encode("utf-16"): "UTF-16",
-    b"GGUF\x03\0\0\0": "not a text file",
+    b"GGUF\x03\0\0\0": "this is a model or an adapter (GGUF)",
+    b"words \0\0\0": "not a text file",
     b"### Instruction:\na\n### Response:\nb\n### Instruction:\nc\n": 'data.txt:5: this block has no "### Response:"',
     b"### Instruction:\na\n### Response:\n": "no usable sample",
     b"x": "no usable sample",
@@ -188,7 +189,7 @@ def test_a_marker_that_never_comes_is_told(load):
         load("some text", sample_start="<X>")
 
 
-@pytest.mark.parametrize(("name", "wanted"), [("missing.txt", "no such file"), ("", "cannot read")])
+@pytest.mark.parametrize(("name", "wanted"), [("missing.txt", "no such file"), ("", "a folder without data files")])
 def test_what_cannot_be_opened_is_told(tmp_path, name, wanted):
     with pytest.raises(LlamacyError, match=wanted):
         open_data([tmp_path / name], Encoder(ByteTokenizer(), 64))

@@ -266,10 +266,13 @@ def test_a_disk_too_full_for_the_adapter_is_told_before_training(finetune, monke
     assert code == 0 and "warning: adapter/adapter.bin: 10K are free there, the run will save " in err
 
 
-def test_a_table_is_told_to_be_learnt_as_text(finetune, tmp_path):
-    (tmp_path / "data.CSV").write_text("question,answer\nWho?,Me.\n")
-    code, _, err = finetune("--train-data", "data.CSV", "--max-steps", 1)
-    assert code == 0 and "data.CSV: a table, learnt as text, commas and all" in err
+def test_a_table_is_learnt_row_by_row_as_often_as_its_weight_says(finetune, tmp_path):
+    (tmp_path / "data.CSV").write_text("question,answer\nWho?,Me.\nWhat?,\n")
+    code, _, err = finetune("--train-data", "data.CSV:3", "--epochs", 1)
+    assert code == 0 and "data.CSV: 1 sample (table, columns between commas), 3 times each" in err
+    assert "training 3 steps" in err and "1 sample skipped" in err
+    code, _, err = finetune("--train-data", "data.CSV", "--epochs", 1, "--keep-empty", "--max-samples", 9)
+    assert code == 0 and "data.CSV: 2 samples (table" in err and "training 2 steps" in err
 
 
 def test_a_checkpoint_of_other_data_is_told_without_numbers(finetune, tmp_path):
