@@ -2,13 +2,27 @@
 
 from tests.mutants.formats import ADAPTERS, FORMATS
 from tests.mutants.generate import GENERATE
-from tests.mutants.model import MODEL
-from tests.mutants.pyx import COMMON, LAYERS, PRODUCTS
+from tests.mutants.model import KERNELS, MODEL
+from tests.mutants.pyx import COMMON, LAYERS, PRODUCTS, STEPS
 from tests.mutants.server import SERVER
 from tests.mutants.table import Mutant, changed, misplaced
 from tests.mutants.text import TEXT
 from tests.mutants.train import STATES, TRAIN
 
-MUTANTS = (*TRAIN, *STATES, *MODEL, *FORMATS, *ADAPTERS, *GENERATE, *TEXT, *SERVER, *LAYERS, *PRODUCTS, *COMMON)
+MUTANTS = (
+    *TRAIN,
+    *STATES,
+    *MODEL,
+    *KERNELS,
+    *FORMATS,
+    *ADAPTERS,
+    *GENERATE,
+    *TEXT,
+    *SERVER,
+    *LAYERS,
+    *PRODUCTS,
+    *STEPS,
+    *COMMON,
+)
 
 __all__ = ["MUTANTS", "Mutant", "changed", "misplaced"]

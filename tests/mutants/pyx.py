@@ -58,6 +58,13 @@ LAYERS = table(
 PRODUCTS = table(
     "pyx/products",
     (
+        "a block with NaN is rounded as if it were zeros",
+        "inputs.pyx",
+        "x.scale8[at] = amax * <float>(1.0 / 127)",
+        "x.scale8[at] = (amax if amax == amax else 0) * <float>(1.0 / 127)",
+        "kernels/test_not_numbers.py::test_products",
+    ),
+    (
         "fewer values set aside",
         "inputs.pyx",
         "cdef float OUTLIER_OVER = 1.2",
@@ -70,6 +77,40 @@ PRODUCTS = table(
         "x.outlier_over, x.superblock, x.raised = 1.5,",
         "x.outlier_over, x.superblock, x.raised = 1.3,",
         "kernels/test_matmul.py::test_values_are_set_aside_from_the_documented_limit_on",
+    ),
+)
+
+STEPS = table(
+    "pyx/steps",
+    (
+        "results that are no numbers are returned",
+        "decoder.pyx",
+        "if s.astray:",
+        "if False:",
+        "model/test_not_finite.py::test_nan_in_an_adapter_ends_the_step",
+        "test_overflow.py::test_main_ends_in_one_line",
+    ),
+    (
+        "two steps of one session at a time",
+        "weights.pyx",
+        "if busy[0]:",
+        "if False:",
+        "model/test_concurrency.py::test_a_second_step_of_a_session_is_refused_and_leaves_the_first_as_it_is",
+        "model/test_concurrency.py::test_a_second_pass_of_a_trainer_is_refused",
+    ),
+    (
+        "adapters change while a step runs",
+        "weights.pyx",
+        "if self.steps:",
+        "if False:",
+        "model/test_concurrency.py::test_adapters_do_not_change_during_a_step",
+    ),
+    (
+        "steps run while an adapter is added",
+        "weights.pyx",
+        "if self.steps < 0:",
+        "if False:",
+        "model/test_concurrency.py::test_no_step_begins_while_an_adapter_is_added",
     ),
 )
 

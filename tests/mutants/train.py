@@ -189,6 +189,13 @@ TRAIN = table(
         "[:0]",
         "train/test_data_files.py::test_a_weight_says_how_often_a_sample_is_taken",
     ),
+    (
+        "what the last update left is not looked at",
+        "loop.py",
+        'if ended != "stopped" and self.done.step > first:',
+        "if False:",
+        "train/test_loop.py::test_what_the_last_update_left_is_looked_at",
+    ),
 )
 
 STATES = table(
