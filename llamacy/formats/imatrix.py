@@ -111,4 +111,5 @@ def _numbers(file, name):
     """Return tensor `name`, which must be F32, as float64 (n_rows, n_cols)."""
     if name not in file.tensors or file.tensors[name].type.name != "F32":
         raise file.error(f"{shown(name)} is missing or not F32", "the file is damaged")
-    return np.array(file.data(name)).view(np.float32).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN is one, whatever NumPy says of it
+        return np.array(file.data(name)).view(np.float32).astype(np.float64)

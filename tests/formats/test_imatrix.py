@@ -1,6 +1,7 @@
 """Importance matrices in both forms: what is read of them, and damaged ones."""
 
 import struct
+import warnings
 
 import numpy as np
 import pytest
@@ -78,3 +79,15 @@ def test_a_damaged_file_of_the_old_form_is_refused(tmp_path, case):
     with pytest.raises(LlamacyError) as caught:
         read_imatrix(tmp_path / "i.dat")
     assert message in str(caught.value) and str(tmp_path / "i.dat") in str(caught.value)
+
+
+def test_a_signalling_nan_is_damage_like_any_other(tmp_path):
+    """A conversion of one is a warning of NumPy's, which must not get out."""
+    path = write_imatrix(tmp_path / "i.gguf", {"a": ([[1.0, 1.5]], [1])})
+    content = path.read_bytes()
+    wanted, broken = struct.pack("<2f", 1.0, 1.5), struct.pack("<2I", 0x3F800000, 0x7FA00000)
+    assert content.count(wanted) == 1
+    path.write_bytes(content.replace(wanted, broken))
+    with warnings.catch_warnings(), pytest.raises(LlamacyError, match="finite sums"):
+        warnings.simplefilter("error")
+        read_imatrix(path)
