@@ -146,10 +146,10 @@ def estimate(setup):
     return Estimate(setup.peak, trainer.options.checkpointing, seconds, plan.n_steps, speed, adapter, kept)
 
 
-def train(setup, say, progress=None):
+def train(setup, say, progress=None, stop=None):
     """Run the loop with its log, its bar and its signals; return the Result.
 
-    progress: what shows the steps, None for a Progress on stderr.
+    progress: what shows the steps, None for a Progress on stderr. stop: what asks for an early end, None for a Stop.
     """
     job, options, outputs, checkpoint = setup.prepared.job, setup.options, setup.outputs, setup.checkpoint
     setup.budget.tell_room(outputs, say)
@@ -173,7 +173,7 @@ def train(setup, say, progress=None):
         f"alpha {options.alpha:g}, learning rate {options.learning_rate:g} ({options.lr_schedule})"
     )
     try:
-        with Stop(progress.note) as stop:
+        with Stop(progress.note) if stop is None else stop as stop:
             ended = run.go(stop)
     finally:
         progress.close()

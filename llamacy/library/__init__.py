@@ -1,0 +1,1 @@
+"""What `import llamacy` offers: models to talk to, adapters to train, files to make; llamacy itself has the names."""
