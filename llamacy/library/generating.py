@@ -120,7 +120,7 @@ def constraint_of(tokenizer, n_vocab, grammar, schema, tables):
         return None
     if grammar is not None and schema is not None:
         raise LlamacyError("grammar and schema are both given: name one")
-    from llamacy.generate.grammar import Constraint, TokenTable
+    from llamacy.generate.constraint import Constraint, TokenTable
 
     if grammar is not None:
         from llamacy.generate.gbnf import gbnf

@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 import time
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -71,12 +72,17 @@ def serve(
     from llamacy.library.models import Model, load
     from llamacy.server.app import Application
     from llamacy.server.embeddings import pooling_of
-    from llamacy.server.http import Server
+    from llamacy.server.guard import Guard
+    from llamacy.server.listening import Server
 
     with contextlib.ExitStack() as stack:
         served = model if isinstance(model, Model) else stack.enter_context(load(model))
-        app = Application(alias=alias or os.path.basename(served.path), api_keys=tuple(api_keys))
+        app = Application(alias=alias or os.path.basename(served.path), guard=Guard(tuple(api_keys)))
         server = Server(host, port, app)
+        if server.is_local:
+            app.guard.hosts = ()  # names of this machine alone: a page from elsewhere cannot pass for one of ours
+        elif not api_keys:
+            warnings.warn(f"{host} is open to the network and there are no api_keys", stacklevel=2)
         inner = stack.enter_context(served.lent())
         engine = Engine(inner, n_slots=parallel, n_ctx=fit_context(context, inner.config.n_ctx_train))
         app.pooling = pooling_of(inner)
