@@ -4,8 +4,9 @@ Each round takes a good file (fuzz_samples.py), damages it (fuzz_damage.py) and 
 a model (also run for one token), an adapter (also applied, merged and written again), a checkpoint to go on from, a
 chat template to render, a Hugging Face folder to convert, a vocabulary, a file for bin/info. Whatever is not a result
 or a LlamacyError of one line is a failure: the file is kept and the round printed, so that
-`python -m tests.formats.fuzz 1 SEED:ROUND` repeats it. The process may take 100 MB more than it has at the start: an
-allocation of another order than the file's few kilobytes is a MemoryError; no round may take ten seconds.
+`python -m tests.formats.fuzz 1 SEED:ROUND` repeats it. The process may take 100 MB more than
+it has each thousand rounds: an allocation of another order than the file's few kilobytes is a MemoryError; no round
+may take ten seconds.
 """
 
 import contextlib
@@ -41,6 +42,7 @@ SECONDS = 10
 # A template may take a second of processor time, which on a busy machine is many by the clock.
 TEMPLATE_SECONDS = 100
 ADDRESSES = 100 << 20
+AFRESH = 1000  # rounds after which the limit is set anew: a heap of thousands of damaged files has holes
 TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi \x1b é"}]
 TALK += [{"role": "assistant", "content": "Hello."}, {"role": "user", "content": "{{ x }}"}]
 
@@ -191,13 +193,15 @@ TASKS = {
 }
 
 
-def run(rounds, seed, only=None):
+def run(rounds, seed, only=None, limit=lambda: None):
     """Do `rounds` rounds; return how many files were still readable. Raises what should not have been raised."""
     readable = 0
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         kinds = samples(folder)
         for round_ in range(rounds) if only is None else [only]:
+            if round_ % AFRESH == 0:
+                limit()
             rng = random.Random(f"{seed}:{round_}")
             good, ways, _ = rng.choice(kinds)
             victim = rng.choice(sorted(ways))
@@ -247,10 +251,9 @@ def main(argv):
     faulthandler.enable()
     warnings.simplefilter("error")
     signal.signal(signal.SIGALRM, _too_long)
-    _limit_memory()
     os.fsync = lambda descriptor: None  # files that need not last
     start = time.monotonic()
-    readable = run(rounds, seed, int(only) if only else None)
+    readable = run(rounds, seed, int(only) if only else None, _limit_memory)
     print(f"fuzz: {rounds} damaged files, {readable} still readable, no failure, {time.monotonic() - start:.0f} s")
     return 0
 
