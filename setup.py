@@ -140,12 +140,14 @@ def package_folders():
 if __name__ == "__main__":
     os.chdir(ROOT)
     packages = package_folders()
+    # A source distribution holds pyx/ itself, not what is staged from it on this machine.
+    compiled = [] if "sdist" in sys.argv else extensions()
     setup(
         packages=packages,
         # A plain .pth: the import hook that is setuptools' default costs every start of a command 20 ms.
         options={"editable_wheel": {"mode": "compat"}},
         ext_modules=cythonize(
-            extensions(),
+            compiled,
             include_path=[str(STAGE)],
             language_level=3,
             nthreads=0,
