@@ -7,7 +7,7 @@ from llamacy.cli.common import add_model_flags, optional, whole
 from llamacy.cli.run import make_parser
 from llamacy.default_model import default_model
 from llamacy.errors import UsageError
-from llamacy.formats.architectures import MATRICES
+from llamacy.formats.architectures import adapted
 from llamacy.train.options import DEFAULT_CTX, MAX_RANK, TrainOptions, target_modules
 from llamacy.train.schedule import SCHEDULES
 
@@ -31,7 +31,7 @@ ADAMW_FLAGS = [
     (("--max-grad-norm", "--adam-gclip"), "max_grad_norm", float, "F", "clip gradients to this norm, 0 = off"),
 ]
 # llama.cpp's flags for one matrix's rank, named as Meta names the matrices
-RANKS = {f"--rank-{matrix.meta.rpartition('.')[2]}": matrix.name for matrix in MATRICES if matrix.meta}
+RANKS = {f"--rank-{matrix.meta.rpartition('.')[2]}": matrix.name for matrix in adapted() if matrix.meta}
 VALIDATION_FLAGS = [
     (("--val-split", "-val-split"), "val_split", float, "F", "hold out this share of the training data"),
     (("--eval-every",), "eval_every", int, "N", "measure every N steps, 0 = after every epoch"),

@@ -168,7 +168,6 @@ DOWNLOADS = "nothing is downloaded: get the file and name it with -m FILE"
 DRAFTS = "models that draft for another are not built; --draft-lookup N guesses from the text itself"
 IMAGES = "images, sound and video are not built"
 VECTORS = "control vectors are not built"
-YARN = "of the scalings of positions only linear is built: --rope-scaling linear --rope-scale N"
 
 # flags of llama.cpp that change the result and are not built -> what to say
 NOT_BUILT = {
@@ -184,7 +183,6 @@ NOT_BUILT = {
     ("-lcs", "--lookup-cache-static", "-lcd", "--lookup-cache-dynamic"): DRAFTS,
     ("-mm", "--mmproj", "-mmu", "--mmproj-url", "--image", "--audio", "--video", "--media-path"): IMAGES,
     ("--control-vector", "--control-vector-scaled", "--control-vector-layer-range"): VECTORS,
-    ("--yarn-orig-ctx", "--yarn-ext-factor", "--yarn-attn-factor", "--yarn-beta-slow", "--yarn-beta-fast"): YARN,
     ("-rpc", "--rpc"): "one machine computes, none on the network",
     ("-gan", "--grp-attn-n", "-gaw", "--grp-attn-w"): "grouped attention (self-extend) is not built",
     ("--models-dir", "--models-preset", "--models-max"): "a server has one model; run one for each",

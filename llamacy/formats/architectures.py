@@ -81,7 +81,7 @@ MATRICES = (
 # Known by name and size, without a slot of the compiled layer so far. A "*" in Hugging Face's name: one module for each
 # expert, whose rows lie below each other in the stacked tensor.
 OTHER_MATRICES = (
-    Matrix("attn_qkv", "self_attn.qkv_proj", n_out="qkv", n_in="embd", role="value"),
+    Matrix("attn_qkv", "self_attn.qkv_proj", "attention.wqkv", "qkv", "embd", ("qkv",), "value"),
     Matrix("attn_kv_b", "", role="value"),
     Matrix("ffn_gate_inp", "mlp.gate", n_out="expert", n_in="embd"),
     Matrix("ffn_gate_exps", "mlp.experts.*.gate_proj", n_out="ff_exp", n_in="embd", stacked="expert"),
@@ -136,7 +136,6 @@ MISSING = {
     "output bias": "a bias of the output matrix",
     "logit cap": "capped logits",
     "two ropes": "another rope in layers with a window",
-    "fused": "matrices fused of several",
     "windows": "attention within a window",
     "score cap": "capped attention scores",
     "sinks": "attention sinks",
@@ -158,6 +157,8 @@ class Architecture:
     permuted     a converter has put the rows of q and k from Hugging Face's halves into pairs
     matrices     names of MATRICES and OTHER_MATRICES      norms  names of NORMS, in the order of use
     experts      what layers with experts have instead of the dense MLP's matrices, names of OTHER_MATRICES
+    fused        {matrix: those of a layer whose rows it holds, one after the other}: one matrix in the file, to
+                 adapters and quantisation, several to the compiled steps
     optional     parts that not all files of the family have
     biases       matrices with a bias, without which a file is incomplete; others may have one
     has_rope     layer -> whether positions turn its heads
@@ -177,6 +178,7 @@ class Architecture:
     permuted: bool = False
     matrices: tuple = tuple(SLOTS)
     experts: tuple = ()
+    fused: dict = field(default_factory=dict)
     optional: tuple = ()
     norms: tuple = ("attn_norm", "ffn_norm")
     biases: tuple = ()
@@ -211,6 +213,19 @@ class Architecture:
         """Return {matrix of a layer: (n_out, n_in)}, in the order of use; sizes: as `sizes` returns them."""
         return {name: self.shape(name, sizes) for name in self.matrices}
 
+    def parts(self, matrix):
+        """Return the matrices of a layer, with slots of their own, whose rows one holds."""
+        return self.fused.get(matrix, (matrix,))
+
+    def slot(self, matrix):
+        """Return the number among those of a layer that a matrix has, a fused one that of its first part."""
+        return SLOTS[self.parts(matrix)[0]]
+
+    @property
+    def by_slot(self):
+        """{slot: matrix}, those of a fused one's later parts left out."""
+        return {self.slot(matrix): matrix for matrix in self.matrices}
+
     def gguf_name(self, part):
         """Return the name that a part of a layer has in the family's files, without layer and side."""
         return self.gguf_names.get(part, part)
@@ -224,13 +239,13 @@ _TOP = {part.name: part for part in WHOLE_MODEL}
 _DENSE = tuple(SLOTS)
 _ATTENTION, _MLP = _DENSE[:4], _DENSE[4:]
 _UNGATED = (*_ATTENTION, "ffn_up", "ffn_down")
-_QKV_BIASES = ("attn_q", "attn_k", "attn_v")
+_QKV = _QKV_BIASES = ("attn_q", "attn_k", "attn_v")
 _HEAD_NORMS = ("attn_q_norm", "attn_k_norm")
 _ROW_NORMS = {"attn_q_norm": ("q",), "attn_k_norm": ("kv",)}
 _SANDWICH = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
 _BEHIND = ("post_attention_norm", "post_ffw_norm")
 # gate's rows lie before up's in one tensor, which GGUF calls ffn_up
-_FUSED_MLP = {"ffn_up": ("gate_up", "embd")}
+_FUSED_MLP, _GATE_UP = {"ffn_up": ("gate_up", "embd")}, {"ffn_up": ("ffn_gate", "ffn_up")}
 _BLOCK_SPARSE = {
     "ffn_gate_inp": "block_sparse_moe.gate",
     "ffn_gate_exps": "block_sparse_moe.experts.*.w1",
@@ -269,7 +284,7 @@ ARCHITECTURES = {
         },
     ),
     "phi3": Architecture(
-        ("Phi3ForCausalLM",), HALVES, ("fused",),
+        ("Phi3ForCausalLM",), HALVES, fused={"attn_qkv": _QKV} | _GATE_UP,
         matrices=("attn_qkv", "attn_output", "ffn_up", "ffn_down"), sizes_of=_FUSED_MLP,
         hf_names={"ffn_up": "mlp.gate_up_proj"},
     ),
@@ -300,8 +315,8 @@ ARCHITECTURES = {
         norms=("attn_norm",), has_rope=lambda layer: layer % 4 != 3,
     ),
     "glm4": Architecture(
-        ("Glm4ForCausalLM",), needs=("post norms", "fused"),
-        matrices=_UNGATED, norms=_SANDWICH, sizes_of=_FUSED_MLP,
+        ("Glm4ForCausalLM",), needs=("post norms",),
+        matrices=_UNGATED, fused=_GATE_UP, norms=_SANDWICH, sizes_of=_FUSED_MLP,
         hf_names={
             "ffn_up": "mlp.gate_up_proj", "post_attention_norm": "post_self_attn_layernorm",
             "post_ffw_norm": "post_mlp_layernorm",
@@ -363,6 +378,18 @@ PERMUTED = {name for name, row in ARCHITECTURES.items() if row.permuted} | {"dee
 def running():
     """Return the names of the families that run."""
     return [name for name, row in ARCHITECTURES.items() if not row.missing]
+
+
+def adapted():
+    """Return the matrices of layers that adapters are trained on: those of the families that run."""
+    names = {name for family in running() for name in ARCHITECTURES[family].matrices}
+    return [matrix for matrix in (*MATRICES, *OTHER_MATRICES) if matrix.name in names]
+
+
+def aliases(matrix):
+    """Return what people call a matrix: Hugging Face's modules in all families that run, LLaMA's name, shorter ones."""
+    modules = (ARCHITECTURES[family].hf_name(matrix.name) for family in running())
+    return tuple(dict.fromkeys((*matrix.aliases, *(module.rpartition(".")[2] for module in modules if module))))
 
 
 def sizes(n_embd, n_head, n_head_kv, head_dim, n_ff, **more):

@@ -99,7 +99,7 @@ class PromptCache:
         model = session.model
         return {
             "llamacy": f"{__version__} {kernels.isa}",
-            "model": f"{model.config} {_of_files(model)}",
+            "model": f"{model.config} {_of_files(model)} {session.stretched_to}",
             "adapters": " ".join(_of_adapter(adapter) for adapter, _ in model.adapters) + f" {self._engine.lora}",
             "precision": f"{model.activations} {session.cache_types}",
         }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llamacy.errors import LlamacyError, shown, some
-from llamacy.formats.architectures import ARCHITECTURES, running, sizes
+from llamacy.formats.architectures import ARCHITECTURES, BY_NAME, running, sizes
 from llamacy.formats.metadata_keys import check_keys
 from llamacy.model.rope import Rope, read_rope
 
@@ -60,8 +60,18 @@ class ModelConfig:
     @property
     def shapes(self):
         """{matrix of a layer: (n_out, n_in)}, in the order of use."""
-        lengths = sizes(self.n_embd, self.n_head, self.n_head_kv, self.head_dim, self.n_ff)
-        return ARCHITECTURES[self.architecture].shapes(lengths)
+        return ARCHITECTURES[self.architecture].shapes(self._lengths)
+
+    @property
+    def _lengths(self):
+        return sizes(self.n_embd, self.n_head, self.n_head_kv, self.head_dim, self.n_ff)
+
+    def part_rows(self, matrix):
+        """{part of a matrix: its rows}, one after the other: see Architecture.fused."""
+        lengths, family = self._lengths, ARCHITECTURES[self.architecture]
+        if len(family.parts(matrix)) == 1:
+            return {matrix: self.shapes[matrix][0]}
+        return {part: lengths[BY_NAME[part].n_out] for part in family.parts(matrix)}
 
     def check_context(self, n_ctx, path):
         """Raise LlamacyError where a context reaches beyond the window: attention is not cut to one here."""

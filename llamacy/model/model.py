@@ -119,7 +119,9 @@ class Model:
         adapter = fitted(adapter, self.file)
         if adapter.left_out:
             warnings.warn(f"{adapter.path}: left out {some(adapter.left_out)}: no LoRA pairs", stacklevel=2)
-        pairs = {self._place(adapter, name, pair): (pair.a, pair.b, pair.scale) for name, pair in adapter.pairs.items()}
+        pairs = {}
+        for name, pair in adapter.pairs.items():
+            pairs |= self._parts(*self._place(adapter, name, pair), pair)
         norms = {self._norm_place(adapter, name, delta): delta for name, delta in adapter.norms.items()}
         self._base_norms |= {place: self._base_norm(place) for place in norms if place not in self._base_norms}
         index = self.weights.add_adapter(pairs)
@@ -164,8 +166,16 @@ class Model:
         name = self.family.output_norm if layer < 0 else f"blk.{layer}.{key}.weight"
         return read_vector(self.file, name, self.config.n_embd)
 
+    def _parts(self, layer, matrix, pair):
+        """Return {(layer, slot): (A, B, scale)} of a pair at a place: each part of a fused matrix has its rows of B."""
+        if layer < 0:
+            return {(layer, matrix): (pair.a, pair.b, pair.scale)}
+        rows = self.config.part_rows(matrix)
+        parts = np.split(pair.b, np.cumsum(list(rows.values()))[:-1])
+        return {(layer, SLOTS[part]): (pair.a, b, pair.scale) for part, b in zip(rows, parts, strict=True)}
+
     def _place(self, adapter, name, pair):
-        """Return (layer, slot) of the base tensor that a pair adapts, its shapes checked."""
+        """Return (layer, matrix) of the tensor that a pair adapts, or a place outside layers; checks its shapes."""
         shapes = self.config.shapes
         match = _MATRIX.fullmatch(name)
         if name == self.family.output:
@@ -174,7 +184,7 @@ class Model:
         elif name == self.family.embedding:
             place, shape = kernels.weights.EMBEDDING, (self.config.n_rows, self.config.n_embd)
         elif match and int(match[1]) < self.config.n_layer and match[2] in shapes:
-            place, shape = (int(match[1]), SLOTS[match[2]]), shapes[match[2]]
+            place, shape = (int(match[1]), match[2]), shapes[match[2]]
         else:
             raise LlamacyError(
                 f"{adapter.path}: adapts {brief(name)}, which {self.path} does not have; use the model it was trained "
@@ -234,6 +244,11 @@ class Session:
     def write_cache(self, slot, tiles):
         """Put back what read_cache returned; ValueError where it is another model's or of other types."""
         self._session.write_cache(slot, np.ascontiguousarray(tiles, np.uint8))
+
+    @property
+    def stretched_to(self):
+        """The context's length where keys depend on it, since positions turn otherwise in long ones; else None."""
+        return self.n_ctx if any(rope.is_stretched(self.n_ctx) for rope in self.model.config.ropes) else None
 
     @property
     def cache_types(self):

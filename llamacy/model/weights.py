@@ -56,19 +56,23 @@ def load_weights(file, config, factors, n_threads):
     loader = _Loader(file, n_threads)
     output = output_of(file, family)
     wanted = matrix_shapes(file, config)
-    loader.reserve(wanted, wanted | {family.embedding: wanted[output]})
+    rows = {BY_NAME[key].tensor(i): config.part_rows(key) for key in config.shapes for i in range(config.n_layer)}
+    loader.reserve(wanted, wanted | {family.embedding: wanted[output]}, rows)
     layers = []
     for i in range(config.n_layer):
         names = {name: f"blk.{i}.{family.gguf_name(name)}.weight" for name in family.norms}
         layer = {name: loader.vector(tensor, config.n_embd) for name, tensor in names.items()}
         layer["rope"] = config.rope_of(i)
         for key, (n_out, _) in config.shapes.items():
-            layer[key] = loader.matrix(BY_NAME[key].tensor(i))
+            layer |= loader.parts(BY_NAME[key].tensor(i), config.part_rows(key))
             bias = BY_NAME[key].tensor(i, "bias")
             if key in family.biases or bias in file.tensors:
-                layer[key + ".bias"] = loader.vector(bias, n_out)
+                values, rows = loader.vector(bias, n_out), config.part_rows(key)
+                parts = np.split(values, np.cumsum(list(rows.values()))[:-1])
+                layer |= {f"{part}.bias": of for part, of in zip(rows, parts, strict=True)}
         layers.append(layer)
     more = {"rms_eps": config.rms_eps, "rope_layout": family.rope_layout, "temperature": config.temperature}
+    more |= {"n_parts": {family.slot(matrix): len(parts) for matrix, parts in family.fused.items()}}
     return kernels.weights.Weights(
         config.kernel_sizes | more | {"ropes": [rope.table(rope.original, factors) for rope in config.ropes]},
         layers,
@@ -104,6 +108,34 @@ def rope_factors(file, config):
     return RopeFactors(**found)
 
 
+# ---- matrices fused of several: each part begins at a multiple of 16 rows, as tiles do ----
+
+
+def places_of(rows):
+    """Return {part: its first row} of parts {part: how many rows} that begin at multiples of 16."""
+    ends = np.cumsum([-(-n // 16) * 16 for n in rows.values()])
+    return dict(zip(rows, (0, *ends[:-1].tolist()), strict=True))
+
+
+def last_row(rows):
+    """Return how many rows such parts take together."""
+    return max(first + rows[part] for part, first in places_of(rows).items())
+
+
+def apart(values, rows):
+    """Return an array of all parts' rows with rows of zeros before each part that would begin elsewhere."""
+    if all(n % 16 == 0 for n in list(rows.values())[:-1]):
+        return values
+    wide = np.zeros((last_row(rows), *values.shape[1:]), values.dtype)
+    wide[kept_rows(rows)] = values
+    return wide
+
+
+def kept_rows(rows):
+    """Return where the parts' own rows stand among those that `apart` returns, int (n,)."""
+    return np.concatenate([first + np.arange(rows[part]) for part, first in places_of(rows).items()])
+
+
 class _Loader:
     """Reads tensors of one file into one arena."""
 
@@ -120,8 +152,8 @@ class _Loader:
             )
         return self.file.tensors[name]
 
-    def reserve(self, names, shapes):
-        """Check types and shapes of all matrices, then allocate the arena that holds them."""
+    def reserve(self, names, shapes, rows):
+        """Check types and shapes of all matrices, then allocate the arena that holds them; rows: of each's parts."""
         total = 0
         for name, shape in shapes.items():
             info = self.tensor(name)
@@ -134,18 +166,26 @@ class _Loader:
                     f"{self.file.path}: {name} is {info.type.name}, wanted one of {', '.join(kernels.matmul.types())}"
                 )
             if name in names:
-                total += kernels.matmul.packed_bytes(info.type.number, *shape)
+                n_rows = last_row(rows[name]) if name in rows else shape[0]
+                total += kernels.matmul.packed_bytes(info.type.number, n_rows, shape[1])
         self.arena = kernels.matmul.Arena(total)
 
     def rows(self, name):
         return np.ascontiguousarray(self.file.data(name)).view(np.uint8)
 
-    def matrix(self, name):
-        info = self.tensor(name)
+    def parts(self, name, rows):
+        """Return {part: its packed rows} of one matrix; rows: {part: how many}, one after the other."""
+        if len(rows) == 1:
+            return dict.fromkeys(rows, self.matrix(name))
+        whole, places = self.matrix(name, rows), places_of(rows)
+        return {part: whole.part(first, rows[part]) for part, first in places.items()}
+
+    def matrix(self, name, parts=None):
+        info, rows = self.tensor(name), self.rows(name)
+        if parts:
+            rows = apart(rows, parts)
         try:
-            packed = kernels.matmul.PackedMatrix(
-                self.rows(name), info.type.number, info.shape[-1], self.arena, self.n_threads
-            )
+            packed = kernels.matmul.PackedMatrix(rows, info.type.number, info.shape[-1], self.arena, self.n_threads)
         except ArithmeticError:
             raise _not_finite(self.file, name) from None
         self.file.release(name, done=True)

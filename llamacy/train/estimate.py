@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 
 from llamacy import kernels
-from llamacy.formats.architectures import ARCHITECTURES, MATRICES
+from llamacy.formats.architectures import ARCHITECTURES
 from llamacy.model.weights import matrix_shapes, output_of
 from llamacy.train.batches import Plan
 from llamacy.train.trainer import PACK_TOKENS, n_inputs, packs
@@ -90,7 +90,8 @@ def training_bytes(config, ranks, case, threads, activations):
 
 def _adapted(config, ranks):
     """Yield ((n_out, n_in), rank) of every pair."""
-    return ((config.shapes[MATRICES[slot].name], rank) for (_, slot), rank in ranks.items())
+    matrices = ARCHITECTURES[config.architecture].by_slot
+    return ((config.shapes[matrices[slot]], rank) for (_, slot), rank in ranks.items())
 
 
 def disk_bytes(config, ranks):

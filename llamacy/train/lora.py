@@ -3,7 +3,7 @@
 import numpy as np
 
 from llamacy.errors import LlamacyError, shown
-from llamacy.formats.architectures import BY_NAME, MATRICES, SLOTS
+from llamacy.formats.architectures import ARCHITECTURES, BY_NAME
 from llamacy.formats.lora import Adapter, LoraPair
 from llamacy.train.options import TARGETS
 
@@ -13,9 +13,9 @@ def places(config, targets, num_layers=None):
 
     targets: matrices of a layer, for all layers, and single base tensors by their names.
     """
-    first = 0 if num_layers is None else max(0, config.n_layer - num_layers)
+    family, first = ARCHITECTURES[config.architecture], 0 if num_layers is None else max(0, config.n_layer - num_layers)
     return {
-        BY_NAME[key].tensor(layer): (layer, SLOTS[key])
+        BY_NAME[key].tensor(layer): (layer, family.slot(key))
         for layer in range(first, config.n_layer)
         for key in config.shapes
         if key in targets or BY_NAME[key].tensor(layer) in targets
@@ -28,11 +28,25 @@ def targets_of(config, names):
     return (*whole, *(name for name in names if name not in places(config, whole)))
 
 
+def check_targets(config, options):
+    """Raise LlamacyError where the options name a matrix that the model's layers do not have."""
+    named = () if set(options.targets) == set(TARGETS) else options.targets
+    for flag, names in (("--target-modules", named), ("--rank-...", [name for name, _ in options.ranks])):
+        missing = [name for name in names if name in TARGETS and name not in config.shapes]
+        if missing:
+            held = [key for key, parts in ARCHITECTURES[config.architecture].fused.items() if missing[0] in parts]
+            raise LlamacyError(
+                f"{flag}: {config.architecture} models have no {missing[0]} of its own"
+                + (f", its rows are in {held[0]}" if held else "")
+                + f"; wanted some of {', '.join(config.shapes)}"
+            )
+
+
 def pair_ranks(config, options, init=None):
     """Return {base tensor name: rank} of the pairs that a run trains: `init`'s where it has them."""
-    own = dict(options.ranks)
+    own, matrices = dict(options.ranks), ARCHITECTURES[config.architecture].by_slot
     where = places(config, options.targets, options.num_layers)
-    ranks = {name: own.get(MATRICES[slot].name, options.rank) for name, (_, slot) in where.items()}
+    ranks = {name: own.get(matrices[slot], options.rank) for name, (_, slot) in where.items()}
     return ranks | {name: pair.rank for name, pair in (init.pairs if init else {}).items() if name in ranks}
 
 
@@ -50,7 +64,7 @@ def starting_pairs(model, targets, rank_and_scale, seed, num_layers=None, init=N
 
     LlamacyError when `init` is another model's, or adapts what cannot be trained here.
     """
-    where = {name: MATRICES[slot].name for name, (_, slot) in places(model.config, targets, num_layers).items()}
+    where = {name: model.family.by_slot[slot] for name, (_, slot) in places(model.config, targets, num_layers).items()}
     rng, shapes = np.random.Generator(np.random.PCG64(seed)), model.config.shapes
     pairs = {name: new_pair(shapes[key], *rank_and_scale(key), rng) for name, key in where.items()}
     if init is None:

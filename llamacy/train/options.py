@@ -5,11 +5,11 @@ import re
 from dataclasses import dataclass, field, fields
 
 from llamacy.errors import UsageError
-from llamacy.formats.architectures import MATRICES
+from llamacy.formats.architectures import adapted, aliases
 from llamacy.train.schedule import SCHEDULES
 
 # The matrices of a layer that can be adapted -> the names that people call them by (llama.cpp, Hugging Face, Meta).
-TARGETS = {matrix.name: matrix.aliases for matrix in MATRICES}
+TARGETS = {matrix.name: aliases(matrix) for matrix in adapted()}
 # One of them, of one layer.
 MATRIX = re.compile(rf"blk\.\d+\.({'|'.join(TARGETS)})\.weight")
 ALL_LINEAR = ("all-linear", "all_linear", "all")

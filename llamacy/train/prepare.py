@@ -15,6 +15,7 @@ from llamacy.text import chat
 from llamacy.text.tokenizer import open_tokenizer
 from llamacy.train.batches import split
 from llamacy.train.data import Subset, open_data
+from llamacy.train.lora import check_targets
 from llamacy.train.samples import Encoder
 
 SAMPLE_DATA = Path(llamacy.__file__).resolve().parent.parent / "examples" / "instructions.jsonl"
@@ -58,6 +59,7 @@ class Prepared:
         """Raise LlamacyError where the model is one that cannot be trained, before time goes into the data."""
         config = self.config()
         config.check_context(self.options.n_ctx, self.file.path)
+        check_targets(config, self.options)
         check_tensors(self.file, config)
 
     def open(self, paths):

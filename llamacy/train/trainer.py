@@ -8,6 +8,7 @@ import numpy as np
 from llamacy import kernels
 from llamacy.errors import LlamacyError
 from llamacy.formats.lora import LoraPair
+from llamacy.model.weights import kept_rows
 from llamacy.train.flops import Flops
 from llamacy.train.health import astray
 from llamacy.train.lora import as_adapter, places, starting_pairs
@@ -54,8 +55,8 @@ class Trainer:
             self.model.weights, ranks, self.max_tokens, self.model.threads, activations,
             bool(self.options.checkpointing), self.options.lora_dropout, self.model.rope_tables(self.options.n_ctx),
         )  # fmt: skip
-        for name, a, b in self._views(self._pass.params):
-            a[:], b[:] = pairs[name].a, pairs[name].b.T
+        for name, a, b, kept in self._views(self._pass.params):
+            a[:], b[:, kept] = pairs[name].a, pairs[name].b.T
         self._m, self._v = np.zeros_like(self._pass.params), np.zeros_like(self._pass.params)
         self._good, self._good_step = self._pass.params.copy(), 0
         self.flops = Flops(self.model.config, min(layer for layer, _ in ranks))
@@ -77,13 +78,16 @@ class Trainer:
         return of
 
     def _views(self, flat):
-        """Yield (base tensor name, A (r, n_in), B^T (r, n_out)) as views into a flat array of the pass."""
+        """Yield (base tensor name, A (r, n_in), B^T (r, n), which of its columns are rows of B: there are gaps in that
+        of a fused matrix) as views into a flat array of the pass."""
+        config, matrices = self.model.config, self.model.family.by_slot
         for layer, slot, rank, n_in, n_out, a, b in self._pass.layout:
             wide_in, wide_out = -(-n_in // 16) * 16, -(-n_out // 16) * 16
             yield (
                 self.names[layer, slot],
                 flat[a : a + rank * wide_in].reshape(rank, wide_in)[:, :n_in],
                 flat[b : b + rank * wide_out].reshape(rank, wide_out)[:, :n_out],
+                kept_rows(config.part_rows(matrices[slot])),
             )
 
     # ---- computing ----
@@ -159,15 +163,15 @@ class Trainer:
 
     def gradients(self):
         """Return {base tensor name: (dA (r, n_in), dB (n_out, r))} of the last step."""
-        return {name: (a.copy(), b.T.copy()) for name, a, b in self._views(self._pass.grads)}
+        return {name: (a.copy(), b[:, kept].T.copy()) for name, a, b, kept in self._views(self._pass.grads)}
 
     # ---- results and state ----
 
     def adapter(self):
         """Return the pairs as they are now, as an Adapter."""
         pairs = {
-            name: LoraPair(a.copy(), np.ascontiguousarray(b.T), self.scales[name])
-            for name, a, b in self._views(self._pass.params)
+            name: LoraPair(a.copy(), np.ascontiguousarray(b[:, kept].T), self.scales[name])
+            for name, a, b, kept in self._views(self._pass.params)
         }
         return as_adapter(self.model, pairs, self.alpha)
 

@@ -73,6 +73,7 @@ cdef struct Config:             # sizes; *_p are padded to 16, buffers' row stri
     float embedding_scale
     float residual_scale        # of what attention and the MLP add to x
     float logit_scale
+    int n_parts[7]              # by slot: how many matrices from this on are one in the model's file, and to adapters; 0: a later one of such
     int embd_p
     int q_p
     int kv_p

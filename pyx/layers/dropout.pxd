@@ -47,7 +47,7 @@ cdef inline void dropped_input(const LoraPair* p, const Dropout* d, int matrix, 
         for i in range(n):
             for tile in range(p.in_p // 16):
                 masked(d, matrix, first + r + i, tile, x + (r + i) * ldx + 16 * tile, work + <size_t>i * p.in_p + 16 * tile)
-        scaled_product(p.at, p.width, p.n_in, p.scale, work, p.in_p, n, u + r * ldu, ldu)
+        scaled_product(p.at, p.width, p.n_in, p.scale, work, p.in_p, n, u + r * ldu, ldu, True, True)
 
 
 cdef inline void dropped_gradient(const LoraPair* p, const Dropout* d, int matrix, const float* dut, size_t ldt, const float* x, size_t ldx, int n_tokens, int lo, int hi, float* work) noexcept nogil:

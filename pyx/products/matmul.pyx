@@ -92,6 +92,18 @@ cdef class PackedMatrix:
         if bad:
             raise ArithmeticError("scales that are infinite or none")
 
+    def part(self, int first, int n_rows):
+        """Rows first (a multiple of 16) to first + n_rows as a matrix of their own; nothing is copied."""
+        cdef PackedMatrix found = PackedMatrix.__new__(PackedMatrix)
+        if first % 16 or not 0 <= first < first + n_rows <= self.w.n_rows:
+            raise ValueError(f"rows {first} to {first + n_rows} of {self.w.n_rows}, wanted from a multiple of 16 on")
+        found.arena, found.w = self.arena, self.w
+        found.w.n_rows, found.w.n_tiles = n_rows, (n_rows + 15) // 16
+        found.w.tiles += <size_t>(first // 16) * self.w.n_blocks * self.w.type.tile_bytes
+        if found.w.units != NULL:
+            found.w.units += first
+        return found
+
     @property
     def shape(self):
         return self.w.n_rows, self.w.n_cols

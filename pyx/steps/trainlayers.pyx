@@ -108,6 +108,8 @@ cdef class TrainLayers:
         for j in range(slot, slot + n_linear):
             p = self.pair(layer, j)
             u = self.kept[layer].u + <size_t>lo * self.extent.ldu + columns_before(self.pair(layer, 0), j)
+            if p.part:
+                continue
             if p.rank and self.dropping:
                 dropped_input(p, &self.dropout, layer * N_SLOTS + j, lo, a.f32 + lo * a.ld, a.ld, hi - lo, u, self.extent.ldu, work)
             elif p.rank:
@@ -314,6 +316,7 @@ cdef class TrainLayers:
             quantize_gradient(g.dy, g.ld, self.weights.blocks[layer].linear[slot].w.n_rows, rows, lo, hi, g.q, g.scale)
         if p.rank:
             pair_input_backward(p, g.dy + lo * g.ld, g.ld, hi - lo, b.du + lo * <size_t>self.extent.ldu + at, self.extent.ldu)
+        if p.rank and p.last:
             transpose_rows(b.du + at, self.extent.ldu, lo, hi, p.rank, b.dut + at * ldt, ldt)
             transpose_rows(self.kept[layer].u + at, self.extent.ldu, lo, hi, p.rank, b.ut + at * ldt, ldt)
 
@@ -345,9 +348,9 @@ cdef class TrainLayers:
         for j in range(slot, slot + n_linear):
             p, du = self.pair(layer, j), self.b.du + columns_before(self.pair(layer, 0), j)
             matmul_backward_tiles(&self.weights.blocks[layer].linear[j].w, dy.dy, dy.ld, dy.q, dy.scale, rows, dx, lddx, lo, hi)
-            if p.rank and self.dropping:
+            if p.rank and p.part == 0 and self.dropping:
                 dropped_backward(p, &self.dropout, layer * N_SLOTS + j, du, self.extent.ldu, rows, dx, lddx, first, end, self.scratch(i))
-            elif p.rank:
+            elif p.rank and p.part == 0:
                 pair_backward(p, du, self.extent.ldu, rows, dx, lddx, first, end)
             dy += 1
 
@@ -357,7 +360,9 @@ cdef class TrainLayers:
         cdef size_t ldt = padded(self.T, 16), at = columns_before(self.pair(layer, 0), slot) * ldt
         cdef int end = min(hi, p.in_p // 16)
         if p.rank:
-            pair_gradient(self.b.ut + at, ldt, p.rank, dy.dy, dy.ld, rows, p.gbt, p.out_p, lo, min(hi, p.out_p // 16))
+            pair_gradient(self.b.ut + at, ldt, p.rank, dy.dy, dy.ld, rows, p.gbt, p.ldb, lo, min(hi, p.out_p // 16))
+        if p.part:
+            return
         if p.rank and self.dropping:
             dropped_gradient(p, &self.dropout, layer * N_SLOTS + slot, self.b.dut + at, ldt, x, ldx, rows, lo, end, self.scratch(i))
         elif p.rank:

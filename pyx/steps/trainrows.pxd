@@ -128,8 +128,8 @@ cdef inline void restore_rows(const void* kept, float* x, size_t ld, int lo, int
 
 
 cdef inline void sum_groups(float* row, int n_head_kv, int group, int head_dim) noexcept nogil:
-    """A row's query-head gradients (n_head, head_dim) added up per KV head, to the row's first columns"""
-    cdef int h, g, j
+    """A row's query-head gradients (n_head, head_dim) added up per KV head, to the row's first columns; zeros pad them"""
+    cdef int h, g, j, end = n_head_kv * head_dim
     cdef const float* x
     cdef float* total
     for h in range(n_head_kv):
@@ -139,6 +139,8 @@ cdef inline void sum_groups(float* row, int n_head_kv, int group, int head_dim) 
         for g in range(1, group):
             for j in range(head_dim):
                 total[j] += x[g * head_dim + j]
+    for j in range(end, <int>padded(end, 16)):
+        row[j] = 0
 
 
 cdef inline void clear_rows(float* x, size_t ld, int lo, int hi) noexcept nogil:

@@ -44,7 +44,8 @@ cdef class TrainStep(TrainLayers):
     """LoRA pairs on a model's matrices, their gradients, and the pass that computes them."""
 
     cdef readonly object params, grads      # f32 (n,): every A (r, K) and B^T (r, N), padded to 16 columns
-    cdef readonly list layout               # (layer, slot, rank, n_in, n_out, offset of A, offset of B^T)
+    # (layer, slot, rank, n_in, n_out, offset of A, offset of B^T); n_out: each part of a fused matrix but the last padded to 16
+    cdef readonly list layout
     cdef float[::1] transposed
     cdef int n_threads, max_tokens
     cdef uint8_t[::1] memory, activations_memory, cache
@@ -92,23 +93,34 @@ cdef class TrainStep(TrainLayers):
         cdef float[::1] params, grads
         cdef int layer, slot
         cdef size_t n_params = 0, transposed = 0
+        cdef int part, columns, n_out
         self.layout = []
         for (layer, slot), (rank, scale) in sorted(ranks.items()):
-            if not (0 <= layer < c.n_layer and 0 <= slot < N_SLOTS and rank >= 1):
+            if not (0 <= layer < c.n_layer and 0 <= slot < N_SLOTS and rank >= 1 and c.n_parts[slot]):
                 raise ValueError(f"layer {layer}, matrix {slot}, rank {rank}: not of this model")
-            l, p = &self.weights.blocks[layer].linear[slot], self.pair(layer, slot)
-            pair_size(p, rank, scale, l.w.n_cols, l.w.n_rows)
-            self.layout.append((layer, slot, rank, p.n_in, p.n_out, n_params, n_params + p.rank * p.in_p))
-            n_params += p.rank * (p.in_p + p.out_p)
-            transposed += p.width * (p.in_p + p.out_p)
+            columns = n_out = 0
+            for part in range(c.n_parts[slot]):
+                l, p = &self.weights.blocks[layer].linear[slot + part], self.pair(layer, slot + part)
+                pair_size(p, rank, scale, l.w.n_cols, l.w.n_rows)
+                p.part, p.last = part, part == c.n_parts[slot] - 1
+                n_out = columns + p.n_out
+                columns += p.out_p
+            for part in range(c.n_parts[slot]):
+                self.pair(layer, slot + part).ldb = columns
+            self.layout.append((layer, slot, rank, p.n_in, n_out, n_params, n_params + p.rank * p.in_p))
+            n_params += p.rank * (p.in_p + columns)
+            transposed += p.width * (p.in_p + columns)
         self.params, self.grads = np.zeros(n_params, np.float32), np.zeros(n_params, np.float32)
         self.transposed = np.zeros(transposed, np.float32)
         params, grads, transposed = self.params, self.grads, 0
         for layer, slot, _, _, _, a, b in self.layout:
-            p = self.pair(layer, slot)
-            p.a, p.bt, p.ga, p.gbt = &params[a], &params[b], &grads[a], &grads[b]
-            p.at, p.bn = &self.transposed[transposed], &self.transposed[transposed + p.width * p.in_p]
-            transposed += p.width * (p.in_p + p.out_p)
+            columns = 0
+            for part in range(c.n_parts[slot]):
+                p = self.pair(layer, slot + part)
+                p.a, p.bt, p.ga, p.gbt = &params[a], &params[b + columns], &grads[a], &grads[b + columns]
+                p.at, p.bn = &self.transposed[transposed], &self.transposed[transposed + p.width * (p.in_p + columns)]
+                columns += p.out_p
+            transposed += p.width * (p.in_p + columns)
 
     # ---- the call ----
 

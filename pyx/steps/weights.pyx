@@ -54,8 +54,8 @@ cdef class Weights:
     """Everything a step reads: sizes, tensors and adapters. Arrays handed in are kept alive here."""
 
     def __cinit__(self, config, list layers, output, output_norm, const uint8_t[:, ::1] embedding=None, int embedding_type=0):
-        """config: sizes and scales by Config's names, rms_eps, rope_layout, ropes, see RopeTables, temperature (factor, length)
-        and, where they are not llama's, norm (one of KIND_OF), activation (one of ACTIVATIONS), parallel, score_scale; layers:
+        """config: sizes and scales by Config's names, rms_eps, rope_layout, ropes, see RopeTables, temperature (factor, length),
+        n_parts {slot: how many matrices from this on are one to adapters} and, where they are not llama's, norm (one of KIND_OF), activation (one of ACTIVATIONS), parallel, score_scale; layers:
         dicts of NAMES' PackedMatrix, without those that the family does not have, optional "<name>.bias" f32, norms by NORMS'
         names, f32, each with its optional "<name>.bias", and "rope": which of ropes, None where positions turn nothing;
         output: PackedMatrix (n_vocab, n_embd); embedding: rows of blocks of type embedding_type, None where the output matrix
@@ -64,6 +64,11 @@ cdef class Weights:
         self.keep, self.adapters, self.embedding_loras, self.norms = [], [], [], {}
         set_sizes(&self.config, dict(config, n_layer=len(layers), n_ropes=len(config["ropes"])))
         self.config.temperature, self.config.temperature_length = config.get("temperature", (0, 0))
+        for i in range(N_SLOTS):
+            self.config.n_parts[i] = 1
+        for first, n in config.get("n_parts", {}).items():
+            for i in range(first, first + n):
+                self.config.n_parts[i] = n if i == first else 0
         self.ropes = RopeTables(config["ropes"], self.config.n_rot)
         for i in range(self.ropes.n):
             self.rope[i] = Rope(self.config.n_rot, config["rope_layout"], i)
@@ -257,6 +262,7 @@ cdef class Weights:
         cdef Lora* grown
         cdef float[:, ::1] a
         cdef float[:, :, ::1] b
+        transposed = {}     # by identity: the parts of a fused matrix share A
         embedding = pairs.pop(EMBEDDING, None)
         for (layer, slot), (first, second, _) in pairs.items():
             l = self.linear_at(layer, slot)
@@ -274,8 +280,10 @@ cdef class Weights:
                     continue
                 first, second, scale = pairs[layer, slot]
                 r, n_tiles = first.shape[0], l.w.n_tiles
-                a = np.zeros((l.w.n_cols, padded(r, 16)), np.float32)
-                np.asarray(a)[:, :r] = first.T
+                if id(first) not in transposed:
+                    transposed[id(first)] = np.zeros((l.w.n_cols, padded(r, 16)), np.float32)
+                    transposed[id(first)][:, :r] = first.T
+                a = transposed[id(first)]
                 wide = np.zeros((16 * n_tiles, r), np.float32)
                 wide[:l.w.n_rows] = second
                 b = np.ascontiguousarray(wide.reshape(n_tiles, 16, r).transpose(0, 2, 1))

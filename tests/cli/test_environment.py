@@ -130,7 +130,7 @@ def test_what_has_no_effect_is_in_the_note(parse, capsys):
         ("LLAMA_ARG_POOLING", "rank", "LLAMA_ARG_POOLING: wanted one of mean, last, cls, none, got 'rank'"),
         ("LLAMA_ARG_ENDPOINT_METRICS", "yes", "LLAMA_ARG_ENDPOINT_METRICS: wanted one of 1, on, true, enabled, 0,"),
         ("LLAMA_ARG_CHAT_TEMPLATE_KWARGS", "[]", "LLAMA_ARG_CHAT_TEMPLATE_KWARGS: wanted a JSON object, got '[]'"),
-        ("LLAMA_ARG_ROPE_SCALING_TYPE", "yarn", "LLAMA_ARG_ROPE_SCALING_TYPE: wanted none or linear"),
+        ("LLAMA_ARG_ROPE_SCALING_TYPE", "su", "LLAMA_ARG_ROPE_SCALING_TYPE: wanted one of none, linear, yarn"),
         ("LLAMA_ARG_HF_REPO", "a/b", "LLAMA_ARG_HF_REPO: nothing is downloaded"),
         ("LLAMA_ARG_MMPROJ", "x", "LLAMA_ARG_MMPROJ: images, sound and video are not built"),
         ("LLAMA_ARG_SPEC_DRAFT_MODEL", "x", "LLAMA_ARG_SPEC_DRAFT_MODEL: models that draft"),

@@ -9,6 +9,7 @@ from llamacy.cli import common
 from llamacy.cli.main import build_parser
 from llamacy.errors import UsageError
 from llamacy.kernels.reference import model as twin
+from llamacy.model.rope import Rope
 from tests.cli.test_words import refusal
 from tests.model import tiny
 
@@ -50,19 +51,36 @@ def test_a_base_and_what_the_file_says_of_another_scaling(tmp_path):
     assert (config.rope.factor, config.rope.theta) == (1.0, 5000.0)
 
 
+YARN = "--rope-scaling yarn --rope-scale 4 --yarn-orig-ctx 64"
+
+
+@pytest.mark.parametrize(
+    ("line", "change"),
+    [
+        ("", {"ext_factor": 1.0}),
+        ("--yarn-ext-factor 0.5", {"ext_factor": 0.5}),
+        ("--yarn-attn-factor 1.3", {"yarn_attn_factor": 1.3}),
+        ("--yarn-beta-slow 2 --yarn-beta-fast 8", {"beta_slow": 2.0, "beta_fast": 8.0}),
+        ("--yarn-ext-factor -1 --yarn-attn-factor -1 --yarn-beta-slow -1 --yarn-beta-fast -1 --yarn-orig-ctx 64", {}),
+    ],
+)
+def test_yarn_by_flags(tmp_path, line, change):
+    tiny.write_llama(tmp_path / "m.gguf", tiny.CONFIG, twin.random_weights(tiny.CONFIG, seed=5))
+    wanted = replace(Rope(16, scaling="yarn", factor=4.0, original=64, trained=256), **change)
+    assert opened(tmp_path / "m.gguf", f"{YARN} {line}").config.rope == wanted
+
+
 @pytest.mark.parametrize(
     ("line", "wanted"),
     [
-        ("--rope-scaling yarn", "wanted none or linear, for no other scaling is built, got 'yarn'"),
+        ("--rope-scaling longrope", "wanted one of none, linear, yarn, got 'longrope'"),
         ("--rope-scale -1", "--rope-scale: wanted a number from 0, got '-1'"),
         ("--rope-freq-scale 1e-320", "--rope-freq-scale: wanted a number above 0, got '1e-320'"),
-        (
-            "--yarn-ext-factor 1",
-            "unrecognized arguments: --yarn-ext-factor 1; of the scalings of positions",
-        ),
+        ("--yarn-ext-factor -2", "--yarn-ext-factor: wanted a number from -1, got '-2'"),
+        ("--yarn-orig-ctx 1.5", "--yarn-orig-ctx: wanted a whole number from -1, got '1.5'"),
     ],
 )
-def test_scalings_that_are_not_built_are_refused(line, wanted, capsys):
+def test_values_that_cannot_be_are_refused(line, wanted, capsys):
     assert wanted in refusal(build_parser(), line.split(), capsys)
 
 
@@ -70,3 +88,7 @@ def test_no_scaling_has_no_factor():
     args = build_parser().parse_args(["--rope-scaling", "none", "--rope-scale", "2"])
     with pytest.raises(UsageError, match="--rope-scaling none and --rope-scale are both given"):
         common.rope_overrides(args)
+    for words in ("--rope-scaling linear", "--rope-scale 4"):
+        args = build_parser().parse_args([*words.split(), "--yarn-beta-fast", "8"])
+        with pytest.raises(UsageError, match="--yarn-beta-fast and linear scaling"):
+            common.rope_overrides(args)

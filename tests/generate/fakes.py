@@ -63,6 +63,7 @@ class FakeSession:
         self.gate.set()
 
     cache_types = ("fake", "fake")
+    stretched_to = None
 
     def read_cache(self, slot, n):
         tiles = np.full((1, -(-n // 16), 16), -1)

@@ -126,7 +126,7 @@ def _training(golden):
         yield f"losses{name}", _worst(np.array(losses) / [*wanted["losses"], wanted["loss_after"]], 1), LOSS
         yield f"gradient norms{name}", _worst(np.array(norms) / wanted["grad_norms"], 1), NORM
     final = golden.adapter("final").bound(trainer.model.metadata).pairs
-    trained = [(final[name], a, b.T) for name, a, b in trainer._views(trainer._pass.params)]
+    trained = [(final[name], pair.a, pair.b) for name, pair in trainer.adapter().pairs.items()]
     yield "pairs of the adapter that were not trained", len(final) - len(trained), 0
     yield "values of the trained adapter", max(max(_worst(a, p.a), _worst(b, p.b)) for p, a, b in trained), 1e-3
 

@@ -85,8 +85,8 @@ def trained(model, tokens, n_ctx):
     trainer = Trainer(model, TrainOptions(n_ctx=n_ctx))
     pairs = twin.random_lora(CONFIG, 4, 5)
     trainer.init_lora(4, 8.0, tuple(TARGETS), 1)
-    for name, a, b in trainer._views(trainer._pass.params):
-        a[:], b[:] = pairs[name][0], pairs[name][1].T
+    for name, a, b, kept in trainer._views(trainer._pass.params):
+        a[:], b[:, kept] = pairs[name][0], pairs[name][1].T
     result = trainer.probe([Sample(part, np.arange(len(part)) > 0) for part in np.array_split(tokens, 2)])
     return result.loss, trainer.gradients(), pairs
 
@@ -150,6 +150,15 @@ def test_tables_must_be_as_many_as_the_model_s(two_ropes):
     for wrong in (tables[:1], [(values[1:], 1.0) for values, _ in tables]):
         with pytest.raises(ValueError, match="wanted"):
             kernels.decoder.Session(model.weights, 1, 64, ropes=wrong)
+
+
+def test_keys_of_a_long_context_are_not_those_of_a_short_one(tmp_path):
+    """What a prompt's cache is told by: see prompt_cache."""
+    write(tmp_path / "m.gguf", "longrope, short")
+    model = load_model(tmp_path / "m.gguf", threads=1)
+    assert model.new_session(1, 64).stretched_to is None
+    with pytest.warns(UserWarning, match="the context of 65 is longer than the original 64; --ctx-size 64 or less"):
+        assert model.new_session(1, 65).stretched_to == 65
 
 
 # ---- what files may say ----

@@ -22,7 +22,8 @@ class Config:
 
     no_rope: layers whose heads positions do not turn; rope_tables, instead of theta, scale and factors: (frequencies,
     factor on cosines and sines), the second table for the layers in other_rope; temperature (factor, length): queries
-    are times 1 + factor ln(1 + floor(position / length)); activation_bits 8 or 16 rounds what enters the matrices
+    are times 1 + factor ln(1 + floor(position / length)); fused: attn_qkv holds the rows of q, k and v, ffn_up those of
+    gate and up; activation_bits 8 or 16 rounds what enters the matrices
     (their adapters see it exact).
     """
 
@@ -42,6 +43,7 @@ class Config:
     other_rope: tuple = ()
     temperature: tuple = (0.0, 1)
     rms_eps: float = 1e-5
+    fused: bool = False
     activation_bits: int | None = None
 
     @property
@@ -55,8 +57,10 @@ class Config:
 
 
 def linear_shapes(config):
-    """Return {name within a layer: (n_out, n_in)} of the seven matrices that LoRA adapts."""
+    """Return {name within a layer: (n_out, n_in)} of the matrices that LoRA adapts: seven, where none are fused."""
     c, f, kv = config.n_embd, config.n_ff, config.n_head_kv * config.head_dim
+    if config.fused:
+        return {"attn_qkv": (c + 2 * kv, c), "attn_output": (c, c), "ffn_up": (2 * f, c), "ffn_down": (c, f)}
     attention = {"attn_q": (c, c), "attn_k": (kv, c), "attn_v": (kv, c), "attn_output": (c, c)}
     return attention | {"ffn_gate": (f, c), "ffn_up": (f, c), "ffn_down": (c, f)}
 
@@ -135,6 +139,16 @@ class _Linears:
         self.gradients[name] = (da, db)
         return dx
 
+    def forward_parts(self, x, names, widths):
+        """Products of one input, from as many matrices or from one that holds the rows of all."""
+        y = np.concatenate([self.forward(name, x) for name in names], axis=-1)
+        return np.split(y, np.cumsum(widths)[:-1], axis=-1)
+
+    def backward_parts(self, dys, x, names):
+        """Return dx of the same."""
+        dys = dys if len(names) > 1 else [np.concatenate(dys, axis=-1)]
+        return sum(self.backward(name, dy, x) for name, dy in zip(names, dys, strict=True))
+
 
 # --- one layer: the parts, names and order of pyx/layers/block.pxd ---------------------------------------------------
 
@@ -178,21 +192,34 @@ def temper_queries(config, q, positions):
     return q * (1 + factor * np.log(1 + np.asarray(positions) // length))[:, None, None]
 
 
+def _attention_parts(config, p):
+    """(the tensors that q, k and v come from, how many columns each of the three has)"""
+    q, kv = config.n_head * config.head_dim, config.n_head_kv * config.head_dim
+    names = ["attn_qkv"] if config.fused else ["attn_q", "attn_k", "attn_v"]
+    return [f"{p}{name}.weight" for name in names], [q, kv, kv]
+
+
+def _mlp_parts(config, p):
+    """The same for gate and up."""
+    names = ["ffn_up"] if config.fused else ["ffn_gate", "ffn_up"]
+    return [f"{p}{name}.weight" for name in names], [config.n_ff, config.n_ff]
+
+
 def _layer_forward(config, linears, n, x, positions, mask):
     """x (T, C) -> y (T, C) and the activations that the backward pass needs, by name."""
     weights, p = linears.weights, f"blk.{n}."
 
     normed = prepare_input(config, weights[p + "attn_norm.weight"], x)
-    q = prepare_heads(config, n, linears.forward(p + "attn_q.weight", normed), positions)
+    q, k, v = linears.forward_parts(normed, *_attention_parts(config, p))
+    q = prepare_heads(config, n, q, positions)
     q = temper_queries(config, q, positions)
-    k = prepare_heads(config, n, linears.forward(p + "attn_k.weight", normed), positions)
-    v = linears.forward(p + "attn_v.weight", normed).reshape(k.shape)
+    k = prepare_heads(config, n, k, positions)
+    v = v.reshape(k.shape)
     attended = layers.attention(q, k, v, mask)[0].reshape(len(x), -1)
     middle = x + linears.forward(p + "attn_output.weight", attended)
 
     ffn_normed = prepare_input(config, weights[p + "ffn_norm.weight"], middle)
-    gate = linears.forward(p + "ffn_gate.weight", ffn_normed)
-    up = linears.forward(p + "ffn_up.weight", ffn_normed)
+    gate, up = linears.forward_parts(ffn_normed, *_mlp_parts(config, p))
     hidden = layers.swiglu(gate, up)
     y = middle + linears.forward(p + "ffn_down.weight", hidden)
     return y, SimpleNamespace(
@@ -207,17 +234,15 @@ def _layer_backward(config, linears, n, dy, saved, positions, mask):
 
     dhidden = linears.backward(p + "ffn_down.weight", dy, saved.hidden)
     dgate, dup = layers.swiglu_backward(dhidden, saved.gate, saved.up)
-    dffn_normed = linears.backward(p + "ffn_gate.weight", dgate, saved.ffn_normed)
-    dffn_normed += linears.backward(p + "ffn_up.weight", dup, saved.ffn_normed)
+    dffn_normed = linears.backward_parts((dgate, dup), saved.ffn_normed, _mlp_parts(config, p)[0])
     dmiddle = dy + prepare_input_backward(config, weights[p + "ffn_norm.weight"], saved.middle, dffn_normed)
 
     dattended = linears.backward(p + "attn_output.weight", dmiddle, saved.attended).reshape(saved.q.shape)
     dq, dk, dv = layers.attention_backward(dattended, saved.q, saved.k, saved.v, mask)
     dq = temper_queries(config, dq, positions)
     dq, dk = (prepare_heads_backward(config, n, d, positions) for d in (dq, dk))
-    dnormed = linears.backward(p + "attn_q.weight", dq, saved.normed)
-    dnormed += linears.backward(p + "attn_k.weight", dk, saved.normed)
-    dnormed += linears.backward(p + "attn_v.weight", dv.reshape(len(dy), -1), saved.normed)
+    dv = dv.reshape(len(dy), -1)
+    dnormed = linears.backward_parts((dq, dk, dv), saved.normed, _attention_parts(config, p)[0])
     return dmiddle + prepare_input_backward(config, weights[p + "attn_norm.weight"], saved.x, dnormed)
 
 
