@@ -7,10 +7,11 @@ may stand here before all its parts are computed: its row names them in `needs`,
 MISSING. Such a family is converted, and refused by name when it is opened.
 """
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from llamacy.formats.metadata_keys import KEYS
+from llamacy.formats.metadata_keys import KEYS, only
 
 PAIRS, HALVES = 0, 1  # rope layouts, as pyx/layers/rope.pxd numbers them
 
@@ -125,15 +126,6 @@ BY_NAME = {part.name: part for part in (*MATRICES, *OTHER_MATRICES, *NORMS, *OTH
 # Parts that no compiled step has so far: what `needs` calls them -> what is said of them. A part that is built leaves
 # this table, and the families that need nothing else here run.
 MISSING = {
-    "layer norm": "LayerNorm",
-    "head norms": "norms of each query and key head",
-    "row norms": "norms of whole rows of queries and keys",
-    "post norms": "norms behind attention and MLP",
-    "geglu": "GeGLU",
-    "gelu": "an MLP of two matrices with GELU",
-    "parallel": "attention and MLP beside each other",
-    "multipliers": "multipliers of embedding, residuals, scores and logits",
-    "output bias": "a bias of the output matrix",
     "logit cap": "capped logits",
     "two ropes": "another rope in layers with a window",
     "windows": "attention within a window",
@@ -166,8 +158,14 @@ class Architecture:
     sizes_of     {part: keys of `sizes`} where a part has another size than its row says: (n_out, n_in) or (n,)
     hf_names     {part: Hugging Face's module} where the family calls it otherwise than the part's row
     gguf_names   {part: GGUF's name} where the family's files call it otherwise
+    norm         "rms" or "layer", the kind of all norms      norm_biases  those over n_embd have biases
     norm_shift   what a converter adds to the weights of norms
-    norm_biases  norms have biases
+    row_norms    norms of queries and keys see all heads together
+    activation   what is between the MLP's matrices, a name of ACTIVATIONS in pyx/layers/mlp.pyx
+    parallel     attention and MLP see one norm of x, and both add to it; None: where the file says so
+    output_bias  the output matrix has a bias
+    embedding_scale, score_scale   ModelConfig -> what embeddings and scores are multiplied by where no key says it
+    logit_divisor  the key logit_scale divides logits, instead of multiplying them
     ignored      tensors of layers that say nothing new: any other that is not named here is refused
     keys         what the metadata below the family's name may hold: see metadata_keys
     """
@@ -187,8 +185,16 @@ class Architecture:
     sizes_of: dict = field(default_factory=dict)
     hf_names: dict = field(default_factory=dict)
     gguf_names: dict = field(default_factory=dict)
-    norm_shift: float = 0.0
+    norm: str = "rms"
     norm_biases: bool = False
+    norm_shift: float = 0.0
+    row_norms: bool = False
+    activation: str = "swiglu"
+    parallel: bool | None = False
+    output_bias: bool = False
+    embedding_scale: Callable = lambda config: 1.0
+    score_scale: Callable = lambda config: config.head_dim**-0.5
+    logit_divisor: bool = False
     embedding: str = "token_embd.weight"
     output_norm: str = "output_norm.weight"
     output: str = "output.weight"
@@ -196,6 +202,11 @@ class Architecture:
     # what rope.freq_base says already, from converters of 2023
     ignored: tuple = ("attn_rot_embd", "attn_rot_embd.weight", "attn_rot_embd.inv_freq")
     keys: dict = field(default_factory=lambda: KEYS)
+
+    @property
+    def gated(self):
+        """Whether the MLP has gate and up."""
+        return self.activation in ("swiglu", "geglu_tanh", "geglu_erf")
 
     @property
     def missing(self):
@@ -252,7 +263,24 @@ _BLOCK_SPARSE = {
     "ffn_up_exps": "block_sparse_moe.experts.*.w3",
     "ffn_down_exps": "block_sparse_moe.experts.*.w2",
 }
+# what embeddings, branches, scores and logits are multiplied by
+_GRANITE = KEYS | dict.fromkeys(("embedding_scale", "residual_scale", "attention.scale", "logit_scale"))
+# where it says no, positions turn nothing
+_GRANITE |= {"rope.scaling.finetuned": only(True)}
 _GEMMA_2 = {"ffn_norm": "pre_feedforward_layernorm"}
+# the root is rounded to f32, as transformers does in f32
+_GEMMA = {
+    "norm_shift": 1.0,
+    "activation": "geglu_tanh",
+    "embedding_scale": lambda config: struct.unpack("f", struct.pack("f", config.n_embd**0.5))[0],
+    "keys": KEYS | {"attention.scale": None},
+}
+
+
+def _of_the_largest(n_layer):
+    """Return Gemma's score_scale: models of so many layers divide by another root, which no key of a file says."""
+    return lambda config: (config.n_embd / config.n_head if config.n_layer == n_layer else config.head_dim) ** -0.5
+
 
 ARCHITECTURES = {
     "llama": Architecture(
@@ -264,20 +292,22 @@ ARCHITECTURES = {
     "qwen3": Architecture(
         ("Qwen3ForCausalLM",), HALVES, ("head norms",), norms=("attn_norm", *_HEAD_NORMS, "ffn_norm"),
     ),
-    "gemma": Architecture(("GemmaForCausalLM",), HALVES, ("geglu", "multipliers"), norm_shift=1.0),
+    "gemma": Architecture(("GemmaForCausalLM",), HALVES, ("geglu", "multipliers"), **_GEMMA),
     "gemma2": Architecture(
         ("Gemma2ForCausalLM",), HALVES,
         ("geglu", "multipliers", "post norms", "score cap", "logit cap"),
-        norms=_SANDWICH, hf_names=_GEMMA_2, norm_shift=1.0,
+        norms=_SANDWICH, hf_names=_GEMMA_2, score_scale=_of_the_largest(46), **_GEMMA,
     ),
     "gemma3": Architecture(
         ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"), HALVES,
         ("geglu", "multipliers", "post norms", "head norms", "windows", "two ropes"),
-        norms=(_SANDWICH[0], *_HEAD_NORMS, *_SANDWICH[1:]), hf_names=_GEMMA_2, norm_shift=1.0,
+        norms=(_SANDWICH[0], *_HEAD_NORMS, *_SANDWICH[1:]), hf_names=_GEMMA_2, score_scale=_of_the_largest(62),
+        **_GEMMA,
     ),
     "phi2": Architecture(
         ("PhiForCausalLM",), HALVES, ("layer norm", "gelu", "parallel", "output bias"),
-        matrices=_UNGATED, norms=("attn_norm",), biases=_UNGATED, norm_biases=True,
+        matrices=_UNGATED, norms=("attn_norm",), biases=_UNGATED,
+        norm="layer", norm_biases=True, activation="gelu_tanh", parallel=True, output_bias=True,
         hf_names={
             "attn_output": "self_attn.dense", "ffn_up": "mlp.fc1", "ffn_down": "mlp.fc2",
             "output_norm": "model.final_layernorm",
@@ -294,12 +324,15 @@ ARCHITECTURES = {
     ),
     "olmo2": Architecture(
         ("Olmo2ForCausalLM", "Olmo3ForCausalLM"), HALVES, ("row norms", "post norms"),
-        norms=(*_HEAD_NORMS, *_BEHIND), sizes_of=_ROW_NORMS,
+        norms=(*_HEAD_NORMS, *_BEHIND), sizes_of=_ROW_NORMS, row_norms=True,
     ),
-    "granite": Architecture(("GraniteForCausalLM",), needs=("multipliers",), permuted=True),
+    "granite": Architecture(
+        ("GraniteForCausalLM",), needs=("multipliers",), permuted=True, logit_divisor=True, keys=_GRANITE,
+    ),
     "stablelm": Architecture(
         ("StableLmForCausalLM", "StableLMEpochForCausalLM"), HALVES, ("layer norm", "parallel"),
-        norms=("attn_norm", "ffn_norm"), norm_biases=True, optional=(*_HEAD_NORMS, "ffn_norm"),
+        norms=("attn_norm", *_HEAD_NORMS, "ffn_norm"), optional=(*_HEAD_NORMS, "ffn_norm"),
+        norm="layer", norm_biases=True, parallel=None, keys=KEYS | {"use_parallel_residual": None},
         # one norm for each head, stacked
         sizes_of={"attn_q_norm": ("head", "head_dim"), "attn_k_norm": ("head_kv", "head_dim")},
         hf_names={
@@ -308,11 +341,13 @@ ARCHITECTURES = {
     ),
     "starcoder2": Architecture(
         ("Starcoder2ForCausalLM",), HALVES, ("layer norm", "gelu"),
-        matrices=_UNGATED, norm_biases=True, hf_names={"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
+        matrices=_UNGATED, norm="layer", norm_biases=True, activation="gelu_tanh",
+        hf_names={"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
     ),
     "cohere2": Architecture(
-        ("Cohere2ForCausalLM",), needs=("layer norm", "parallel", "multipliers"),
+        ("Cohere2ForCausalLM",), needs=("layer norm", "parallel", "multipliers", "windows"),
         norms=("attn_norm",), has_rope=lambda layer: layer % 4 != 3,
+        norm="layer", parallel=True, keys=KEYS | {"logit_scale": None},
     ),
     "glm4": Architecture(
         ("Glm4ForCausalLM",), needs=("post norms",),
@@ -340,11 +375,12 @@ ARCHITECTURES = {
     ),
     "olmoe": Architecture(
         ("OlmoeForCausalLM",), HALVES, ("experts", "row norms"),
-        norms=("attn_norm", *_HEAD_NORMS, "ffn_norm"), sizes_of=_ROW_NORMS, experts=EXPERTS,
+        norms=("attn_norm", *_HEAD_NORMS, "ffn_norm"), sizes_of=_ROW_NORMS, row_norms=True, experts=EXPERTS,
     ),
     "granitemoe": Architecture(
         ("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM"), needs=("experts", "multipliers"), permuted=True,
         experts=EXPERTS, optional=SHARED_EXPERT, hf_names={"ffn_gate_inp": "block_sparse_moe.router.layer"},
+        logit_divisor=True, keys=_GRANITE,
     ),
     "gpt-oss": Architecture(
         ("GptOssForCausalLM",), HALVES, ("experts", "clamped experts", "sinks", "windows"),

@@ -62,19 +62,30 @@ _PARTS = (
     *("convnext.embedding_length", "convnext.block_count"),
 )
 
+# What files call the curve of an MLP.
+_TANH = ("gelu_pytorch_tanh", "gelu_tanh", "gelu_new", "gelu_fast", "gelu")
+_WORDS = {
+    "swiglu": ("silu", "swish"),
+    "geglu_tanh": _TANH,
+    "geglu_erf": ("gelu",),
+    "gelu_tanh": _TANH,
+    "gelu_erf": ("gelu",),
+    "relu_squared": ("relu2",),
+}
+
 KEYS = {
     **dict.fromkeys(_HARMLESS),
     **dict.fromkeys(_PARTS, OFF),
     "tensor_data_layout": only("reference", "Meta AI original pth"),
-    "hidden_act": only("silu", "swish"),
-    "hidden_activation": only("silu", "swish"),
+    "hidden_act": lambda config: _WORDS[config.family.activation],
+    "hidden_activation": lambda config: _WORDS[config.family.activation],
     "features_length": lambda config: (0, config.n_embd),
     "embedding_length_out": lambda config: (0, config.n_embd),
     "attention.value_length": lambda config: (config.head_dim,),
     "attention.key_length_swa": lambda config: (config.head_dim,),
     "attention.value_length_swa": lambda config: (config.head_dim,),
     "attention.causal": only(True),
-    "attention.scale": lambda config: (0, 1 / math.sqrt(config.head_dim)),
+    "attention.scale": lambda config: (0, config.score_scale),
     "attention.output_scale": ONE,
     "rope.freq_base_swa": lambda config: (config.rope.theta,),
     "rope.dimension_count_swa": lambda config: (config.rope.n_rot,),

@@ -1,7 +1,7 @@
 """A model's sizes and constants, read from GGUF metadata and checked against its tensors."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,7 +23,8 @@ class ModelConfig:
     n_rows are those of the embedding and output matrices, n_vocab the ids that have a token: some files pad their
     matrices. temperature (factor, length): queries at positions from `length` on are multiplied by
     1 + factor ln(1 + floor(position / length)), with length 0 none. window: how far back attention was trained to look,
-    None without a limit.
+    None without a limit. The scales multiply embeddings, what attention and the MLP add to x, scores and logits.
+    rms_eps: of all norms, LayerNorms too. parallel: attention and the MLP see the same norm of x.
     """
 
     architecture: str
@@ -40,13 +41,31 @@ class ModelConfig:
     ropes: tuple[Rope, ...]
     temperature: tuple = (0.0, 0)
     window: int | None = None
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    score_scale: float = 1.0
+    logit_scale: float = 1.0
+    parallel: bool = False
+
+    @property
+    def family(self):
+        """The row of ARCHITECTURES."""
+        return ARCHITECTURES[self.architecture]
 
     @property
     def kernel_sizes(self):
         """What the compiled steps are told: they compute a logit for every row."""
         names = ("n_embd", "n_head", "n_head_kv", "head_dim", "n_ff", "n_layer")
         more = {"n_vocab": self.n_rows, "n_rot": self.rope.n_rot, "n_ropes": len(self.ropes)}
+        more |= {"gated": self.family.gated, "post_norms": "post_ffw_norm" in self.family.norms}
         return {name: getattr(self, name) for name in names} | more
+
+    @property
+    def kernel_parts(self):
+        """What the compiled steps are told of a layer beside its sizes: names and numbers by Weights' words."""
+        scales = ("embedding_scale", "residual_scale", "score_scale", "logit_scale")
+        found = {name: getattr(self, name) for name in ("rms_eps", "temperature", "parallel", *scales)}
+        return found | {name: getattr(self.family, name) for name in ("rope_layout", "norm", "activation", "row_norms")}
 
     @property
     def rope(self):
@@ -60,18 +79,23 @@ class ModelConfig:
     @property
     def shapes(self):
         """{matrix of a layer: (n_out, n_in)}, in the order of use."""
-        return ARCHITECTURES[self.architecture].shapes(self._lengths)
+        return self.family.shapes(self.lengths)
 
     @property
-    def _lengths(self):
+    def lengths(self):
+        """What the shapes of a layer's parts are said in."""
         return sizes(self.n_embd, self.n_head, self.n_head_kv, self.head_dim, self.n_ff)
+
+    def norm_shape(self, name):
+        """The shape of a layer's norm, by its name in NORMS."""
+        return self.family.shape(name, self.lengths)
 
     def part_rows(self, matrix):
         """{part of a matrix: its rows}, one after the other: see Architecture.fused."""
-        lengths, family = self._lengths, ARCHITECTURES[self.architecture]
-        if len(family.parts(matrix)) == 1:
+        parts = self.family.parts(matrix)
+        if len(parts) == 1:
             return {matrix: self.shapes[matrix][0]}
-        return {part: lengths[BY_NAME[part].n_out] for part in family.parts(matrix)}
+        return {part: self.lengths[BY_NAME[part].n_out] for part in parts}
 
     def check_context(self, n_ctx, path):
         """Raise LlamacyError where a context reaches beyond the window: attention is not cut to one here."""
@@ -123,12 +147,13 @@ def read_config(file, rms_eps=None, rope_theta=None):
         n_vocab=n_vocab,
         n_rows=n_rows,
         n_ctx_train=n_ctx_train,
-        rms_eps=rms_eps if rms_eps is not None else _rms_eps(keys),
+        rms_eps=rms_eps if rms_eps is not None else _EPSILON[ARCHITECTURES[name].norm](keys),
         ropes=(rope,),
         temperature=_temperature(keys, rope) if ARCHITECTURES[name].tempered else (0.0, 0),
         window=keys.whole("attention.sliding_window", 0) or None,
     )
     _check(file.path, config)
+    config = replace(config, **_scales(keys, config), parallel=_parallel(file, config))
     strange = check_keys(file, config, ARCHITECTURES[name].keys)
     if strange:
         warnings.warn(f"{file.path}: {some(strange)}: not known here, and ignored", stacklevel=1)
@@ -214,6 +239,43 @@ def _rms_eps(keys):
             "another kind, wanted RMS norms; use another program, or say --rms-eps to run it all the same"
         )
     return keys.assumed(key, RMS_EPS, keys.number, "--rms-eps")
+
+
+def _layer_eps(keys):
+    return keys.assumed("attention.layer_norm_epsilon", RMS_EPS, keys.number, "--rms-eps")
+
+
+_EPSILON = {"rms": _rms_eps, "layer": _layer_eps}
+
+
+def _scales(keys, config):
+    """Return the multipliers by their fields' names: a family's own where its files say nothing, which may be 0."""
+    family = config.family
+    usual = {
+        "embedding_scale": ("embedding_scale", family.embedding_scale(config)),
+        "residual_scale": ("residual_scale", 1.0),
+        "score_scale": ("attention.scale", family.score_scale(config)),
+        "logit_scale": ("logit_scale", 1.0),
+    }
+    found = {}
+    for name, (key, default) in usual.items():
+        # a key that the family does not read is refused by check_keys where it says anything
+        value = keys.number(key, 0.0) if key in family.keys and family.keys[key] is None else 0.0
+        if not (0 <= value < 1e30):
+            raise keys.error(key, "a positive number", value)
+        found[name] = value or default
+    if family.logit_divisor:
+        found["logit_scale"] = 1 / found["logit_scale"]
+    return found
+
+
+def _parallel(file, config):
+    """Whether attention and the MLP see the same norm of x: where a family has both forms, the file says which."""
+    parallel = config.family.parallel
+    if parallel is not None:
+        return parallel
+    # by their norms: converters wrote the key, use_parallel_residual, as true where config.json did not have it
+    return f"blk.0.{config.family.gguf_name('ffn_norm')}.weight" not in file.tensors
 
 
 def _temperature(keys, rope):

@@ -1,5 +1,6 @@
 """The model: an open file's configuration, tokenizer and weights, its adapters, and sessions over them."""
 
+import math
 import os
 import re
 import warnings
@@ -11,7 +12,7 @@ from llamacy.errors import LlamacyError, brief, shown, some
 from llamacy.formats.architectures import ARCHITECTURES, SLOTS
 from llamacy.formats.model_file import open_model
 from llamacy.model.config import read_config
-from llamacy.model.weights import load_weights, read_vector, rope_factors
+from llamacy.model.weights import load_weights, read_array, rope_factors
 from llamacy.text.tokenizer import open_tokenizer
 
 _MATRIX = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
@@ -145,26 +146,32 @@ class Model:
     def _norm_place(self, adapter, name, delta):
         """Return (layer, norm) of the norm vector that an adapter shifts, its length checked."""
         match = _MATRIX.fullmatch(name)
+        norms = {self.family.gguf_name(norm): norm for norm in self.family.norms}
         if name == self.family.output_norm:
             place = (-1, "output_norm")
-        elif match and int(match[1]) < self.config.n_layer and match[2] in self.family.norms:
-            place = (int(match[1]), match[2])
+        elif match and int(match[1]) < self.config.n_layer and match[2] in norms:
+            place = (int(match[1]), norms[match[2]])
         else:
             raise LlamacyError(
                 f"{adapter.path}: adapts {brief(name)}, which {self.path} does not have; use the model it was trained "
                 "on"
             )
-        if delta.shape != (self.config.n_embd,):
+        wanted = self._norm_shape(place)
+        if delta.shape != wanted:
             raise LlamacyError(
-                f"{adapter.path}: {brief(name)} has {delta.size} elements here, {self.config.n_embd} in {self.path}; "
+                f"{adapter.path}: {brief(name)} has {delta.size} elements here, {math.prod(wanted)} in {self.path}; "
                 "use the model it was trained on"
             )
         return place
 
+    def _norm_shape(self, place):
+        layer, key = place
+        return (self.config.n_embd,) if layer < 0 else self.config.norm_shape(key)
+
     def _base_norm(self, place):
         layer, key = place
-        name = self.family.output_norm if layer < 0 else f"blk.{layer}.{key}.weight"
-        return read_vector(self.file, name, self.config.n_embd)
+        name = self.family.output_norm if layer < 0 else f"blk.{layer}.{self.family.gguf_name(key)}.weight"
+        return read_array(self.file, name, self._norm_shape(place))
 
     def _parts(self, layer, matrix, pair):
         """Return {(layer, slot): (A, B, scale)} of a pair at a place: each part of a fused matrix has its rows of B."""

@@ -19,8 +19,10 @@ def check_tensors(file, config):
     family = ARCHITECTURES[config.architecture]
     known = {family.embedding, family.output_norm, family.output, family.rope_factors, SHORT, LONG}
     parts = [f"{name}.{side}" for name in family.matrices for side in ("weight", "bias")]
-    for part in (*parts, *(f"{family.gguf_name(name)}.weight" for name in family.norms), *family.ignored):
+    norms = [f"{family.gguf_name(name)}.{side}" for name in family.norms for side in norm_sides(config, name)]
+    for part in (*parts, *norms, *family.ignored):
         known.update(f"blk.{i}.{part}" for i in range(config.n_layer))
+    known.update(_biases(family).values())
     strange = [name for name in file.tensors if name not in known]
     if not strange:
         return
@@ -60,9 +62,7 @@ def load_weights(file, config, factors, n_threads):
     loader.reserve(wanted, wanted | {family.embedding: wanted[output]}, rows)
     layers = []
     for i in range(config.n_layer):
-        names = {name: f"blk.{i}.{family.gguf_name(name)}.weight" for name in family.norms}
-        layer = {name: loader.vector(tensor, config.n_embd) for name, tensor in names.items()}
-        layer["rope"] = config.rope_of(i)
+        layer = {"rope": config.rope_of(i)} | _norms(loader, config, i)
         for key, (n_out, _) in config.shapes.items():
             layer |= loader.parts(BY_NAME[key].tensor(i), config.part_rows(key))
             bias = BY_NAME[key].tensor(i, "bias")
@@ -71,15 +71,52 @@ def load_weights(file, config, factors, n_threads):
                 parts = np.split(values, np.cumsum(list(rows.values()))[:-1])
                 layer |= {f"{part}.bias": of for part, of in zip(rows, parts, strict=True)}
         layers.append(layer)
-    more = {"rms_eps": config.rms_eps, "rope_layout": family.rope_layout, "temperature": config.temperature}
-    more |= {"n_parts": {family.slot(matrix): len(parts) for matrix, parts in family.fused.items()}}
+    lengths = {"output.bias": config.n_rows, "output_norm.bias": config.n_embd}
+    more = {key: loader.vector(name, lengths[key]) for key, name in _biases(family).items()}
+    more["ropes"] = [rope.table(rope.original, factors) for rope in config.ropes]
+    more["n_parts"] = {family.slot(matrix): len(parts) for matrix, parts in family.fused.items()}
     return kernels.weights.Weights(
-        config.kernel_sizes | more | {"ropes": [rope.table(rope.original, factors) for rope in config.ropes]},
+        config.kernel_sizes | config.kernel_parts | more,
         layers,
         loader.matrix(output),
         loader.vector(family.output_norm, config.n_embd),
         *(() if output == family.embedding else loader.embedding(family.embedding)),
     )
+
+
+def norm_sides(config, name):
+    """Return the sides that a norm of a layer has, by its name in NORMS: its weights, and where it has one its bias."""
+    return ("weight", "bias") if config.family.norm_biases and BY_NAME[name].n == "embd" else ("weight",)
+
+
+def _biases(family):
+    """Return {Weights' word: tensor} of the biases behind the last layer."""
+    found = {"output.bias": family.output.removesuffix("weight") + "bias"} if family.output_bias else {}
+    if family.norm_biases:
+        found["output_norm.bias"] = family.output_norm.removesuffix("weight") + "bias"
+    return found
+
+
+def _norms(loader, config, layer):
+    """Return {Weights' word: values} of a layer's norms; of those that a file may leave out, what layer 0 has."""
+    found, family, tensors = {}, config.family, loader.file.tensors
+    for name in family.norms:
+        for side in norm_sides(config, name):
+            end = f"{family.gguf_name(name)}.{side}"
+            if name not in family.optional or f"blk.0.{end}" in tensors:
+                word = name if side == "weight" else f"{name}.bias"
+                found[word] = loader.array(f"blk.{layer}.{end}", config.norm_shape(name))
+            elif f"blk.{layer}.{end}" in tensors:
+                raise LlamacyError(
+                    f"{loader.file.path}: layer {layer} has a tensor {end}, which layer 0 does not have; the file is "
+                    "incomplete"
+                )
+    if ("attn_q_norm" in found) != ("attn_k_norm" in found):
+        raise LlamacyError(
+            f"{loader.file.path}: layers have norms of queries or of keys alone, wanted both or none; the file is "
+            "incomplete"
+        )
+    return found
 
 
 def output_of(file, family):
@@ -200,8 +237,11 @@ class _Loader:
         return rows, number
 
     def vector(self, name, n):
+        return self.array(name, (n,))
+
+    def array(self, name, shape):
         self.tensor(name)
-        return read_vector(self.file, name, n)
+        return read_array(self.file, name, shape)
 
 
 def _fits(info, shape):
@@ -211,16 +251,21 @@ def _fits(info, shape):
 
 def read_vector(file, name, n):
     """Return a tensor of shape (n,) as f32; LlamacyError where it has another shape or type, or is not finite."""
+    return read_array(file, name, (n,))
+
+
+def read_array(file, name, shape):
+    """The same of any shape."""
     info = file.tensors[name]
-    if not _fits(info, (n,)):
-        raise LlamacyError(f"{file.path}: {name} has shape {tuple(info.shape)}, wanted ({n},)")
+    if not _fits(info, shape):
+        raise LlamacyError(f"{file.path}: {name} has shape {tuple(info.shape)}, wanted {shape}")
     if info.type.number not in kernels.quants.types():
         raise LlamacyError(f"{file.path}: {name} is {info.type.name}, wanted F32, F16 or BF16")
     rows = np.ascontiguousarray(file.data(name)).view(np.uint8).reshape(1, -1)
     values = kernels.quants.dequantize(rows, info.type.number)[0]
     if not np.isfinite(values).all():
         raise _not_finite(file, name)
-    return values
+    return values.reshape(shape)
 
 
 def _not_finite(file, name):

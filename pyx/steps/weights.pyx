@@ -111,6 +111,8 @@ cdef class Weights:
         b.rope = &self.rope[<int>rope] if rope is not None else NULL
         b.score_scale = <float>config.get("score_scale", 1 / (<double>self.config.head_dim) ** 0.5)
         b.activation, b.parallel = activation(config.get("activation", "swiglu")), config.get("parallel", False)
+        if b.parallel and "ffn_norm" not in parts:
+            b.ffn_norm = b.attn_norm
         b.first_of_mlp, b.n_of_mlp = (FFN_GATE, 2) if b.activation.gated else (FFN_UP, 1)
         for slot in range(N_SLOTS):
             if NAMES[slot] in parts:
