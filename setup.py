@@ -1,8 +1,8 @@
 """Build the compiled kernels: the rooms of pyx/ once per instruction set, each set in its own package of rooms.
 
-`LLAMACY_BUILD_ISA` chooses the sets (`native`: what this machine can run, the default; `all` of its architecture; or
-names with commas), `LLAMACY_ONLY` builds a few modules by name while developing, `LLAMACY_CFLAGS` has the last word on
-the compiler's flags.
+`LLAMACY_BUILD_ISA` chooses the sets (`native`: what this machine can run, the default; `best` of those; `all` of its
+architecture; or names with commas), `LLAMACY_ONLY` builds a few modules by name while developing, `LLAMACY_CFLAGS` has
+the last word on the compiler's flags.
 """
 
 import os
@@ -50,11 +50,13 @@ def chosen_isas():
     wish = os.environ.get("LLAMACY_BUILD_ISA", "native")
     if wish == "all":
         return of_this_machine()
-    if wish == "native":
-        return [name for name in of_this_machine() if not lacking(name)]
+    native = [name for name in of_this_machine() if not lacking(name)]
+    if wish in ("native", "best"):
+        return native[:1] if wish == "best" else native
     unknown = [name for name in wish.split(",") if name not in ISAS]
     if unknown:
-        sys.exit(f"LLAMACY_BUILD_ISA: unknown instruction set {unknown[0]!r}, wanted native, all or of {list(ISAS)}")
+        wanted = f"native, best, all or of {list(ISAS)}"
+        sys.exit(f"LLAMACY_BUILD_ISA: unknown instruction set {unknown[0]!r}, wanted {wanted}")
     return wish.split(",")
 
 
