@@ -252,7 +252,8 @@ class Plan:
                 is_norm = isinstance(BY_NAME[part], Norm)
                 if name in self.targets or part not in self.row.optional:
                     wanted[name] = self._shape(part, "weight")
-                needs_bias = part in self.row.biases or (is_norm and self.row.norm_biases and name in wanted)
+                has_biases = is_norm and self.row.norm_biases and name in wanted and BY_NAME[part].n == "embd"
+                needs_bias = part in self.row.biases or has_biases
                 if needs_bias or (bias in self.targets and not is_norm):
                     wanted[bias] = self._shape(part, "bias")
         if f"{LM_HEAD.name}.bias" in self.targets:

@@ -11,7 +11,7 @@ from llamacy.formats.model_file import open_model
 from llamacy.model import load_model
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "families"
-FAMILIES = sorted(path.name for path in DATA.iterdir())
+FAMILIES = sorted(path.name for path in DATA.iterdir() if path.is_dir())
 
 
 @cache

@@ -12,6 +12,27 @@ MODEL = table(
         "model/test_forward.py::test_every_way_to_write_linear_rope_scaling",
     ),
     (
+        "gate's and up's rows of stacked experts change places",
+        "hf_tensors.py",
+        '("ffn_gate_exps", _even), ("ffn_up_exps", _odd)',
+        '("ffn_gate_exps", _odd), ("ffn_up_exps", _even)',
+        "model/test_family_facts.py::test_the_converter_s_tensors_and_keys",
+    ),
+    (
+        "norms without what their family adds",
+        "hf_tensors.py",
+        "return values + np.float32(target.shift) if target.shift else values",
+        "return values",
+        "model/test_family_facts.py::test_the_converter_s_tensors_and_keys",
+    ),
+    (
+        "no base of windowed layers' rope",
+        "hf_keys.py",
+        "if config.rope_of_windows is not None and config.window is not None:",
+        "if False:",
+        "model/test_family_facts.py::test_the_converter_s_tensors_and_keys",
+    ),
+    (
         "positions multiplied by the scale",
         "rope.py",
         "return rope.plain() / rope.factor, _said(rope)",

@@ -99,6 +99,13 @@ STEPS = table(
         "model/test_concurrency.py::test_a_second_pass_of_a_trainer_is_refused",
     ),
     (
+        "what pads keys and values counts in the gradient's norm",
+        "trainrows.pxd",
+        "for j in range(end, <int>padded(end, 16)):",
+        "for j in range(end, end):",
+        "model/test_family_facts.py::test_logits_greedy_tokens_and_training",
+    ),
+    (
         "adapters change while a step runs",
         "weights.pyx",
         "if self.steps:",
