@@ -74,9 +74,9 @@ CASES = {
     "phi3": _case("Phi3ForCausalLM", sliding_window=12, original_max_position_embeddings=128,
                   num_attention_heads=3, num_key_value_heads=1, rope=_ROPE | {"partial_rotary_factor": 0.75}),
     "phi3-long": _case(
-        "Phi3ForCausalLM", sliding_window=None, original_max_position_embeddings=32,
+        "Phi3ForCausalLM", sliding_window=None, original_max_position_embeddings=16,
         rope=_ROPE | {"rope_type": "longrope", "short_factor": [1.0, 1.1, 1.3, 1.9],
-                      "long_factor": [1.2, 1.9, 3.0, 4.0], "original_max_position_embeddings": 32,
+                      "long_factor": [1.2, 1.9, 3.0, 4.0], "original_max_position_embeddings": 16,
                       "partial_rotary_factor": 1.0},
     ),
     "smollm3": _case("SmolLM3ForCausalLM", num_hidden_layers=4, no_rope_layers=[1, 1, 1, 0], use_sliding_window=False,

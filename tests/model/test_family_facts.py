@@ -73,6 +73,7 @@ def test_the_converter_s_tensors_and_keys(folder):
     assert ours.keys() - theirs["keys"].keys() <= OURS
 
 
+@pytest.mark.filterwarnings("ignore:.*positions turn as longrope scaling has it for long texts")
 def test_logits_greedy_tokens_and_training(folder):
     metadata = open_model(folder / "model.gguf").metadata
     row = ARCHITECTURES[metadata["general.architecture"]]

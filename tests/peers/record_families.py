@@ -76,11 +76,11 @@ def closest(logits):
     return (top[:, -1] - top[:, -2]).min()
 
 
-def clear_rows(model):
+def clear_rows(model, n_prompt):
     """The first random ids whose likeliest next tokens no rounding confuses, and a prompt with 6 such answers."""
     rows = (cases.rows(1, N, seed)[0] for seed in range(200))
     ids = next(ids for ids in rows if closest(logits_of(model, ids)) > 1e-3)
-    prompts = (greedy(model, cases.rows(1, 7, 1000 + seed)[0]) for seed in range(50))
+    prompts = (greedy(model, cases.rows(1, n_prompt, 1000 + seed)[0]) for seed in range(50))
     return ids, next(found for found in prompts if len(found["tokens"]) >= 6)
 
 
@@ -181,7 +181,8 @@ def record(case, source):
         shapes = saved_shapes(case, folder / "saved")
         cases.write_folder(folder / "m", case, shapes)
         model = loaded(folder / "m", case)
-        ids, tokens = clear_rows(model)
+        # longrope's factors go by the length, which should not change on the way
+        ids, tokens = clear_rows(model, 20 if case == "phi3-long" else 7)
         logits = logits_of(model, ids)
         found = {
             "tensors": shapes, "token_ids": ids, "positions": list(POSITIONS),
