@@ -45,7 +45,7 @@ def read_ggla(source):
                     norms[base] = a[:, 0] * b[0, 0] * np.float32(alpha / rank)
             else:
                 pairs[base] = LoraPair(np.ascontiguousarray(a.T), b, alpha / rank)
-    return Adapter("llama", pairs, float(alpha), {}, source.path, [], norms)
+    return Adapter("llama", pairs, float(alpha), {}, source.path, [], norms, assumed=True)
 
 
 def _tensors(cursor):

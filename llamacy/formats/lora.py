@@ -51,6 +51,7 @@ class Adapter:
     hf_rows       the rows of q's and k's b are in Hugging Face's order: see bound()
     copies        BaseCopy of each tensor of the base model that the file holds too; see base_copies.py
     one_embedding a pair on the embedding is meant for the output matrix too, where the model has none of its own
+    assumed       the file names no family: `architecture` is what its format was made for, until a model says its own
     """
 
     architecture: str
@@ -63,15 +64,16 @@ class Adapter:
     hf_rows: bool = False
     copies: list = field(default_factory=list)
     one_embedding: bool = False
+    assumed: bool = False
 
     def bound(self, metadata):
         """Return the adapter as it fits the model whose GGUF `metadata` is given: its rows in the model's order.
 
         PEFT and mlx-lm files say nothing of heads, so that only the model can tell. Others come back as they are.
         """
-        if not self.hf_rows:
-            return self
         architecture = str(metadata.get("general.architecture", ""))
+        if not self.hf_rows:
+            return replace(self, architecture=architecture, assumed=False) if self.assumed and architecture else self
         pairs = _reordered(self, architecture, metadata, paired_from_halves)
         kept = self.metadata | head_counts(architecture, metadata)
         return replace(self, architecture=architecture, pairs=pairs, metadata=kept, hf_rows=False)
@@ -80,6 +82,8 @@ class Adapter:
         """Return the adapter with Hugging Face's rows, by the heads in the model's `metadata` or in its own."""
         if self.hf_rows:
             return self
+        if self.assumed and metadata:
+            return self.bound(metadata).unbound(metadata)
         known = {**self.metadata, **(metadata or {})}
         return replace(self, pairs=_reordered(self, self.architecture, known, halves_from_paired), hf_rows=True)
 

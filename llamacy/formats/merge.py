@@ -44,7 +44,7 @@ def _entry(file, name, change, outtype, n_threads):
 
 def _check(file, adapter):
     architecture = file.metadata.get("general.architecture")
-    if adapter.architecture and adapter.architecture != architecture:
+    if adapter.architecture not in ("", architecture) and not adapter.assumed:
         problem = f"it is for {shown(adapter.architecture)}, the model is {shown(architecture)}"
     else:
         problem = adapter.misfit(file.tensors)

@@ -109,7 +109,7 @@ class Model:
         LlamacyError when it is another model's: unknown tensors or shapes that do not fit. What of its file cannot be
         applied, and a pair that was trained beside other base values, are warnings.
         """
-        if adapter.architecture and adapter.architecture != self.config.architecture:
+        if adapter.architecture not in ("", self.config.architecture) and not adapter.assumed:
             raise LlamacyError(
                 f"{adapter.path}: an adapter for {shown(adapter.architecture)}, the model is "
                 f"{self.config.architecture!r}; use the model it was trained on"

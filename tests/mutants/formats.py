@@ -19,6 +19,13 @@ FORMATS = table(
         "model/test_understood.py::test_a_key_that_changes_the_arithmetic",
     ),
     (
+        "an adapter without a family's name is of llama alone",
+        "ggla.py",
+        "norms, assumed=True)",
+        "norms)",
+        "model/test_family_adapters.py::test_peft_s_adapter_and_back",
+    ),
+    (
         "a vector of 1 x n is a matrix",
         "layout.py",
         "return self.shape[max(0, ones) :]",
