@@ -155,6 +155,7 @@ class Architecture:
     biases       matrices with a bias, without which a file is incomplete; others may have one
     has_rope     layer -> whether positions turn its heads
     tempered     queries grow with the position as attention.temperature_scale says
+    truncates    factor and original length of yarn -> whether its range is rounded outwards, where a file does not tell
     sizes_of     {part: keys of `sizes`} where a part has another size than its row says: (n_out, n_in) or (n,)
     hf_names     {part: Hugging Face's module} where the family calls it otherwise than the part's row
     gguf_names   {part: GGUF's name} where the family's files call it otherwise
@@ -182,6 +183,7 @@ class Architecture:
     biases: tuple = ()
     has_rope: Callable = lambda layer: True
     tempered: bool = False
+    truncates: Callable = lambda factor, original: True
     sizes_of: dict = field(default_factory=dict)
     hf_names: dict = field(default_factory=dict)
     gguf_names: dict = field(default_factory=dict)
@@ -386,6 +388,8 @@ ARCHITECTURES = {
         ("GptOssForCausalLM",), HALVES, ("experts", "clamped experts", "sinks", "windows"),
         biases=(*_ATTENTION, *EXPERTS), experts=(*EXPERTS, "attn_sinks"),
         gguf_names={"ffn_norm": "post_attention_norm"}, hf_names={"ffn_gate_inp": "mlp.router"},
+        # not in the published models, whose files cannot say it
+        truncates=lambda factor, original: (factor, original) != (32, 4096),
     ),
     "deepseek2": Architecture(
         ("DeepseekV2ForCausalLM",), needs=("low-rank attention", "experts", "shared expert"),

@@ -135,7 +135,8 @@ def read_config(file, rms_eps=None, rope_theta=None):
         raise LlamacyError(f"{file.path}: {n_embd} embedding elements and {n_head} heads, wanted at least 1 of each")
     head_dim = keys.whole("attention.key_length", n_embd // n_head)
     n_ctx_train = keys.assumed("context_length", N_CTX, keys.whole, "--override-kv")
-    rope = read_rope(keys, keys.whole("rope.dimension_count", head_dim), n_ctx_train, rope_theta)
+    n_rot, truncates = keys.whole("rope.dimension_count", head_dim), ARCHITECTURES[name].truncates
+    rope = read_rope(keys, n_rot, n_ctx_train, truncates, rope_theta)
     config = ModelConfig(
         architecture=name,
         n_embd=n_embd,

@@ -47,8 +47,11 @@ def _score_scale(config):
 def _longrope_factor(config):
     if "long_factor" not in config.rope:
         return None
+    if config.rope.get("attention_factor") is not None:
+        return config.number("attention_factor", values=config.rope)
     original = original_context(config)
-    scale = config.whole("max_position_embeddings") / original
+    stretch = config.whole("max_position_embeddings") / original
+    scale = stretch if config.rope.get("factor") is None else config.number("factor", values=config.rope)
     return math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
 
 
@@ -195,7 +198,18 @@ def _rope_keys(config):
         for key, names in _ROPE_NUMBERS.items():
             if any(rope.get(name) is not None for name in names):
                 found[key] = config.number(*names, values=rope)
+        found |= _mscale(config, found["rope.scaling.factor"])
     return found, notes
+
+
+def _mscale(config, factor):
+    """Return the key of yarn's whole factor where two mscales give it and no other key of the family can."""
+    rope, names = config.rope, ("mscale", "mscale_all_dim")
+    said = rope.get("attention_factor") is not None or not all(rope.get(name) for name in names)
+    if said or config.family == "deepseek2" or (config.family == "mistral3" and rope["mscale"] == 1):
+        return {}
+    over, under = (0.1 * config.number(name, values=rope) * math.log(max(factor, 1)) + 1 for name in names)
+    return {"rope.scaling.yarn_attn_factor": over / under}
 
 
 def original_context(config):

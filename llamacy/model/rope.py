@@ -156,22 +156,26 @@ _MAY_BE_ZERO = ("ext_factor", "log_multiplier")
 UNSAID = (-1, 0)  # how files write numbers that are not there
 
 
-def read_rope(keys, n_rot, n_ctx_train, theta=None):
+def read_rope(keys, n_rot, n_ctx_train, truncates, theta=None):
     """Return the Rope of an open model; keys: its metadata below the family's name; theta: instead of the file's base.
+
+    truncates: see Architecture.
 
     LlamacyError for a scaling that is not known or lacks what it needs, and for numbers that cannot be.
     """
     kind = _scaling(keys)
     said = {name: keys.number(key) for name, key in _NUMBERS.items() if keys.get(key) is not None}
     said = {name: x for name, x in said.items() if x not in UNSAID or (x == 0 and name in _MAY_BE_ZERO)}
+    factor = 1.0 if kind == "none" else _factor(keys)
+    original = keys.whole("rope.scaling.original_context_length", 0) or n_ctx_train
+    said["truncate"] = keys.flag("rope.scaling.yarn_truncate", truncates(factor, original))
     rope = Rope(
         n_rot=n_rot,
         theta=theta if theta is not None else keys.number("rope.freq_base", 10000.0),
         scaling=kind,
-        factor=1.0 if kind == "none" else _factor(keys),
-        original=keys.whole("rope.scaling.original_context_length", 0) or n_ctx_train,
+        factor=factor,
+        original=original,
         trained=n_ctx_train,
-        truncate=keys.flag("rope.scaling.yarn_truncate", True),
         **said,
     )
     _check(keys, rope)

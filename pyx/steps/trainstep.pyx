@@ -89,7 +89,7 @@ cdef class TrainStep(TrainLayers):
     cdef make_pairs(self, dict ranks):
         cdef Config* c = &self.weights.config
         cdef Linear* l
-        cdef LoraPair* p
+        cdef LoraPair* p = NULL
         cdef float[::1] params, grads
         cdef int layer, slot
         cdef size_t n_params = 0, transposed = 0

@@ -9,6 +9,7 @@ import pytest
 
 from llamacy import kernels
 from llamacy.errors import LlamacyError
+from llamacy.formats.architectures import ARCHITECTURES
 from llamacy.formats.model_file import open_model
 from llamacy.kernels.reference import model as twin
 from llamacy.model import load_model
@@ -19,7 +20,7 @@ from llamacy.model.weights import rope_factors
 from llamacy.train.options import TARGETS, TrainOptions
 from llamacy.train.samples import Sample
 from llamacy.train.trainer import Trainer
-from tests.model.tiny import CONFIG, logits_of, tokens_of, use_isa, write_llama
+from tests.model.tiny import CONFIG, logits_of, metadata, tokens_of, use_isa, write_llama
 
 FACTS = json.loads((Path(__file__).parents[1] / "data" / "ropes.json").read_text())
 # f32 there, f64 here
@@ -210,6 +211,33 @@ def test_numbers_that_say_that_they_are_not_there(tmp_path):
     write(tmp_path / "m.gguf", "yarn", change={f"llama.rope.scaling.{key}": value for key, value in absent.items()})
     with open_model(tmp_path / "m.gguf") as file:
         assert read_config(file).rope == usual
+
+
+def test_published_gpt_oss_s_range_is_not_rounded():
+    truncates = ARCHITECTURES["gpt-oss"].truncates
+    assert not truncates(32.0, 4096) and truncates(4.0, 64) and ARCHITECTURES["llama"].truncates(32.0, 4096)
+
+
+def test_queries_grow_by_the_keys_of_mistral_3(tmp_path):
+    """From the length that yarn stretches on, or one of their own; other families' files may not say so."""
+    keys = {key: value for key, value in metadata(CONFIG).items() if key.startswith("llama.")}
+    keys |= {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.original_context_length": 30}
+    keys |= {"llama.attention.temperature_scale": 0.25}
+    change = dict.fromkeys(keys) | {key.replace("llama.", "mistral3."): value for key, value in keys.items()}
+    tokens = tokens_of(CONFIG, 90)
+    for length in (30, 40):
+        if length == 40:
+            change["mistral3.attention.temperature_length"] = 40
+        exact = write_llama(tmp_path / "m.gguf", CONFIG, WEIGHTS, change=change | {"general.architecture": "mistral3"})
+        model = load_model(tmp_path / "m.gguf", activations="f32", threads=1)
+        table = Rope(HEAD, scaling="yarn", original=30).table(256)
+        wanted = twin.forward(replace(CONFIG, rope_tables=(table,), temperature=(0.25, length)), exact, tokens)
+        np.testing.assert_allclose(logits_of(model, tokens), wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
+    for value in (float("nan"), float("inf")):
+        change["mistral3.attention.temperature_scale"] = value
+        write_llama(tmp_path / "m.gguf", CONFIG, WEIGHTS, change=change | {"general.architecture": "mistral3"})
+        with pytest.raises(LlamacyError, match="attention.temperature_scale is"):
+            load_model(tmp_path / "m.gguf", threads=1)
 
 
 def test_yarn_without_the_kept_part_is_linear(tmp_path):
