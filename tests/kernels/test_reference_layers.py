@@ -113,6 +113,35 @@ def test_swiglu_backward(rng):
     check_backward(lambda g, u: np.sum(dy * layers.swiglu(g, u)), layers.swiglu_backward(dy, gate, up), [gate, up])
 
 
+@pytest.mark.parametrize("name", ["geglu_tanh", "geglu_erf", "gelu_tanh", "gelu_erf", "relu_squared"])
+def test_curves_backward(rng, name):
+    gate, up, dy = rng.normal(size=(3, 3, 5))
+    backward = layers.activate_backward(name, dy, gate, up)
+    if layers.is_gated(name):
+        check_backward(lambda g, u: np.sum(dy * layers.activate(name, g, u)), backward, [gate, up])
+    else:
+        assert backward[1] is None
+        check_backward(lambda g: np.sum(dy * layers.activate(name, g, None)), backward[:1], [gate])
+
+
+def test_curves_values():
+    """The normal distribution's shares below -1 and 1; tanh's form is near; squares of what is above 0."""
+    x, shares = np.array([-1.0, 0.0, 1.0]), np.array([0.158655253931457, 0.5, 0.841344746068543])
+    np.testing.assert_allclose(layers.activate("gelu_erf", x, None), x * shares, rtol=1e-14)
+    np.testing.assert_allclose(layers.activate("geglu_erf", x, [2, 2, 2]), 2 * x * shares, rtol=1e-14)
+    np.testing.assert_allclose(layers.activate("gelu_tanh", x, None), x * shares, atol=2e-4)
+    np.testing.assert_array_equal(layers.activate("relu_squared", [-2.0, 3.0], None), [0, 9])
+
+
+def test_layer_norm(rng):
+    x, dy = rng.normal(size=(2, 4, 6))
+    w, bias = rng.normal(size=(2, 6))
+    y = layers.layer_norm(x, np.ones(6), 0, 0)
+    np.testing.assert_allclose([y.mean(axis=1), y.var(axis=1)], [[0] * 4, [1] * 4], atol=1e-14)
+    backward = layers.layer_norm_backward(dy, x, w, 0.1)
+    check_backward(lambda x, w, b: np.sum(dy * layers.layer_norm(x, w, b, 0.1)), backward, [x, w, bias])
+
+
 def test_segment_positions():
     np.testing.assert_array_equal(layers.segment_positions([5, 5, 5, 9, 9, 5]), [0, 1, 2, 0, 1, 0])
     assert layers.segment_positions([]).size == 0

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from llamacy.kernels.reference import layers, model
+from tests.model import parts
 
 TINY = model.Config(n_vocab=11, n_embd=8, n_head=2, n_head_kv=1, n_ff=12, n_layer=2)
 TOKENS, SEGMENTS = np.array([1, 4, 7, 10, 2, 5, 2, 0]), np.array([0, 0, 0, 0, 1, 1, 1, 1])
@@ -93,6 +94,25 @@ def test_gradients_of_other_shapes_along_random_directions(config, tied):
                 loss_of(config, weights, moved(lora, name, which, s * STEP * direction), scale, 9) for s in (1, -1)
             )
             assert np.sum(gradient * direction) == pytest.approx((up - down) / (2 * STEP), abs=BOUND), name
+
+
+@pytest.mark.parametrize("case", parts.CASES)
+def test_gradients_of_every_part_along_random_directions(case):
+    config = replace(parts.CASES[case], n_vocab=11, n_embd=8, n_ff=12, key_length=4)
+    weights, lora = model.random_weights(config, 3), model.random_lora(config, 3, 4)
+    _, gradients, dx = model.loss_and_gradients(config, weights, TOKENS, TARGETS, SEGMENTS, lora, 1.5)
+    assert gradients.keys() == lora.keys()
+    for name, pair in gradients.items():
+        for which, gradient in enumerate(pair):
+            direction = unit_vector(5, gradient.shape)
+            assert np.linalg.norm(gradient) > 1e-4
+            up, down = (loss_of(config, weights, moved(lora, name, which, s * STEP * direction)) for s in (1, -1))
+            assert np.sum(gradient * direction) == pytest.approx((up - down) / (2 * STEP), abs=3 * BOUND), name
+    direction, name = unit_vector(6, (config.n_vocab, config.n_embd)), "token_embd.weight"
+    up, down = (loss_of(config, weights | {name: weights[name] + s * STEP * direction}, lora) for s in (1, -1))
+    # dx is of the tokens as they enter the first layer
+    slope = config.embedding_scale * np.sum(dx * direction[TOKENS])
+    assert slope == pytest.approx((up - down) / (2 * STEP), abs=3 * BOUND)
 
 
 def test_dx_is_the_gradient_of_the_embedded_tokens():

@@ -5,6 +5,8 @@ Arrays in, new arrays out; nothing is written in place. Every `x_backward` takes
 what the forward pass took, and returns the gradients of its arrays in the same order.
 """
 
+import math
+
 import numpy as np
 
 
@@ -81,6 +83,31 @@ def _inverse_rms(x, eps):
     return 1 / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + eps)
 
 
+# --- layer norm (arXiv:1607.06450) -----------------------------------------------------------------------------------
+
+
+def layer_norm(x, w, bias, eps):
+    """y = w * (x - mean(x)) / sqrt(variance(x) + eps) + bias over the last axis: x (T, C), w and bias (C,)."""
+    x, w, bias = _f64(x, w, bias)
+    z, _ = _standardised(x, eps)
+    return w * z + bias
+
+
+def layer_norm_backward(dy, x, w, eps):
+    """Return dx (T, C), dw (C,) and dbias (C,). With z the standardised x: dx = r (g - mean(g) - z mean(g z))."""
+    dy, x, w = _f64(dy, x, w)
+    z, r = _standardised(x, eps)
+    g, flat = w * dy, (-1, x.shape[-1])
+    dx = r * (g - g.mean(axis=-1, keepdims=True) - z * np.mean(g * z, axis=-1, keepdims=True))
+    return dx, (dy * z).reshape(flat).sum(axis=0), dy.reshape(flat).sum(axis=0)
+
+
+def _standardised(x, eps):
+    centred = x - x.mean(axis=-1, keepdims=True)
+    r = 1 / np.sqrt(np.mean(centred**2, axis=-1, keepdims=True) + eps)
+    return centred * r, r
+
+
 # --- rotary positions (arXiv:2104.09864) -----------------------------------------------------------------------------
 
 
@@ -148,6 +175,64 @@ def swiglu_backward(dy, gate, up):
     dy, gate, up = _f64(dy, gate, up)
     s = _sigmoid(gate)
     return dy * up * s * (1 + gate * (1 - s)), dy * gate * s
+
+
+# --- other curves: of gate with up, or of one matrix's output, which is called gate, alone ----------------------------
+
+
+def gelu(x):
+    """x (1 + erf(x / sqrt(2))) / 2 (arXiv:1606.08415), and its slope."""
+    x = _f64(x)
+    share = 0.5 * (1 + _erf(x / np.sqrt(2)))
+    return x * share, share + x * np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
+
+
+def gelu_tanh(x):
+    """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, and its slope."""
+    x, root = _f64(x), np.sqrt(2 / np.pi)
+    t = np.tanh(root * (x + 0.044715 * x**3))
+    return 0.5 * x * (1 + t), 0.5 * (1 + t) + 0.5 * x * (1 - t**2) * root * (1 + 3 * 0.044715 * x**2)
+
+
+def relu_squared(x):
+    """max(x, 0)^2 (arXiv:2109.08668), and its slope."""
+    x = np.maximum(_f64(x), 0)
+    return x**2, 2 * x
+
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+# name -> (function of gate: value and slope, whether up multiplies it)
+_CURVES = {
+    "geglu_tanh": (gelu_tanh, True),
+    "geglu_erf": (gelu, True),
+    "gelu_tanh": (gelu_tanh, False),
+    "gelu_erf": (gelu, False),
+    "relu_squared": (relu_squared, False),
+}
+
+
+def is_gated(name):
+    """Whether an MLP's activation is of two matrices."""
+    return name == "swiglu" or _CURVES[name][1]
+
+
+def activate(name, gate, up):
+    """What is between the matrices of an MLP; up is not looked at where the activation has one input."""
+    if name == "swiglu":
+        return swiglu(gate, up)
+    curve, gated = _CURVES[name]
+    return curve(gate)[0] * (_f64(up) if gated else 1)
+
+
+def activate_backward(name, dy, gate, up):
+    """Return dgate and dup, which is None where there is no up."""
+    if name == "swiglu":
+        return swiglu_backward(dy, gate, up)
+    curve, gated = _CURVES[name]
+    value, slope = curve(gate)
+    dy = _f64(dy)
+    return (dy * _f64(up) * slope, dy * value) if gated else (dy * slope, None)
 
 
 # --- attention -------------------------------------------------------------------------------------------------------

@@ -23,8 +23,12 @@ class Config:
     no_rope: layers whose heads positions do not turn; rope_tables, instead of theta, scale and factors: (frequencies,
     factor on cosines and sines), the second table for the layers in other_rope; temperature (factor, length): queries
     are times 1 + factor ln(1 + floor(position / length)); fused: attn_qkv holds the rows of q, k and v, ffn_up those of
-    gate and up; activation_bits 8 or 16 rounds what enters the matrices
-    (their adapters see it exact).
+    gate and up; key_length: of a head, where it is not n_embd / n_head; norm: "rms" or "layer", norms: those of each
+    layer over n_embd, norm_biases: with biases; head_norms: "" for none, "heads" of each head, "each" with weights of
+    its own, "rows" of all heads together; activation: see layers.activate; parallel: attention and MLP see the first
+    norm of x; biases: matrices that have one, "output" among them; scales multiply embeddings, what attention and MLP
+    add, scores (None: 1 / sqrt(head_dim)) and logits; activation_bits 8 or 16 rounds what enters the matrices (their
+    adapters see it exact).
     """
 
     n_vocab: int
@@ -44,12 +48,24 @@ class Config:
     temperature: tuple = (0.0, 1)
     rms_eps: float = 1e-5
     fused: bool = False
+    key_length: int | None = None
+    norm: str = "rms"
+    norms: tuple = ("attn_norm", "ffn_norm")
+    norm_biases: bool = False
+    head_norms: str = ""
+    activation: str = "swiglu"
+    parallel: bool = False
+    biases: tuple = ()
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    score_scale: float | None = None
+    logit_scale: float = 1.0
     activation_bits: int | None = None
 
     @property
     def head_dim(self):
         """Elements of a head."""
-        return self.n_embd // self.n_head
+        return self.key_length or self.n_embd // self.n_head
 
     def has_rope(self, layer):
         """Whether positions turn a layer's heads."""
@@ -58,11 +74,20 @@ class Config:
 
 def linear_shapes(config):
     """Return {name within a layer: (n_out, n_in)} of the matrices that LoRA adapts: seven, where none are fused."""
-    c, f, kv = config.n_embd, config.n_ff, config.n_head_kv * config.head_dim
+    c, f, q, kv = config.n_embd, config.n_ff, config.n_head * config.head_dim, config.n_head_kv * config.head_dim
     if config.fused:
-        return {"attn_qkv": (c + 2 * kv, c), "attn_output": (c, c), "ffn_up": (2 * f, c), "ffn_down": (c, f)}
-    attention = {"attn_q": (c, c), "attn_k": (kv, c), "attn_v": (kv, c), "attn_output": (c, c)}
-    return attention | {"ffn_gate": (f, c), "ffn_up": (f, c), "ffn_down": (c, f)}
+        return {"attn_qkv": (q + 2 * kv, c), "attn_output": (c, q), "ffn_up": (2 * f, c), "ffn_down": (c, f)}
+    attention = {"attn_q": (q, c), "attn_k": (kv, c), "attn_v": (kv, c), "attn_output": (c, q)}
+    gate = {"ffn_gate": (f, c)} if layers.is_gated(config.activation) else {}
+    return attention | gate | {"ffn_up": (f, c), "ffn_down": (c, f)}
+
+
+def norm_shapes(config):
+    """Return {name within a layer: shape} of its norms."""
+    d, heads = config.head_dim, {"attn_q_norm": config.n_head, "attn_k_norm": config.n_head_kv}
+    shape_of = {"": None, "heads": lambda n: (d,), "each": lambda n: (n, d), "rows": lambda n: (n * d,)}
+    of_heads = {name: shape_of[config.head_norms](n) for name, n in heads.items() if config.head_norms}
+    return dict.fromkeys(config.norms, (config.n_embd,)) | of_heads
 
 
 def tensor_shapes(config, tied=False):
@@ -71,9 +96,17 @@ def tensor_shapes(config, tied=False):
     for n in range(config.n_layer):
         for name, shape in linear_shapes(config).items():
             shapes[f"blk.{n}.{name}.weight"] = shape
-        shapes |= {f"blk.{n}.{name}.weight": (config.n_embd,) for name in ("attn_norm", "ffn_norm")}
+        shapes |= {f"blk.{n}.{name}.weight": shape for name, shape in norm_shapes(config).items()}
     shapes["output_norm.weight"] = (config.n_embd,)
-    return shapes if tied else shapes | {"output.weight": (config.n_vocab, config.n_embd)}
+    shapes |= {} if tied else {"output.weight": (config.n_vocab, config.n_embd)}
+    return shapes | _bias_shapes(config, shapes)
+
+
+def _bias_shapes(config, shapes):
+    """Return {GGUF name: shape} of the biases that belong to tensors of these shapes."""
+    with_bias = {*config.biases, *((*config.norms, "output_norm") if config.norm_biases else ())}
+    names = {name: name.removesuffix(".weight") for name in shapes}
+    return {f"{short}.bias": shapes[name][:1] for name, short in names.items() if short.split(".")[-1] in with_bias}
 
 
 def uniform(seed, shape):
@@ -83,7 +116,8 @@ def uniform(seed, shape):
 
 
 def random_weights(config, seed, tied=False):
-    """Return weights whose layers keep variances near 1: matrices uniform with variance 1 / n_in, norms in [0.5, 1.5).
+    """Return weights whose layers keep variances near 1: matrices uniform with variance 1 / n_in, norms in [0.5, 1.5),
+    biases in [-0.5, 0.5).
 
     The numbers are exact in float32, so that programs that compute in it start from the same model.
     """
@@ -91,7 +125,8 @@ def random_weights(config, seed, tied=False):
     for i, (name, shape) in enumerate(tensor_shapes(config, tied).items()):
         u = uniform((seed, i), shape)
         spread = 3.0 if name == "token_embd.weight" else 3.0 / shape[-1]
-        values = 1 + u / 2 if len(shape) == 1 else u * np.sqrt(spread)
+        values = 1 + u / 2 if len(shape) == 1 or "_norm." in name else u * np.sqrt(spread)
+        values -= name.endswith(".bias")
         weights[name] = values.astype(np.float32).astype(np.float64)
     return weights
 
@@ -153,28 +188,43 @@ class _Linears:
 # --- one layer: the parts, names and order of pyx/layers/block.pxd ---------------------------------------------------
 
 
-def prepare_input(config, norm, x):
-    """What the matrices behind a norm see of x (T, C)."""
-    return layers.rms_norm(x, norm, config.rms_eps)
+def norm_row(config, weights, norm, x):
+    """The norm of each row of x, over its last axis; x where there is no such norm."""
+    if norm + ".weight" not in weights:
+        return x
+    if config.norm == "layer":
+        return layers.layer_norm(x, weights[norm + ".weight"], weights.get(norm + ".bias", 0), config.rms_eps)
+    return layers.rms_norm(x, weights[norm + ".weight"], config.rms_eps)
 
 
-def prepare_input_backward(config, norm, x, dn):
+def norm_row_backward(config, weights, norm, x, dn):
     """The gradient of x."""
-    return layers.rms_norm_backward(dn, x, norm, config.rms_eps)[0]
+    if norm + ".weight" not in weights:
+        return dn
+    backward = layers.layer_norm_backward if config.norm == "layer" else layers.rms_norm_backward
+    return backward(dn, x, weights[norm + ".weight"], config.rms_eps)[0]
 
 
-def prepare_heads(config, n, x, positions):
-    """Queries or keys of layer n as attention compares them: (T, heads * head_dim) -> (T, heads, head_dim)."""
-    x = x.reshape(len(x), -1, config.head_dim)
+def prepare_heads(config, weights, n, part, x, positions):
+    """Queries or keys of layer n as attention compares them: (T, heads * head_dim) -> (T, heads, head_dim).
+
+    part: "q" or "k".
+    """
+    heads = (len(x), -1, config.head_dim)
+    x = x if config.head_norms == "rows" else x.reshape(heads)
+    x = norm_row(config, weights, f"blk.{n}.attn_{part}_norm", x).reshape(heads)
     return layers.turn(x, *_angles(config, n, positions), config.rope_layout) if config.has_rope(n) else x
 
 
-def prepare_heads_backward(config, n, dx, positions):
-    """The gradient of what they were made of."""
+def prepare_heads_backward(config, weights, n, part, x, dx, positions):
+    """The gradient of x, what they were made of."""
+    heads = (len(x), -1, config.head_dim)
     if config.has_rope(n):
         angles, factor = _angles(config, n, positions)
         dx = layers.turn(dx, -angles, factor, config.rope_layout)
-    return dx.reshape(len(dx), -1)
+    seen = x.shape if config.head_norms == "rows" else heads
+    dx = norm_row_backward(config, weights, f"blk.{n}.attn_{part}_norm", x.reshape(seen), dx.reshape(seen))
+    return dx.reshape(x.shape)
 
 
 def _angles(config, n, positions):
@@ -201,49 +251,66 @@ def _attention_parts(config, p):
 
 def _mlp_parts(config, p):
     """The same for gate and up."""
-    names = ["ffn_up"] if config.fused else ["ffn_gate", "ffn_up"]
-    return [f"{p}{name}.weight" for name in names], [config.n_ff, config.n_ff]
+    gated = layers.is_gated(config.activation)
+    names = ["ffn_gate", "ffn_up"] if gated and not config.fused else ["ffn_up"]
+    return [f"{p}{name}.weight" for name in names], [config.n_ff] * (1 + gated)
 
 
 def _layer_forward(config, linears, n, x, positions, mask):
     """x (T, C) -> y (T, C) and the activations that the backward pass needs, by name."""
     weights, p = linears.weights, f"blk.{n}."
 
-    normed = prepare_input(config, weights[p + "attn_norm.weight"], x)
-    q, k, v = linears.forward_parts(normed, *_attention_parts(config, p))
-    q = prepare_heads(config, n, q, positions)
+    normed = norm_row(config, weights, p + "attn_norm", x)
+    plain_q, plain_k, v = linears.forward_parts(normed, *_attention_parts(config, p))
+    q = prepare_heads(config, weights, n, "q", plain_q, positions)
     q = temper_queries(config, q, positions)
-    k = prepare_heads(config, n, k, positions)
+    k = prepare_heads(config, weights, n, "k", plain_k, positions)
     v = v.reshape(k.shape)
-    attended = layers.attention(q, k, v, mask)[0].reshape(len(x), -1)
-    middle = x + linears.forward(p + "attn_output.weight", attended)
+    attended = layers.attention(q, k, v, mask, config.score_scale)[0].reshape(len(x), -1)
+    attention = linears.forward(p + "attn_output.weight", attended)
+    middle = x + config.residual_scale * norm_row(config, weights, p + "post_attention_norm", attention)
 
-    ffn_normed = prepare_input(config, weights[p + "ffn_norm.weight"], middle)
-    gate, up = linears.forward_parts(ffn_normed, *_mlp_parts(config, p))
-    hidden = layers.swiglu(gate, up)
-    y = middle + linears.forward(p + "ffn_down.weight", hidden)
+    seen = x if config.parallel else middle
+    ffn_normed = norm_row(config, weights, _second_norm(weights, p), seen)
+    gate, *up = linears.forward_parts(ffn_normed, *_mlp_parts(config, p))
+    up = up[0] if up else None
+    hidden = layers.activate(config.activation, gate, up)
+    mlp = linears.forward(p + "ffn_down.weight", hidden)
+    y = middle + config.residual_scale * norm_row(config, weights, p + "post_ffw_norm", mlp)
     return y, SimpleNamespace(
-        x=x, normed=normed, q=q, k=k, v=v, attended=attended, middle=middle, ffn_normed=ffn_normed,
-        gate=gate, up=up, hidden=hidden,
+        x=x, normed=normed, plain_q=plain_q, plain_k=plain_k, q=q, k=k, v=v, attended=attended, attention=attention,
+        seen=seen, ffn_normed=ffn_normed, gate=gate, up=up, hidden=hidden, mlp=mlp,
     )  # fmt: skip
+
+
+def _second_norm(weights, p):
+    """The norm before the MLP; a parallel layer may have one for both."""
+    return p + ("ffn_norm" if p + "ffn_norm.weight" in weights else "attn_norm")
 
 
 def _layer_backward(config, linears, n, dy, saved, positions, mask):
     """dy (T, C) -> dx (T, C); the adapters' gradients go to linears.gradients."""
     weights, p = linears.weights, f"blk.{n}."
 
-    dhidden = linears.backward(p + "ffn_down.weight", dy, saved.hidden)
-    dgate, dup = layers.swiglu_backward(dhidden, saved.gate, saved.up)
-    dffn_normed = linears.backward_parts((dgate, dup), saved.ffn_normed, _mlp_parts(config, p)[0])
-    dmiddle = dy + prepare_input_backward(config, weights[p + "ffn_norm.weight"], saved.middle, dffn_normed)
+    dmlp = norm_row_backward(config, weights, p + "post_ffw_norm", saved.mlp, config.residual_scale * dy)
+    dhidden = linears.backward(p + "ffn_down.weight", dmlp, saved.hidden)
+    dparts = layers.activate_backward(config.activation, dhidden, saved.gate, saved.up)
+    dparts = [d for d in dparts if d is not None]
+    dffn_normed = linears.backward_parts(dparts, saved.ffn_normed, _mlp_parts(config, p)[0])
+    dseen = norm_row_backward(config, weights, _second_norm(weights, p), saved.seen, dffn_normed)
+    dmiddle = dy if config.parallel else dy + dseen
 
-    dattended = linears.backward(p + "attn_output.weight", dmiddle, saved.attended).reshape(saved.q.shape)
-    dq, dk, dv = layers.attention_backward(dattended, saved.q, saved.k, saved.v, mask)
+    dattention = config.residual_scale * dmiddle
+    dattention = norm_row_backward(config, weights, p + "post_attention_norm", saved.attention, dattention)
+    dattended = linears.backward(p + "attn_output.weight", dattention, saved.attended).reshape(saved.q.shape)
+    dq, dk, dv = layers.attention_backward(dattended, saved.q, saved.k, saved.v, mask, config.score_scale)
     dq = temper_queries(config, dq, positions)
-    dq, dk = (prepare_heads_backward(config, n, d, positions) for d in (dq, dk))
+    dq = prepare_heads_backward(config, weights, n, "q", saved.plain_q, dq, positions)
+    dk = prepare_heads_backward(config, weights, n, "k", saved.plain_k, dk, positions)
     dv = dv.reshape(len(dy), -1)
     dnormed = linears.backward_parts((dq, dk, dv), saved.normed, _attention_parts(config, p)[0])
-    return dmiddle + prepare_input_backward(config, weights[p + "attn_norm.weight"], saved.x, dnormed)
+    dx = dmiddle + norm_row_backward(config, weights, p + "attn_norm", saved.x, dnormed)
+    return dx + dseen if config.parallel else dx
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
@@ -257,11 +324,12 @@ def _forward(config, linears, tokens, segments, positions):
     """Return logits (T, V), the last layer's output and its norm, and each layer's saved activations."""
     mask = layers.causal_mask(segments, positions)
     x, saved = np.asarray(linears.weights["token_embd.weight"], np.float64)[np.asarray(tokens)], []
+    x = x * config.embedding_scale
     for n in range(config.n_layer):
         x, kept = _layer_forward(config, linears, n, x, positions, mask)
         saved.append(kept)
-    normed = layers.rms_norm(x, linears.weights["output_norm.weight"], config.rms_eps)
-    return linears.forward(_head(linears.weights), normed), x, normed, saved
+    normed = norm_row(config, linears.weights, "output_norm", x)
+    return config.logit_scale * linears.forward(_head(linears.weights), normed), x, normed, saved
 
 
 def forward(config, weights, tokens, segments=None, lora=None, scale=1.0, positions=None):
@@ -288,9 +356,9 @@ def loss_and_gradients(config, weights, tokens, targets, segments=None, lora=Non
     logits, x, normed, saved = _forward(config, linears, tokens, segments, positions)
     loss = layers.cross_entropy(logits, targets, n_trained)
 
-    dlogits = layers.cross_entropy_backward(logits, targets, n_trained)
+    dlogits = config.logit_scale * layers.cross_entropy_backward(logits, targets, n_trained)
     dnormed = linears.backward(_head(weights), dlogits, normed)
-    dx = layers.rms_norm_backward(dnormed, x, weights["output_norm.weight"], config.rms_eps)[0]
+    dx = norm_row_backward(config, weights, "output_norm", x, dnormed)
     for n in reversed(range(config.n_layer)):
         dx = _layer_backward(config, linears, n, dx, saved[n], positions, mask)
     return loss, linears.gradients, dx

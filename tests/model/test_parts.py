@@ -1,0 +1,130 @@
+"""The forms of a layer, one by one and together: the compiled steps against the twin in f64."""
+
+import numpy as np
+import pytest
+
+from llamacy import kernels
+from llamacy.errors import LlamacyError
+from llamacy.kernels.reference import model as twin
+from llamacy.model import load_model
+from tests.model import parts, tiny
+
+# f32 sums of some hundred terms in three layers, beside logits near 1; activations of 8 bits
+F32, INT8 = 2e-5, 0.15
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    """A function that writes a case's model: (the model opened, its weights)."""
+
+    def opened(name, **how):
+        config = parts.CASES[name]
+        parts.use(monkeypatch, config)
+        weights = parts.write(tmp_path / "m.gguf", config)
+        return load_model(tmp_path / "m.gguf", threads=how.pop("threads", 2), **how), weights
+
+    return opened
+
+
+@pytest.mark.parametrize("isa", kernels.available())
+@pytest.mark.parametrize("case", parts.CASES)
+def test_logits(make, case, isa, monkeypatch):
+    tiny.use_isa(monkeypatch, isa)
+    model, weights = make(case, activations="f32")
+    config = parts.CASES[case]
+    tokens = tiny.tokens_of(config, 41)
+    exact = twin.forward(config, weights, tokens)
+    bound = F32 * np.abs(exact).max()
+    np.testing.assert_allclose(tiny.logits_of(model, tokens), exact, atol=bound)
+    # in steps of one and of several tokens, of which the last layer does some only
+    session, n = model.new_session(1, 64), np.arange(len(tokens))
+    for part, wanted in ((n[:1], [0]), (n[1:2], [0]), (n[2:39], [5, 30]), (n[39:], [1])):
+        found = session.step(tokens[part], part, np.zeros(len(part), int), wanted)
+        np.testing.assert_allclose(found, exact[part[wanted]], atol=bound)
+
+
+@pytest.mark.parametrize("case", parts.CASES)
+def test_rounded_activations(make, case):
+    model, weights = make(case)
+    config = parts.CASES[case]
+    tokens = tiny.tokens_of(config, 30)
+    exact = twin.forward(config, weights, tokens)
+    found = tiny.logits_of(model, tokens)
+    assert np.sqrt(np.mean((found - exact) ** 2)) < INT8 * exact.std()
+    # one token after the other and all at once: bit for bit
+    session = model.new_session(1, 64)
+    alone = [session.step(tokens[t : t + 1], [t], [0], [0])[0] for t in range(len(tokens))]
+    np.testing.assert_array_equal(alone, found)
+
+
+@pytest.mark.parametrize("case", ["head norms", "row norms", "all at once", "all at once, parallel"])
+def test_threads_change_no_bit(make, case):
+    tokens = tiny.tokens_of(parts.BASE, 40)
+    found = [tiny.logits_of(make(case, threads=threads)[0], tokens) for threads in (1, 2, 3)]
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("case", ["scales", "layer norm with bias", "all at once, parallel"])
+def test_the_final_norm_s_output(make, case):
+    """What embeddings are made of: before the output matrix, and before what is done to logits."""
+    model, weights = make(case, activations="f32")
+    config = parts.CASES[case]
+    tokens = tiny.tokens_of(config, 9)
+    head = {name: values for name, values in weights.items() if name != "output.bias"}
+    head["output.weight"] = np.eye(config.n_embd)
+    plain = {"logit_scale": 1.0, "biases": ()}
+    exact = twin.forward(parts.replace(config, **plain), head, tokens)
+    found = model.new_session(1, 16).step(tokens, np.arange(9), np.zeros(9, int), np.arange(9), hidden=True)
+    np.testing.assert_allclose(found[:, : config.n_embd], exact, atol=F32 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize(
+    ("case", "tensor"),
+    [
+        ("head norms", "blk.1.attn_q_norm.weight"),
+        ("norms behind", "blk.2.post_ffw_norm.weight"),
+        ("layer norm with bias", "blk.0.ffn_norm.bias"),
+        ("layer norm with bias", "output_norm.bias"),
+        ("biases", "output.bias"),
+        ("biases", "blk.1.ffn_down.bias"),
+    ],
+)
+def test_what_is_missing_is_named(tmp_path, monkeypatch, case, tensor):
+    parts.use(monkeypatch, parts.CASES[case])
+    parts.write(tmp_path / "m.gguf", parts.CASES[case], leave_out=(tensor,))
+    with pytest.raises(LlamacyError, match=rf"tensor {tensor.replace('.', '[.]')} is missing"):
+        load_model(tmp_path / "m.gguf", threads=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"parts.attention.value_length": 16}, r"parts\.attention\.value_length.* is 16"),
+        ({"parts.residual_scale": -0.5}, r"parts\.residual_scale: wanted a positive number, got -0\.5"),
+        ({"parts.attention.scale": float("inf")}, r"parts\.attention\.scale: wanted a positive number"),
+        ({"parts.hidden_act": "gelu"}, r"parts\.hidden_act.* is 'gelu'.*wanted silu or swish"),
+    ],
+)
+def test_numbers_that_cannot_be(tmp_path, monkeypatch, change, message):
+    parts.use(monkeypatch, parts.BASE)
+    parts.write(tmp_path / "m.gguf", parts.BASE, change=change)
+    with pytest.raises(LlamacyError, match=message):
+        load_model(tmp_path / "m.gguf", threads=1)
+
+
+def test_norms_that_some_layers_have_are_refused(tmp_path, monkeypatch):
+    """Of norms that a family's files may leave out, all layers have what the first one has."""
+    config = parts.CASES["head norms"]
+    monkeypatch.setitem(
+        parts.ARCHITECTURES, parts.NAME, parts.replace(parts.row(config), optional=("attn_q_norm", "attn_k_norm"))
+    )
+    first = [f"blk.0.attn_{part}_norm.weight" for part in "qk"]
+    for leave_out, message in (
+        (first, "layer 1 has a tensor attn_q_norm.weight, which layer 0 does not have"),
+        ([f"blk.2.attn_{part}_norm.weight" for part in "qk"], "blk.2.attn_q_norm.weight is missing"),
+        ([f"blk.{i}.attn_k_norm.weight" for i in range(3)], "norms of queries or of keys alone"),
+    ):
+        parts.write(tmp_path / "m.gguf", config, leave_out=leave_out)
+        with pytest.raises(LlamacyError, match=message):
+            load_model(tmp_path / "m.gguf", threads=1)
