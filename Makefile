@@ -6,7 +6,7 @@
 # make test-neon   the kernels' tests under qemu          make test-avx512  on any CPU, see docs/portability.md
 # make mutants     break the program in one line at a time: do the tests notice?   ALL=1: compiled modules too
 # make asan        kernels, formats and each command under the address and undefined-behaviour sanitizers
-# make docs        write docs/commands.md from --help      make clean       remove what make made, but not models/
+# make docs        write docs/commands.md, docs/models.md    make clean       remove what make made, but not models/
 
 PYTHON = python3
 VENV = .venv
@@ -106,6 +106,7 @@ mutants: all $(VENV)/.test
 
 docs: all
 	@$(PY) tools/commands_doc.py
+	@$(PY) tools/models_doc.py
 
 clean:
 	rm -rf $(VENV) bench/.venv bench/work build *.egg-info .pytest_cache .ruff_cache .hypothesis
