@@ -20,6 +20,9 @@ _SHAPE = [
     ("KV heads", "attention.head_count_kv"),
     ("context", "context_length"),
     ("rope base", "rope.freq_base"),
+    ("rope scaling", "rope.scaling.type"),
+    ("rope factor", "rope.scaling.factor"),
+    ("context before", "rope.scaling.original_context_length"),
     ("norm epsilon", "attention.layer_norm_rms_epsilon"),
 ]
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from llamacy import kernels
+from llamacy.cli import info
 from llamacy.errors import LlamacyError
 from llamacy.formats.architectures import ARCHITECTURES
 from llamacy.formats.model_file import open_model
@@ -259,3 +260,11 @@ def test_the_attention_factor_of_a_file(tmp_path):
         with open_model(tmp_path / "m.gguf") as file:
             config = read_config(file)
             assert config.rope.table(256, rope_factors(file, config))[1] == pytest.approx(wanted)
+
+
+def test_info_tells_the_scaling(tmp_path, capsys):
+    write(tmp_path / "m.gguf", "yarn")
+    assert info.main([str(tmp_path / "m.gguf")]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for line in ("rope scaling yarn", "rope factor 4", "context before 64"):
+        assert line.split() in lines
