@@ -217,4 +217,4 @@ def context_of(args, model):
     trained = model.config.n_ctx_train
     if (args.ctx_size or 0) > trained:
         print(f"warning: --ctx-size {args.ctx_size} is above the model's {trained}: text may degrade", file=sys.stderr)
-    return fit_context(args.ctx_size, trained)
+    return fit_context(args.ctx_size, model.config)

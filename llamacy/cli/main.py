@@ -10,7 +10,7 @@ from llamacy.cli.prompt import read_prompt, read_text, unescape
 from llamacy.cli.run import say
 from llamacy.cli.sampling_flags import check_bias, format_from, sampling_from
 from llamacy.errors import UsageError, one_line, shown
-from llamacy.generate.context import DEFAULT_CTX
+from llamacy.generate.context import open_end
 
 UNTIL_FULL = -2  # of -n: to the end of the text, or of the context, whatever its size
 FLAG_NAMES = {"system": "--system-prompt", "template_kwargs": "--chat-template-kwargs"}
@@ -18,14 +18,16 @@ FLAG_NAMES = {"system": "--system-prompt", "template_kwargs": "--chat-template-k
 
 def session_context(args, model, n_prompt):
     """Return the context to set up: what prompt and `-n` need, at most `-c` (unset: the model's own)."""
-    trained = model.config.n_ctx_train
-    most = trained if args.ctx_size is None else context_of(args, model)
+    config, asked = model.config, args.ctx_size is not None
+    most = context_of(args, model) if asked else config.n_ctx_train
+    if asked and most > config.n_ctx_plain:
+        return most  # it says how positions turn, however short the text
     if args.n_predict >= 0:
         return min(most, n_prompt + max(args.n_predict, 1))
     if args.n_predict == UNTIL_FULL:
         return most
     # Open end: the whole of -c, or room for the usual amount of text after a long prompt.
-    return min(trained, n_prompt + DEFAULT_CTX) if args.ctx_size is None else most
+    return most if asked else open_end(n_prompt, config)
 
 
 def show(text):

@@ -89,7 +89,7 @@ class Model:
         self.tokenizer = self._model.tokenizer
         config = self._model.config
         self.n_vocab, self.n_embd, self.n_layer = config.n_vocab, config.n_embd, config.n_layer
-        self.context = fit_context(context, config.n_ctx_train)
+        self.context = fit_context(context, config)
         self._chosen_template, self._template = chat_template, None
         self._how = {"n_slots": parallel, "context_shift": context_shift, "draft_lookup": draft_lookup}
         self._engine, self._tables, self._lock, self._lent = None, {}, threading.RLock(), False

@@ -84,7 +84,7 @@ def serve(
         elif not api_keys:
             warnings.warn(f"{host} is open to the network and there are no api_keys", stacklevel=2)
         inner = stack.enter_context(served.lent())
-        engine = Engine(inner, n_slots=parallel, n_ctx=fit_context(context, inner.config.n_ctx_train))
+        engine = Engine(inner, n_slots=parallel, n_ctx=fit_context(context, inner.config))
         app.pooling = pooling_of(inner)
         app.ready(inner, engine)
         engine.start()

@@ -72,6 +72,11 @@ class ModelConfig:
         """The usual one of `ropes`."""
         return self.ropes[0]
 
+    @property
+    def n_ctx_plain(self):
+        """The longest context in which positions turn as in short ones; n_ctx_train where length changes nothing."""
+        return min([rope.original for rope in self.ropes if rope.is_stretched(self.n_ctx_train)] + [self.n_ctx_train])
+
     def rope_of(self, layer):
         """Which of `ropes` turns a layer's heads, None where positions do not."""
         return 0 if ARCHITECTURES[self.architecture].has_rope(layer) else None

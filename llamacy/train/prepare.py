@@ -10,6 +10,7 @@ import llamacy
 from llamacy.errors import LlamacyError
 from llamacy.formats.model_file import open_model
 from llamacy.model.config import read_config
+from llamacy.model.rope import SHORT
 from llamacy.model.weights import check_tensors
 from llamacy.text import chat
 from llamacy.text.tokenizer import open_tokenizer
@@ -43,6 +44,8 @@ class Prepared:
         told = self.metadata.get(f"{architecture}.context_length")
         most = told if isinstance(told, int) and told > 0 else options.n_ctx
         wanted = most if self.job.whole_context else options.n_ctx
+        if "n_ctx" not in self.job.chosen:
+            wanted = min(wanted, self._plain_context() or wanted)
         if wanted > most and "n_ctx" in self.job.chosen:
             self._say(f"--ctx-size {wanted} is more than the model has: {most} is used")
         layers, deep = self.metadata.get(f"{architecture}.block_count"), options.num_layers
@@ -50,6 +53,13 @@ class Prepared:
             self._say(f"--num-layers {deep} is more than the model has: all {layers} are trained")
             deep = layers
         return dataclasses.replace(options, n_ctx=min(wanted, most), num_layers=deep)
+
+    def _plain_context(self):
+        """Return the context up to which the model turns positions as in short texts, None where nothing tells one."""
+        original = self.metadata.get(
+            f"{self.metadata.get('general.architecture')}.rope.scaling.original_context_length"
+        )
+        return original if SHORT in self.file.tensors and type(original) is int and original > 1 else None
 
     def config(self):
         """Return the ModelConfig; LlamacyError where the file or the flags have none that can be used."""

@@ -137,7 +137,12 @@ def test_until_the_context_is_full(main):  # noqa: F811
     assert main("-p", "Hi", "-n", "-2")[1] == "Hihello\n"
     for n_predict, n_ctx in (("-1", 3 + 4096), ("-2", 5000)):
         args = command.build_parser().parse_args(["-n", n_predict])
-        assert command.session_context(args, SimpleNamespace(config=SimpleNamespace(n_ctx_train=5000)), 3) == n_ctx
+        assert (
+            command.session_context(
+                args, SimpleNamespace(config=SimpleNamespace(n_ctx_train=5000, n_ctx_plain=5000)), 3
+            )
+            == n_ctx
+        )
 
 
 def test_special_tokens_are_shown(main, monkeypatch):  # noqa: F811

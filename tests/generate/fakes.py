@@ -113,7 +113,8 @@ class FakeModel:
     threads = 1
 
     def __init__(self, adapters=0, n_ctx_train=4096, answer=None, prompt_length=None, with_norms=False):
-        self.config = SimpleNamespace(n_vocab=N_VOCAB, n_ctx_train=n_ctx_train, n_embd=8, architecture="llama")
+        sizes = {"n_ctx_train": n_ctx_train, "n_ctx_plain": n_ctx_train, "n_embd": 8}
+        self.config = SimpleNamespace(n_vocab=N_VOCAB, architecture="llama", **sizes)
         self.tokenizer = FakeTokenizer()
         norms = {"output_norm.weight": np.ones(8)} if with_norms else {}
         self.adapters = [(SimpleNamespace(path=f"a{i}.gguf", norms=norms), 1.0) for i in range(adapters)]

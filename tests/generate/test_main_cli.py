@@ -324,7 +324,7 @@ def test_mlock_brings_nothing_into_memory():
 
 
 def test_more_context_than_trained_is_a_warning(capsys):
-    model = SimpleNamespace(config=SimpleNamespace(n_ctx_train=100))
+    model = SimpleNamespace(config=SimpleNamespace(n_ctx_train=100, n_ctx_plain=100))
     assert common.context_of(SimpleNamespace(ctx_size=200), model) == 200
     assert "above the model's 100" in capsys.readouterr().err
     assert common.context_of(SimpleNamespace(ctx_size=0), model) == 100

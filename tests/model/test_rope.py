@@ -1,17 +1,21 @@
 """How positions turn queries and keys: tables against transformers' recorded ones, steps against the float64 twin."""
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from llamacy import kernels
-from llamacy.cli import info
+from llamacy.cli import finetune, info
+from llamacy.cli.main import build_parser, session_context
 from llamacy.errors import LlamacyError
 from llamacy.formats.architectures import ARCHITECTURES
 from llamacy.formats.model_file import open_model
+from llamacy.generate.context import fit_context
 from llamacy.kernels.reference import model as twin
 from llamacy.model import load_model
 from llamacy.model import model as models
@@ -161,6 +165,42 @@ def test_keys_of_a_long_context_are_not_those_of_a_short_one(tmp_path):
     assert model.new_session(1, 64).stretched_to is None
     with pytest.warns(UserWarning, match="the context of 65 is longer than the original 64; --ctx-size 64 or less"):
         assert model.new_session(1, 65).stretched_to == 65
+
+
+@pytest.mark.parametrize(
+    ("line", "n_prompt", "n_ctx"),
+    [
+        ("", 10, 2000),
+        ("", 900, 2000),
+        ("", 1500, 5596),
+        ("-n 100", 10, 110),
+        ("-n 100", 1950, 2050),
+        ("-c 3000", 10, 3000),
+        ("-c 3000 -n 4", 10, 3000),
+        ("-c 1000 -n 4", 10, 14),
+        ("-c 0", 10, 9000),
+    ],
+)
+def test_the_context_that_main_opens(line, n_prompt, n_ctx):
+    """Unasked it stays where positions turn as in short texts, if there is room; what is asked for is opened whole."""
+    args = build_parser().parse_args(["-n", "-1", *line.split()])
+    model = SimpleNamespace(config=SimpleNamespace(n_ctx_train=9000, n_ctx_plain=2000))
+    assert session_context(args, model, n_prompt) == n_ctx
+    assert fit_context(None, model.config) == 2000
+
+
+def test_training_stays_within_the_original_length_unasked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "m.gguf", "longrope, short")
+    (tmp_path / "d.jsonl").write_text('{"prompt": "<5>", "completion": "<6>"}')
+    words = ["-m", "m.gguf", "--train-data", "d.jsonl", "--epochs", "1", "-t", "1"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert finetune.main(words) == 0
+    with pytest.warns(UserWarning, match="the context of 65 is longer than the original 64"):
+        assert finetune.main([*words, "--ctx-size", "65"]) == 0
+    with open_model(tmp_path / "m.gguf") as file:
+        assert (read_config(file).n_ctx_plain, read_config(file).n_ctx_train) == (64, 256)
 
 
 # ---- what files may say ----
