@@ -135,9 +135,7 @@ def test_schemas(schema, right, wrong):
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
-        ({"type": "string", "pattern": "a+"}, "schema: the keyword 'pattern' is not supported here"),
-        ({"type": "integer", "minimum": 3}, "schema: the keyword 'minimum' is not supported here"),
-        ({"properties": {"a": {"not": {}}}}, "schema.a: the keyword 'not' is not supported here"),
+        ({"properties": {"a": {"not": {"const": 1}}}}, "schema.a: the keyword 'not' is not supported here"),
         ({"type": "date"}, "schema.type: wanted one of object, array"),
         ({"type": [["string"]]}, "schema.type: wanted one of"),
         ({"$ref": "http://x/y"}, "schema.$ref: wanted a reference inside the schema"),
@@ -145,8 +143,11 @@ def test_schemas(schema, right, wrong):
         ({"$ref": "#"}, "schema.$ref: the schema refers to itself without end"),
         ({"anyOf": []}, "schema.anyOf: wanted a list of schemas"),
         ({"enum": 5}, "schema.enum: wanted a list of values"),
-        ({"type": "string", "maxLength": 10**9}, "schema.maxLength: wanted a whole number from 0 to 1000"),
-        ({"properties": {"a": {}}, "required": ["b"]}, "schema.required: 'b' is not among the properties"),
+        ({"type": "string", "maxLength": 10**9}, "schema.maxLength: wanted a whole number from 0 to 1000000"),
+        (
+            {"properties": {"a": {}}, "required": ["b"], "additionalProperties": False},
+            "schema.required: 'b' is not among",
+        ),
         ([1], "schema: wanted a schema object, got list"),
     ],
 )
@@ -283,7 +284,7 @@ def test_members_are_those_of_the_schema_in_its_order():
 
 
 def test_too_large_a_grammar_is_refused():
-    with pytest.raises(LlamacyError, match="wanted at most 200000 parts"):
+    with pytest.raises(LlamacyError, match="more than 50000 parts"):
         json_schema(
             {"anyOf": [{"type": ["string", "integer", "boolean"], "minLength": i % 1000} for i in range(60_000)]}
         )
