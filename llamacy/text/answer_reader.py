@@ -242,9 +242,9 @@ class JsonCalls:
         return text[upto:], False
 
     def _end(self, parts, text):
-        """Return the end of calls that are none, or none any more: what is left is text."""
+        """Return the end of calls that are none: their opening is text, what follows is looked at again."""
         opening = self._format.opening if self._announced and not self._any else ""
-        return [*parts, Part("text", opening + text)] if (opening or text.strip()) else parts, "", True
+        return [*parts, Part("text", opening)], text, True
 
 
 def _unpacked(text):
@@ -325,7 +325,7 @@ class Gemma:
             if body[end:].strip():
                 raise ValueError
         except (ValueError, IndexError, RecursionError):
-            return [Part("text", self._format.opening + text[: len(text) - len(rest)])], rest, True
+            return [Part("text", self._format.opening)], text, True
         return [Part("call", match[1]), Part("arguments", json.dumps(value, ensure_ascii=False))], rest, True
 
     def _value(self, text, at):
