@@ -88,6 +88,8 @@ def main(argv):
         embd_normalize=args.embd_normalize,
         embeddings_only=args.embeddings_only,
         special=args.special,
+        reasoning_format=args.reasoning_format or "auto",
+        prefill_assistant=args.prefill_assistant is not False,
         prefix=args.api_prefix,
         defaults=defaults_of(args),
         format=format_from(args),

@@ -95,7 +95,14 @@ def _add_request_flags(group):
     group.add_argument("--embd-normalize", type=whole(-1, 64), default=2, metavar="N",
                        help="scale of embeddings: -1 as they are, 0 16-bit integers, 1, 2, ... that norm")  # fmt: skip
     group.add_argument("-sp", "--special", action="store_true", help="special tokens are part of the text, by name")
-    add_template_flags(group, "chat with this template (default: the model's own)")
+    add_template_flags(
+        group,
+        "chat with this template (default: the model's own)",
+        "none = thoughts stay in the text; auto, deepseek = they are `reasoning_content` (default: auto)",
+    )
+    optional(group, "--prefill-assistant", dest="prefill_assistant", action="store_true",
+             help="a chat that ends with a message of the assistant's goes on with it (the default)")  # fmt: skip
+    optional(group, "--no-prefill-assistant", dest="prefill_assistant", action="store_false", help="it is answered")
 
 
 def slot_count(text):

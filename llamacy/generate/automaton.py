@@ -36,7 +36,7 @@ class Automaton:
 
     def __init__(self, rules, root):
         """`rules`: {name: expression}, not left-recursive; `root`: the expression that texts must match."""
-        self._rules, self._root = rules, root
+        self.rules, self.root = rules, root
         self.lock = threading.RLock()
         self.forget()
 
@@ -50,7 +50,7 @@ class Automaton:
         self._groups = []  # per state None, or {byte: ([all bytes that lead to the same], [(expression, stack)] there)}
         self.masks = {}  # {(TokenTable, state): its packed mask}
         self.work = MOST_WORK
-        self._state(self._expand([(self._root, 0)]))
+        self._state(self._expand([(self.root, 0)]))
         self.work = math.inf
 
     def is_full(self):
@@ -105,7 +105,7 @@ class Automaton:
             elif isinstance(node, Repeat):
                 open_ones += self._repeated(node, below)
             else:
-                open_ones.append((self._rules[node.name], below))
+                open_ones.append((self.rules[node.name], below))
         return frozenset(done)
 
     def _once(self, key, alive, make):

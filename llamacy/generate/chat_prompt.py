@@ -21,5 +21,10 @@ def chat_text(messages, template, tokenizer, **values):
 
 def chat_ids(messages, template, tokenizer, **values):
     """Return the ids of chat_text, with one BOS where both the template and the tokenizer would write it."""
-    ids = prompt_ids(tokenizer, chat_text(messages, template, tokenizer, **values))
+    return text_ids(chat_text(messages, template, tokenizer, **values), tokenizer)
+
+
+def text_ids(text, tokenizer):
+    """Return the ids of a conversation's text."""
+    ids = prompt_ids(tokenizer, text)
     return ids[1:] if tokenizer.add_bos and ids[:2] == [tokenizer.bos_id] * 2 else ids

@@ -20,6 +20,8 @@ from llamacy.generate.slot import Slot
 DEFAULT_BATCH = 512
 # Prompt tokens in a step while others generate: bounds how long their next token waits, still a full matrix tile.
 PROMPT_SHARE = 128
+# Of a prompt whose logits are all wanted no more tokens are in a step: each row has the size of the vocabulary.
+PROMPT_ROWS = 64
 # How long a step without anything to compute waits for constraints, unless one becomes ready or a request comes.
 HELD_SECONDS = 0.05
 # Constraints that callers prepare at once: Python's threads take turns, and the engine's is one of them.
@@ -287,7 +289,7 @@ class Engine:
         batch = [(slot, 1 + len(slot.draft)) for slot in generating]
         room -= sum(len(slot.draft) for slot in generating)
         for slot in sorted((slot for slot in busy if not slot.is_generating), key=lambda slot: slot.last_used):
-            count = min(slot.pending, room)
+            count = min(slot.pending, room, PROMPT_ROWS) if slot.wants_all_logits else min(slot.pending, room)
             if count:
                 batch.append((slot, count))
                 room -= count
@@ -313,8 +315,11 @@ class Engine:
             positions += range(start, start + count)
             slots += [slot.id] * count
             scales += [slot.lora] * count
-            if hidden or count >= slot.pending:
-                n = count if hidden else 1 + len(slot.draft)
+            if hidden or slot.wants_all_logits:
+                n = count
+            elif count >= slot.pending:
+                n = 1 + len(slot.draft)
+            if n:
                 logits_at += range(len(tokens) - n, len(tokens))
             counts.append(n)
         began = time.perf_counter()
@@ -354,6 +359,8 @@ class Engine:
         if astray:
             slot.cached.clear()  # nothing may go on from what gave these
             raise astray
+        if slot.wants_all_logits:
+            return slot.read_prompt(rows)
         return slot.embed(rows) if slot.is_embedding else slot.advance_all(rows)
 
     def _advance(self, slot, go_on):

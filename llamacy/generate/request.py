@@ -80,6 +80,7 @@ class Request:
     on_end: object = lambda result: None
     on_prompt: object = None  # (tokens of the prompt in the cache, milliseconds): called after each part of it
     on_hidden: object = None
+    on_prompt_logits: object = None  # (logits f32 (n, V) after each of the prompt's tokens), a part at a time
 
     def __post_init__(self):
         self.cancelled = False

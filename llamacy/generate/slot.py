@@ -32,7 +32,7 @@ class Slot:
 
     def common_prefix(self, request, lora):
         """Return how many leading tokens of the prompt need no computing; the last one always does, for its logits."""
-        if not request.cache_prompt or request.on_hidden or lora != self.lora:
+        if not request.cache_prompt or request.on_hidden or request.on_prompt_logits or lora != self.lora:
             return 0
         most = min(len(self.cached), len(request.prompt) - 1)
         for i in range(most):
@@ -70,6 +70,16 @@ class Slot:
     @property
     def is_embedding(self):
         return self.request.on_hidden is not None
+
+    @property
+    def wants_all_logits(self):
+        """Are logits after each token wanted, as long as the prompt is being read?"""
+        return self.request.on_prompt_logits is not None and self._first is None
+
+    def read_prompt(self, rows):
+        """Report logits (n, V) after tokens of the prompt; go on as usual after its last one."""
+        self.request.on_prompt_logits(rows)
+        return None if self.pending else self.advance_all(rows[-1:])
 
     def tell_progress(self):
         """Report how much of the prompt is in the cache, where the request wants to know and it is still being read."""

@@ -15,6 +15,12 @@ class StopFinder:
         self.stops = [stop for stop in stops if stop]
         self.found = None
         self._held = ""
+        self.dropped = ""  # what was not shown: the stop string that was found, and what came with it
+
+    @property
+    def held(self):
+        """What is held back."""
+        return self._held
 
     def feed(self, text):
         """Return the text that is safe to show; after a stop string was found (`found`), nothing more comes."""
@@ -26,6 +32,7 @@ class StopFinder:
         ends = [(at + len(stop), at, stop) for stop in self.stops if (at := self._held.find(stop)) >= 0]
         if ends:
             _, at, self.found = min(ends)
+            self.dropped = self._held[at:]
             return self._release(at, keep=False)
         return self._release(self._safe())
 
@@ -58,6 +65,15 @@ class TextStream:
     def stopping_word(self):
         """The stop string that ended the text, None so far."""
         return self._finder.found
+
+    @property
+    def held_bytes(self):
+        """How many bytes of text are not shown, at the end of what came."""
+        return len((self._finder.dropped or self._finder.held).encode("utf-8", "surrogatepass"))
+
+    def bytes_of(self, token):
+        """Return the bytes of text of a Token."""
+        return b"" if token.is_end and not self._with_ends else self._decoder.bytes_of(token.id)
 
     def feed(self, token):
         """Return (text to show, whether to stop) for one Token."""

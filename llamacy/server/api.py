@@ -95,7 +95,7 @@ def final(app, answer):
     data = {
         "index": answer.index,
         "content": answer.text,
-        "tokens": [token.id for token in answer.tokens] if options.return_tokens else [],
+        "tokens": [token.id for token in answer.all_tokens] if options.return_tokens else [],
         "id_slot": result.id_slot,
         "stop": True,
         "model": app.alias,
@@ -269,6 +269,11 @@ def set_adapters(app, call):
         raise fields.wrong("the body", "a list of {id, scale}", wanted)
     app.engine.lora = read_scales(app, "the body", wanted)
     return Json({"success": True})
+
+
+def model_list(app):
+    """Return the model, and each of its adapters as another one, as OpenAI lists them."""
+    return [model_info(app)]
 
 
 def model_info(app):

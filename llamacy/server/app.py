@@ -27,7 +27,8 @@ class Application:
     defaults: what a request has of OPTIONS, and of logit_bias, where it does not say. format: likewise what its text
     must follow, with a name (grammar or json_schema), a value and automaton(tokenizer).
     guard: who may ask. template_values: more names for the chat template. prefix: what all paths begin with. special:
-    special tokens are text too.
+    special tokens are text too. reasoning_format: "none" leaves thoughts in the text. prefill_assistant: answers go on
+    with a last message of the assistant's.
     """
 
     alias: str
@@ -45,6 +46,8 @@ class Application:
     special: bool = False
     prefix: str = ""
     template_values: dict = field(default_factory=dict)
+    reasoning_format: str = "auto"
+    prefill_assistant: bool = True
     model: object = None
     engine: object = None
     created: int = field(default_factory=lambda: int(time.time()))

@@ -121,6 +121,12 @@ def read_all(data, table):
     return values
 
 
+def seed(name, value):
+    """Read a seed: any whole number; -1 asks for a new one."""
+    value = number(int)(name, value)
+    return value if value == -1 else value % 2**64
+
+
 def samplers(name, value):
     """Read the samplers to use, in order: a list of names, or a text of letters or of names with semicolons."""
     if isinstance(value, str):
@@ -150,6 +156,7 @@ SAMPLING = {
     for name, limits in LIMITS.items()
 }
 SAMPLING |= {
+    "seed": (seed, SamplingParams.seed),
     "samplers": (samplers, SamplingParams.samplers),
     "dry_sequence_breakers": (breakers, SamplingParams.dry_sequence_breakers),
     "ignore_eos": (flag, False),

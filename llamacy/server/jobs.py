@@ -11,6 +11,7 @@ from llamacy.formats.mapped import FileChanged
 from llamacy.generate.constraint import Constraint
 from llamacy.generate.engine import Closed, PromptTooLong, QueueFull
 from llamacy.generate.request import Request
+from llamacy.generate.sampler import token_probs
 from llamacy.generate.text_limits import TextLimits
 from llamacy.generate.text_stream import TextStream, with_bos
 from llamacy.server.errors import ClientGone, HttpError, too_long
@@ -29,6 +30,7 @@ class Piece:
     tokens: list
     options: object
     timings: object = None  # so far, where timings_per_token asks for them
+    prompt_probs: list | None = None  # of each of the prompt's tokens, where they were asked for; see token_probs
 
 
 @dataclass
@@ -57,6 +59,8 @@ class Answer:
     tokens: list
     result: object
     stopping_word: str | None
+    prompt_probs: list | None = None
+    all_tokens: list = ()  # those of a stop string too, which are not in `tokens`
 
 
 @dataclass
@@ -74,6 +78,14 @@ class Collector:
     text: list = field(default_factory=list)
     tokens: list = field(default_factory=list)
     sent: int = 0  # tokens that went out with pieces
+    prompt_probs: list | None = None
+
+    def on_prompt_logits(self, rows):
+        """Note the log-probabilities of the prompt's tokens, None for the first: nothing says it."""
+        self.prompt_probs = self.prompt_probs or [None]
+        at = len(self.prompt_probs)
+        for row, token in zip(rows, self.prompt[at : at + len(rows)], strict=False):
+            self.prompt_probs.append(token_probs(row, token, self.options.n_probs))
 
     def on_token(self, token):
         text, stop = self.stream.feed(token)
@@ -89,17 +101,28 @@ class Collector:
 
     def on_end(self, result):
         rest = self.limits.feed(self.stream.flush())
-        if rest or self.sent < len(self.tokens):
+        shown = self._shown()
+        if rest or self.sent < shown:
             self._put(rest)
         whole, word = "".join(self.text), self.stream.stopping_word
-        self.queue.put(Answer(self.index, self.prompt, self.options, whole, self.tokens, result, word))
+        probs, tokens = self.prompt_probs, self.tokens[:shown]
+        self.queue.put(Answer(self.index, self.prompt, self.options, whole, tokens, result, word, probs, self.tokens))
 
     def _put(self, text):
         self.text.append(text)
         if self.streaming:
-            timings = replace(self.request.timings) if self.options.timings_per_token else None
-            self.queue.put(Piece(self.index, text, self.tokens[self.sent :], self.options, timings))
-            self.sent = len(self.tokens)
+            timings, shown = replace(self.request.timings) if self.options.timings_per_token else None, self._shown()
+            tokens = self.tokens[self.sent : shown]
+            self.queue.put(Piece(self.index, text, tokens, self.options, timings, self.prompt_probs))
+            self.sent = max(self.sent, shown)
+
+    def _shown(self):
+        """Return how many of the tokens the text so far is made of: none of a stop string, found or perhaps begun."""
+        left, n = self.stream.held_bytes, len(self.tokens)
+        while left > 0 and n:
+            left -= len(self.stream.bytes_of(self.tokens[n - 1]))
+            n -= left >= 0
+        return n
 
 
 class Submission:
@@ -136,13 +159,17 @@ class Submission:
 class Job(Submission):
     """One HTTP request's prompts in the engine. Submitted when made: HttpError when the engine does not take them."""
 
-    def __init__(self, app, call, prompts, all_options):
-        """`prompts` (token ids) and `all_options` (Options) go in pairs; the pair's place is its index."""
+    def __init__(self, app, call, prompts, all_options, echo_probs=False):
+        """`prompts` (token ids) and `all_options` (Options) go in pairs; the pair's place is its index.
+
+        echo_probs: the log-probabilities of the prompts' own tokens are wanted too.
+        """
         super().__init__(app, call)
         check_makes_text(app)
         requests = []
         for index, (prompt, options) in enumerate(zip(prompts, all_options, strict=True)):
-            stream = TextStream(app.model.tokenizer.stream(special=app.special), options.stop, app.special)
+            decoder = app.model.tokenizer.stream(app.special, options.visible)
+            stream = TextStream(decoder, options.stop, app.special)
             limits = TextLimits(options.n_indent, max(0, options.t_max_predict_ms) / 1000)
             collector = Collector(index, prompt, options, stream, limits, self.queue, options.stream)
             collector.request = Request(
@@ -159,6 +186,7 @@ class Job(Submission):
                 on_token=collector.on_token,
                 on_end=collector.on_end,
                 on_prompt=collector.on_prompt if options.stream and options.return_progress else None,
+                on_prompt_logits=collector.on_prompt_logits if echo_probs else None,
             )
             requests.append(collector.request)
         self.submit(requests)

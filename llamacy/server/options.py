@@ -45,6 +45,8 @@ class Options:
     lora: tuple | None
     automaton: object = None
     format: dict = field(default_factory=dict)
+    visible: tuple = ()  # control tokens that are text
+    model: str | None = None  # the name that the request chose
 
     def nth(self, i):
         """Return the options of the i-th choice: another seed, or each choice would be the same."""

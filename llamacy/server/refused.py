@@ -20,16 +20,10 @@ REFUSED = {
     **dict.fromkeys(
         (
             # llama.cpp
-            *(
-                "image_data",
-                "multimodal_data",
-                "grammar_lazy",
-                "grammar_triggers",
-                "preserved_tokens",
-            ),
+            *("image_data", "multimodal_data", "grammar_lazy", "grammar_triggers", "preserved_tokens"),
             # OpenAI
-            *("tools", "functions", "suffix", "audio", "web_search_options"),
-            # vLLM and others
+            *("functions", "suffix", "audio", "web_search_options", "background", "previous_response_id"),
+            # vLLM, SGLang and others
             *("use_beam_search", "min_tokens", "stop_token_ids", "bad_words", "allowed_token_ids", "prompt_logprobs"),
             *(
                 "guided_json",
@@ -37,10 +31,47 @@ REFUSED = {
                 "guided_choice",
                 "guided_grammar",
                 "structured_outputs",
-                "logits_processors",
+                "guided_decoding",
             ),
+            *(
+                "logits_processors",
+                "include_stop_str_in_output",
+                "truncate_prompt_tokens",
+                "documents",
+                "regex",
+                "ebnf",
+            ),
+            *("chat_template", "structural_tag", "return_token_ids", "custom_logit_processor", "no_stop_trim"),
+            *(
+                "thinking_token_budget",
+                "repetition_detection",
+                "vllm_xargs",
+                "kv_transfer_params",
+                "return_hidden_states",
+            ),
+            # text-generation-webui, KoboldCpp, TGI, transformers
+            *(
+                "max_new_tokens",
+                "max_length",
+                "rep_pen",
+                "rep_pen_range",
+                "banned_tokens",
+                "banned_strings",
+                "sampler_seed",
+            ),
+            *("negative_prompt", "num_beams", "no_repeat_ngram_size", "penalty_alpha", "epsilon_cutoff", "eta_cutoff"),
+            *("inputs", "parameters", "token_healing", "do_sample", "min_new_tokens", "bad_words_ids"),
+            # Ollama's, which its own paths take
+            *("num_ctx", "num_predict", "options"),
         )
     ),
+    "function_call": _not("none", "auto"),
+    "skip_special_tokens": _not(True),
+    "spaces_between_special_tokens": _not(True, False),
+    "add_special_tokens": _not(True),
+    "verbosity": _not("medium"),
+    "encoder_repetition_penalty": _not(1),
+    "guidance_scale": _not(1),
     "adaptive_target": _above(-1e-9),
     "reasoning_budget_tokens": _above(-1),
     "tfs_z": _not(1),

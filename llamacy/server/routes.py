@@ -4,10 +4,10 @@ A module has ROUTES {(method, path): handler(app, call)}, where it likes PREFIXE
 handler}, and shape(error, body) for the error objects of an API of its own.
 """
 
-from llamacy.server import api, embeddings, openai
+from llamacy.server import api, embeddings, openai, openai_chat
 from llamacy.server.errors import HttpError
 
-MODULES = (api, openai, embeddings)
+MODULES = (api, openai, openai_chat, embeddings)
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")
 ROUTES = {key: handler for module in MODULES for key, handler in module.ROUTES.items()}
 PREFIXES = {key: handler for module in MODULES for key, handler in getattr(module, "PREFIXES", {}).items()}

@@ -262,9 +262,12 @@ class Tokenizer:
         shown = ids if special else (token for token in ids if not self.is_special(token))
         return b"".join(map(self.token_bytes, shown)).decode("utf-8", "replace")
 
-    def stream(self, special=False):
-        """Return a StreamDecoder: the text of ids that come one at a time, in whole characters."""
-        return StreamDecoder(self, special)
+    def stream(self, special=False, visible=()):
+        """Return a StreamDecoder: the text of ids that come one at a time, in whole characters.
+
+        Of special tokens it has the names of those in `visible`, with `special` of all.
+        """
+        return StreamDecoder(self, special, visible)
 
 
 def text_bytes(text):

@@ -27,6 +27,9 @@ class FakeDecoder:
     def feed(self, id):
         return self._decode(self._bytes(id))
 
+    def bytes_of(self, id):
+        return self._bytes(id)
+
     def flush(self):
         return self._decode(b"", True)
 
@@ -49,7 +52,7 @@ class FakeTokenizer:
     def decode(self, ids, special=False):
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
 
-    def stream(self, special=False):
+    def stream(self, special=False, visible=()):
         return FakeDecoder(self)
 
 

@@ -156,7 +156,7 @@ def test_the_model_s_own_template_and_a_template_that_refuses():
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content: wanted a string, got 5"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-            "messages[0].content[0].type: wanted 'text', got 'image_url'",
+            "messages[0].content[0].type: wanted 'text' or 'input_text'",
         ),
         ({"messages": [{"role": "pirate", "content": "hi"}]}, "chat format chatml: wanted messages of system, user"),
         ({"n": 0}, "n: wanted a whole number at least 1 and at most 64, got 0"),
@@ -168,7 +168,7 @@ def test_the_model_s_own_template_and_a_template_that_refuses():
             "top_logprobs: wanted a whole number at least 0 and at most 20, got 21",
         ),
         ({"temperature": "hot"}, "temperature: wanted a number, got 'hot'"),
-        ({"tools": [{"type": "function"}]}, "tools: not supported"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function: wanted an object, got null"),
         ({"stream_options": True}, "stream_options: wanted an object, got true"),
         (
             {"stream": True, "stream_options": {"include_usage": 1}},
@@ -211,7 +211,6 @@ def test_text_logprobs_and_echo(service):
     assert echoed["choices"][0]["text"] == "abc" + answer["choices"][0]["text"]
     parts = events(service, "/v1/completions", prompt="abc", max_tokens=4, echo=True, temperature=0)
     assert "".join(part["choices"][0]["text"] for part in parts[:-1]) == echoed["choices"][0]["text"]
-    assert error_of(service, "POST", "/v1/completions", {"prompt": "a", "echo": True, "logprobs": 1})[0] == 400
     assert error_of(service, "POST", "/v1/completions", {"prompt": "a", "suffix": "b"})[1] == "suffix: not supported"
     assert error_of(service, "POST", "/v1/completions", {})[0] == 400
 
@@ -296,8 +295,8 @@ def test_answers_in_json(service, path, data):
         ({}, "response_format.type: wanted"),
         ({"type": "json_schema"}, "response_format.json_schema: wanted an object, got null"),
         (
-            {"type": "json_schema", "json_schema": {"schema": {"type": "string", "pattern": "x"}}},
-            "schema: the keyword 'pattern' is not supported here",
+            {"type": "json_schema", "json_schema": {"schema": {"not": {"type": "string"}}}},
+            "schema: the keyword 'not' is not supported here",
         ),
     ],
 )
