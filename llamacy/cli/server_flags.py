@@ -99,6 +99,7 @@ def _add_request_flags(group):
         group,
         "chat with this template (default: the model's own)",
         "none = thoughts stay in the text; auto, deepseek = they are `reasoning_content` (default: auto)",
+        ("none", "auto", "deepseek"),
     )
     optional(group, "--prefill-assistant", dest="prefill_assistant", action="store_true",
              help="a chat that ends with a message of the assistant's goes on with it (the default)")  # fmt: skip

@@ -13,9 +13,10 @@ from llamacy.text.chat_formats import FORMATS
 ON, OFF, AUTO = ("on", "true", "enabled", "1"), ("off", "false", "disabled", "0"), ("auto", "-1")
 
 
-def add_template_flags(
-    group, text, thoughts="thoughts stay in the text, where the model writes them, whatever is said"
-):
+NO_READER = "thoughts stay in the text, where the model writes them (the default)"
+
+
+def add_template_flags(group, text, thoughts=NO_READER, formats=("none", "auto")):
     """Add --chat-template (`text`: its help) and what goes with it; see template_of and template_values."""
     optional(group, "--chat-template", dest="chat_template", metavar="NAME|FILE", help=text)
     optional(group, "--chat-template-file", dest="chat_template_file", metavar="FILE", help="the same, always a file")
@@ -27,7 +28,7 @@ def add_template_flags(
              help="tell the template how much: low, medium, high, ... (default: as the template has it)")  # fmt: skip
     optional(group, "--reasoning-budget", dest="reasoning_budget", type=whole(-1, 0), metavar="N",
              help="0 = as --reasoning off, -1 = without limit (the default)")  # fmt: skip
-    optional(group, "--reasoning-format", dest="reasoning_format", choices=["none", "auto", "deepseek"], help=thoughts)
+    optional(group, "--reasoning-format", dest="reasoning_format", choices=formats, help=thoughts)
 
 
 def json_object(text):

@@ -15,7 +15,8 @@ TOOL = {"type": "function", "function": {"name": "weather", "description": "of a
 CLOCK = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}}}
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 JINJA = """{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.tool_calls %}
-{{ m.tool_calls | tojson }}{% endif %}{% endfor %}{% if tools %}{{ tools | tojson }}{% endif %}{% if add_generation_prompt %}<assistant>{% endif %}"""
+{{ m.tool_calls | tojson }}{% endif %}{% endfor %}
+{% if tools %}{{ tools | tojson }}{% endif %}{% if add_generation_prompt %}<assistant>{% endif %}"""
 HERMES, THINKING = JINJA + "{# <tool_call> #}", JINJA + "{# <think> #}"
 OPENED = JINJA.replace("<assistant>", "<assistant><think>\n")
 
