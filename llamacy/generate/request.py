@@ -88,6 +88,11 @@ class Request:
         self.timings = Timings()
         self._ended = threading.Event()
 
+    @property
+    def reads_whole_prompt(self):
+        """Is something wanted of every token of the prompt, also of those that a cache may hold?"""
+        return self.on_hidden is not None or self.on_prompt_logits is not None
+
     def cancel(self):
         """Give the slot back before the next step; `on_end` then reports `cancel`. Any thread, any time."""
         self.cancelled = True

@@ -32,7 +32,7 @@ class Slot:
 
     def common_prefix(self, request, lora):
         """Return how many leading tokens of the prompt need no computing; the last one always does, for its logits."""
-        if not request.cache_prompt or request.on_hidden or request.on_prompt_logits or lora != self.lora:
+        if not request.cache_prompt or request.reads_whole_prompt or lora != self.lora:
             return 0
         most = min(len(self.cached), len(request.prompt) - 1)
         for i in range(most):

@@ -7,15 +7,15 @@ GENERATE = table(
     (
         "a cache reused under other adapter scales",
         "slot.py",
-        "if not request.cache_prompt or request.on_hidden or lora != self.lora:",
-        "if not request.cache_prompt or request.on_hidden:",
+        "if not request.cache_prompt or request.reads_whole_prompt or lora != self.lora:",
+        "if not request.cache_prompt or request.reads_whole_prompt:",
         "generate/test_engine.py::test_other_adapter_scales_do_not_share_a_cache",
     ),
     (
         "a cache reused although the request says no",
         "slot.py",
-        "if not request.cache_prompt or request.on_hidden or lora != self.lora:",
-        "if request.on_hidden or lora != self.lora:",
+        "if not request.cache_prompt or request.reads_whole_prompt or lora != self.lora:",
+        "if request.reads_whole_prompt or lora != self.lora:",
         "generate/test_engine.py::test_the_longest_common_prefix_is_reused",
     ),
     (
