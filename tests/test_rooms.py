@@ -10,8 +10,8 @@ from llamacy.kernels.layout import COMMON, ROOMS, SOURCES, cimports, source_path
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path for path in SOURCES.rglob("*") if path.suffix in (".pxd", ".pyx", ".tp"))
-# What declares a compiler's instructions is taken whole, by the one file that is written in them.
-WHOLE = {"avx2": "immintrin", "neon": "arm_neon"}
+# What declares a compiler's instructions is taken whole, by the files that are written in them.
+WHOLE = {"avx2": "immintrin", "avx512": "immintrin", "neon": "arm_neon"}
 
 
 def upward(path):

@@ -11,7 +11,7 @@ from libc.stdint cimport int8_t, uint8_t, uint16_t
 from libc.string cimport memcpy, memset
 
 from ..products.inputs cimport padded
-from ..products.gemm cimport panel_add
+from ..products.panels cimport panel_add
 from .kv16 cimport STEPS, load_some, round_query, scores16, softmax16, step_of, store16, store_some, values16
 from ..simd.verbs cimport (
     prefetch, transpose8, vf, vf_abs, vf_add, vf_amax, vf_fma, vf_fma1, vf_hamax, vf_hmax, vf_hsum, vf_load,

@@ -5,7 +5,7 @@
 
 from libc.stdint cimport uint64_t
 
-from ..products.gemm cimport panel_add
+from ..products.panels cimport panel_add
 from .lowrank cimport LoraPair, scaled_product
 from ..simd.verbs cimport vf_add, vf_load, vf_set1, vf_store
 

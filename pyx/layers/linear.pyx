@@ -2,7 +2,8 @@
 
 from libc.string cimport memset
 
-from ..products.gemm cimport matmul_tiles, panel_add, precision_of
+from ..products.gemm cimport matmul_tiles, precision_of
+from ..products.panels cimport panel_add
 from ..simd.verbs cimport vf_add, vf_load, vf_mul, vf_set1, vf_store
 
 

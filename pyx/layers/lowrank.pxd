@@ -4,7 +4,7 @@
 # Axes: T tokens, K = n_in, N = n_out, r rank, w = r padded to 16.
 
 from ..products.inputs cimport padded
-from ..products.gemm cimport panel_add
+from ..products.panels cimport panel_add
 from ..simd.verbs cimport vf_load, vf_mul, vf_set1, vf_store
 
 cdef struct LoraPair:

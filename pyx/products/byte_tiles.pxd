@@ -7,8 +7,8 @@ from libc.stdint cimport int8_t, int16_t, uint8_t
 from libc.string cimport memcpy, memset
 
 from .inputs cimport Acts
-from ..types.blocks cimport block_q8_0
 from ..types.groups cimport Group, group_fn
+from ..types.sizes cimport Q8_0_BYTES
 from ..simd.verbs cimport (
     prefetch, prefetch_line, vf, vf_fma, vf_fma1, vf_load, vf_load_f16, vf_mul, vf_set1, vf_store, vi, vi_dot,
     vi_to_f, vi_zero, vw, vw_even, vw_load_s8, vw_mul, vw_odd, vw_store,
@@ -71,92 +71,25 @@ cdef inline void pack_scaled(const uint8_t* rows, size_t row_bytes, int n_rows, 
 
 
 cdef inline void pack_s8(const uint8_t* rows, size_t rb, int n, int b, uint8_t* tile) noexcept nogil:
-    """Q8_0's blocks as they are"""
-    cdef const block_q8_0* x
-    cdef int r, p
+    """Q8_0's blocks as they are: f16 d, 32 codes"""
+    cdef const uint8_t* x
+    cdef int r
     if n < TILE_ROWS:
         memset(tile, 0, S8_BYTES)
     for r in range(n):
-        x = <const block_q8_0*>(rows + r * rb) + b
-        for p in range(16):
-            memcpy(tile + 32 * p + 2 * r, x.qs + 2 * p, 2)
-        memcpy(tile + TILE + 2 * r, &x.d, 2)
+        x = rows + r * rb + <size_t>Q8_0_BYTES * b
+        put_pairs(<const int8_t*>x + 2, r, tile)
+        memcpy(tile + TILE + 2 * r, x, 2)
 
 
-# ======== s8: f16 scales ========
-
-cdef inline void s16_s8(const uint8_t* tile, int n, int16_t* q, float* d, float* m) noexcept nogil:
-    cdef int b, p
-    for b in range(n):
-        for p in range(16):
-            vw_store(q + 32 * p, vw_load_s8(<const int8_t*>tile + 32 * p))
-        vf_store(d + 16 * b, vf_load_f16(tile + TILE))
-        tile += S8_BYTES
-        q += TILE
-
-
-# ======== wide: one scale, 8-bit codes ========
-
-cdef inline void s16_wide(const uint8_t* tile, int n, int16_t* q, float* d, float* m) noexcept nogil:
-    cdef int b, p
-    for b in range(n):
-        for p in range(16):
-            vw_store(q + 32 * p, vw_load_s8(<const int8_t*>tile + 32 * p))
-        memcpy(d + 16 * b, tile + TILE, 64)
-        tile += WIDE_BYTES
-        q += TILE
-
-
-cdef inline void f32_wide(const uint8_t* tile, int n, float* w) noexcept nogil:
-    cdef int _b, p
-    cdef vf d
-    cdef vw pair
-    for _b in range(n):
-        d = vf_load(<const float*>(tile + TILE))
-        for p in range(16):
-            pair = vw_load_s8(<const int8_t*>tile + 32 * p)
-            vf_store(w + 32 * p, vf_mul(d, vw_even(pair)))
-            vf_store(w + 32 * p + 16, vf_mul(d, vw_odd(pair)))
-        tile += WIDE_BYTES
-        w += TILE
-
-
-# ======== scaled: an 8-bit scale per 16 columns ========
-# |s * code| <= 128 * 32 = 4096 (Q6_K; IQ2: 31 * 43, IQ1_M: 15 * 9): fits int16, and the sum of 32 products with inputs of
-# at most S16_LIMIT = 16319 fits int32: 32 * 4096 * 16319 = 2138963968 < 2 ** 31.
-
-cdef inline vw scaled_pair(const uint8_t* tile, int p) noexcept nogil:
-    return vw_mul(vw_load_s8(<const int8_t*>tile + 32 * p), vw_load_s8(<const int8_t*>tile + TILE + 32 * (p >> 3)))
-
-
-cdef inline void s16_scaled(const uint8_t* tile, int n, int16_t* q, float* d, float* m) noexcept nogil:
-    cdef int b, p
-    for b in range(n):
-        for p in range(16):
-            vw_store(q + 32 * p, scaled_pair(tile, p))
-        memcpy(d + 16 * b, tile + TILE + 64, 64)
-        tile += SCALED_BYTES
-        q += TILE
-
-
-cdef inline void f32_scaled(const uint8_t* tile, int n, float* w) noexcept nogil:
-    cdef int _b, p
-    cdef vf d
-    cdef vw pair
-    for _b in range(n):
-        d = vf_load(<const float*>(tile + TILE + 64))
-        for p in range(16):
-            pair = scaled_pair(tile, p)
-            vf_store(w + 32 * p, vf_mul(d, vw_even(pair)))
-            vf_store(w + 32 * p + 16, vf_mul(d, vw_odd(pair)))
-        tile += SCALED_BYTES
-        w += TILE
-
-
-# ======== one token's product, and four tokens' ========
+# ======== unpacking ========
+# scaled: |s * code| <= 128 * 32 = 4096 (Q6_K; IQ2: 31 * 43, IQ1_M: 15 * 9): fits int16, and the sum of 32 products with
+# inputs of at most S16_LIMIT = 16319 fits int32: 32 * 4096 * 16319 = 2138963968 < 2 ** 31.
 
 cdef inline vw pair_of(const uint8_t* tile, int p, int tile_bytes) noexcept nogil:
-    return scaled_pair(tile, p) if tile_bytes == SCALED_BYTES else vw_load_s8(<const int8_t*>tile + 32 * p)
+    """Columns 2 p and 2 p + 1"""
+    cdef vw codes = vw_load_s8(<const int8_t*>tile + 32 * p)
+    return vw_mul(codes, vw_load_s8(<const int8_t*>tile + TILE + 32 * (p >> 3))) if tile_bytes == SCALED_BYTES else codes
 
 
 cdef inline vf pairs_scale(const uint8_t* tile, int tile_bytes) noexcept nogil:
@@ -164,6 +97,34 @@ cdef inline vf pairs_scale(const uint8_t* tile, int tile_bytes) noexcept nogil:
         return vf_load_f16(tile + TILE)
     return vf_load(<const float*>(tile + TILE + (64 if tile_bytes == SCALED_BYTES else 0)))
 
+
+cdef inline void s16_bytes(const uint8_t* tile, int n, int16_t* q, float* d, int tile_bytes) noexcept nogil:
+    """n tiles to pairs [n][16][16 rows][2] and scales [n][16]"""
+    cdef int b, p
+    for b in range(n):
+        for p in range(16):
+            vw_store(q + 32 * p, pair_of(tile, p, tile_bytes))
+        vf_store(d + 16 * b, pairs_scale(tile, tile_bytes))
+        tile += tile_bytes
+        q += TILE
+
+
+cdef inline void f32_bytes(const uint8_t* tile, int n, float* w, int tile_bytes) noexcept nogil:
+    """n tiles to weights [32 n][16 rows]"""
+    cdef int _b, p
+    cdef vf d
+    cdef vw pair
+    for _b in range(n):
+        d = pairs_scale(tile, tile_bytes)
+        for p in range(16):
+            pair = pair_of(tile, p, tile_bytes)
+            vf_store(w + 32 * p, vf_mul(d, vw_even(pair)))
+            vf_store(w + 32 * p + 16, vf_mul(d, vw_odd(pair)))
+        tile += tile_bytes
+        w += TILE
+
+
+# ======== one token's product, and four tokens' ========
 
 cdef inline void matvec_bytes(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, int tile_bytes) noexcept nogil:
     """y[16] = the row group's product with 16-bit input t"""

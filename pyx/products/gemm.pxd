@@ -19,4 +19,4 @@ cdef struct Packed:
 cdef int precision_of(const Packed* w, int wish) noexcept nogil
 cdef void matmul_tiles(const Packed* w, const Acts* x, int precision, float* y, size_t ldy, int lo, int hi) noexcept nogil
 cdef void matmul_backward_tiles(const Packed* w, const float* dy, size_t ldy, const int16_t* dyq, const float* dys, int n_tokens, float* dx, size_t ldx, int lo, int hi) noexcept nogil
-cdef void panel_add(const float* p, size_t ps, int n, const float* x, size_t xs, int rows, float* y, size_t ys) noexcept nogil
+cdef size_t unpacking_bytes() noexcept nogil

@@ -17,6 +17,7 @@ cdef enum:
     OUTLIERS = 3                # values that a block may set aside
     PANEL_SUPERBLOCKS = 5             # U8_BLOCKS // SUPERBLOCK
     SUPERBLOCK = 8                    # blocks of wide models that share a step: their products are summed as integers, see superblocks.pxd
+    PART_TOKENS = 128           # inputs that stay in L2 while row tiles pass
     STREAM_TOKENS = 16          # inputs up to which tiles are multiplied as they stream by: unpacking would not pay
 
 cdef struct Outliers:           # values of a block that its codes do not hold: its codes are 0 there
@@ -38,7 +39,7 @@ cdef struct Acts:               # T rows of inputs; only the wanted forms are th
     Outliers* outliers          # (T, n_blocks); outlier_bits (T, n_blocks): bit i is set where the i-th is there
     uint8_t* outlier_bits
     float outlier_over          # what makes one: this many times the mean of all blocks' largest values
-    uint8_t* unpacking          # for products of many 8-bit inputs: unpacking_bytes of the thread's own, see gemm8.pyx
+    uint8_t* unpacking          # for products of many inputs: unpacking_bytes of the thread's own, see gemm.pyx
     int16_t* q16                # the same, 15 bits: at most S16_LIMIT
     float* scale16
     float* sum16

@@ -9,8 +9,7 @@ from .inputs cimport (
     quantize_gradient,
 )
 from ..types.finite cimport ScaleField, scale_field, scales_finite
-from .gemm cimport Packed, matmul_backward_tiles, matmul_tiles, precision_of
-from .gemm8 cimport unpacking_bytes
+from .gemm cimport Packed, matmul_backward_tiles, matmul_tiles, precision_of, unpacking_bytes
 from .weight_types cimport WeightType, weight_type, weight_type_at, weight_type_count
 from .superblocks cimport find_units
 

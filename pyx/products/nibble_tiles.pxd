@@ -5,7 +5,7 @@ from libc.stdint cimport int8_t, int16_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from .inputs cimport Acts, U8_BLOCKS, even_chunk
-from ..types.blocks cimport codes_fn
+from ..types.blocks cimport read_codes
 from ..types.groups cimport Group, group_fn
 from .outliers cimport nibbles_outliers
 from ..simd.verbs cimport (
@@ -14,59 +14,45 @@ from ..simd.verbs cimport (
 )
 from .sizes cimport TILE, TILE_ROWS
 from .tiles cimport (
-    PREFETCH_BYTES, block2, close_block4, half4, prefetch_tile, quad, quad_high, quad_min, quad_scale, write_nibbles,
+    PREFETCH_BYTES, block2, close_block4, half4, prefetch_tile, quad, quad_high, quad_min, quad_scale, unpack_s16_fn,
+    write_nibbles,
 )
 
 
 # ======== packing ========
 
-cdef inline void pack_nibbles(const uint8_t* rows, size_t row_bytes, int n_rows, int b, uint8_t* tile,
-                            codes_fn codes_of, int block_bytes, bint fifth, bint has_min) noexcept nogil:
+cdef inline void pack_nibbles(const uint8_t* rows, size_t row_bytes, int n_rows, int b, uint8_t* tile, group_fn group,
+                              int n_groups, int block_bytes, bint fifth, bint has_min, bint wide) noexcept nogil:
+    """Columns 32 b .. of n_rows rows, from blocks of codes or, where scales are wide, by group"""
     cdef uint32_t codes[128]
-    cdef uint16_t d[16]
-    cdef uint16_t m[16]
-    cdef int r
-    if n_rows < TILE_ROWS:
-        memset(codes, 0, sizeof(codes))
-        memset(d, 0, sizeof(d))
-        memset(m, 0, sizeof(m))
-    for r in range(n_rows):
-        codes_of(rows + r * row_bytes + <size_t>b * block_bytes, codes + 8 * r, d + r, m + r)
-    write_nibbles(tile, codes, fifth)
-    tile += 320 if fifth else 256
-    memcpy(tile, d, 32)
-    if has_min:
-        memcpy(tile + 32, m, 32)
-
-
-cdef inline void pack_nibble_groups(const uint8_t* rows, size_t row_bytes, int n_rows, int b, uint8_t* tile,
-                                 group_fn group, int block_bytes, bint fifth) noexcept nogil:
-    """Group b & 7 of n_rows blocks of 256"""
-    cdef uint32_t codes[128]
-    cdef float d[16]
+    cdef float d[16]            # the file's f16 where they are not wide
     cdef float m[16]
+    cdef const uint8_t* block
     cdef Group x
-    cdef int r
+    cdef int r, size = 64 if wide else 32
     if n_rows < TILE_ROWS:
         memset(codes, 0, sizeof(codes))
         memset(d, 0, sizeof(d))
         memset(m, 0, sizeof(m))
     for r in range(n_rows):
-        group(rows + r * row_bytes + <size_t>(b >> 3) * block_bytes, b & 7, &x)
-        memcpy(codes + 8 * r, x.q, 32)
-        d[r], m[r] = x.d * <float>x.s[0], -x.m[0]
+        block = rows + r * row_bytes + <size_t>(b // n_groups) * block_bytes
+        if wide:
+            group(block, b % n_groups, &x)
+            memcpy(codes + 8 * r, x.q, 32)
+            d[r], m[r] = x.d * <float>x.s[0], -x.m[0]
+        else:
+            read_codes(block, fifth, has_min, codes + 8 * r, <uint16_t*>d + r, <uint16_t*>m + r)
     write_nibbles(tile, codes, fifth)
     tile += 320 if fifth else 256
-    memcpy(tile, d, 64)
-    memcpy(tile + 64, m, 64)
+    memcpy(tile, d, size)
+    if has_min:
+        memcpy(tile + size, m, size)
 
 
-# ======== products of few tokens ========
-# int16 sums: a product is at most 15 * 127 (31 * 127), maddubs adds two, so 8 (4) of them stay within
-# 8 * 2 * 1905 = 30480 (4 * 2 * 3937 = 31496) < 32767.
+# ======== unpacking ========
 
 cdef inline void unpack_nibbles_u8(const uint8_t* tile, int n, uint8_t* q, float* d, float* m,
-                                 bint fifth, int offset, bint has_min, int tile_bytes, bint wide) noexcept nogil:
+                                   bint fifth, int offset, bint has_min, int tile_bytes, bint wide) noexcept nogil:
     """n tiles to codes [n][8][64 bytes], d [n][16] and m - offset * d [n][16]"""
     cdef int b
     cdef vb high
@@ -89,7 +75,7 @@ cdef inline void unpack_nibbles_u8(const uint8_t* tile, int n, uint8_t* q, float
 
 
 cdef inline void unpack_nibbles_s16(const uint8_t* tile, int n, int16_t* q, float* d, float* m,
-                                  bint fifth, int offset, bint has_min, int tile_bytes, bint wide) noexcept nogil:
+                                    bint fifth, int offset, bint has_min, int tile_bytes, bint wide) noexcept nogil:
     """n tiles to codes as pairs [n][16][16 rows][2], d [n][16], m - offset * d [n][16]"""
     cdef int b, g
     cdef uint8_t codes[TILE]
@@ -105,6 +91,29 @@ cdef inline void unpack_nibbles_s16(const uint8_t* tile, int n, int16_t* q, floa
         tile += tile_bytes
         q += TILE
 
+
+cdef inline void unpack_nibbles_f32(const uint8_t* tile, int n, float* w, unpack_s16_fn unpack, int tile_bytes) noexcept nogil:
+    """n tiles to weights [32 n][16 rows]"""
+    cdef int16_t q[TILE]
+    cdef float d[16]
+    cdef float m[16]
+    cdef int _b, p
+    cdef vf scale, least
+    cdef vw pair
+    for _b in range(n):
+        unpack(tile, 1, q, d, m)
+        scale, least = vf_load(d), vf_load(m)
+        for p in range(16):
+            pair = vw_load(q + 32 * p)
+            vf_store(w + 32 * p, vf_fma(scale, vw_even(pair), least))
+            vf_store(w + 32 * p + 16, vf_fma(scale, vw_odd(pair), least))
+        tile += tile_bytes
+        w += TILE
+
+
+# ======== products of few tokens ========
+# int16 sums: a product is at most 15 * 127 (31 * 127), maddubs adds two, so 8 (4) of them stay within
+# 8 * 2 * 1905 = 30480 (4 * 2 * 3937 = 31496) < 32767.
 
 cdef inline vi nibbles_dot(const uint8_t* tile, bint fifth, vb high, const int8_t* a) noexcept nogil:
     """16 rows' codes times 32 values"""
@@ -132,7 +141,7 @@ cdef inline vi nibbles_dot(const uint8_t* tile, bint fifth, vb high, const int8_
 
 
 cdef inline void matvec_nibbles(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y,
-                              bint fifth, int offset, bint has_min, int tile_bytes, bint wide) noexcept nogil:
+                                bint fifth, int offset, bint has_min, int tile_bytes, bint wide) noexcept nogil:
     """y[16] = the row group's product with 8-bit input t; outliers when a panel of the GEMM would end, as it does it"""
     cdef const int8_t* a = x.q8 + 32 * t * nb
     cdef const float* scale = x.scale8 + t * nb
@@ -156,7 +165,7 @@ cdef inline void matvec_nibbles(const uint8_t* tile, int nb, const Acts* x, size
 
 
 cdef inline void matvec4_nibbles(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy,
-                               bint fifth, int offset, bint has_min, int tile_bytes, bint wide) noexcept nogil:
+                                 bint fifth, int offset, bint has_min, int tile_bytes, bint wide) noexcept nogil:
     """y (4, ldy): matvec_nibbles of the four inputs from t on, a tile being read and widened once for them"""
     cdef const int8_t* a0 = x.q8 + 32 * t * nb
     cdef const int8_t* a1 = a0 + 32 * nb
@@ -211,7 +220,7 @@ cdef inline vf closed(const uint8_t* tile, vh h, float scale, float total, vf ac
 
 
 cdef inline void matvec2_nibbles(const uint8_t* tile, const uint8_t* other, int nb, const Acts* x, float* y, float* yo,
-                            int offset, bint has_min, int tile_bytes, bint wide) noexcept nogil:
+                                 int offset, bint has_min, int tile_bytes, bint wide) noexcept nogil:
     """y[16], yo[16] = two row groups' products with 8-bit input 0; bit for bit what matvec_nibbles makes of each"""
     cdef const int8_t* a = x.q8
     cdef int b = 0, first, chunk = even_chunk(nb, U8_BLOCKS)

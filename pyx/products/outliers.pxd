@@ -1,7 +1,6 @@
 from libc.stdint cimport int16_t, uint8_t
 
-from .inputs cimport OUTLIERS, U8_BLOCKS, Acts
-from .panels cimport PART_TOKENS
+from .inputs cimport OUTLIERS, PART_TOKENS, U8_BLOCKS, Acts
 
 cdef struct Columns:        # the outliers of up to PART_TOKENS tokens in a panel: which columns they multiply, and with what
     int n
@@ -13,4 +12,4 @@ cdef struct Columns:        # the outliers of up to PART_TOKENS tokens in a pane
 cdef void find_columns(const Acts* x, int b, int n, int t0, int t1, Columns* c) noexcept nogil
 cdef void add_columns(const uint8_t* q, const float* d, const Columns* c, int n_tokens, float* w, float* y, size_t ldy) noexcept nogil
 cdef void nibbles_outliers(const uint8_t* tile, int b, int end, const Acts* x, size_t t, float* y,
-                         bint fifth, int offset, size_t tile_bytes, bint wide) noexcept nogil
+                           bint fifth, int offset, size_t tile_bytes, bint wide) noexcept nogil

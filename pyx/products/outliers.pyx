@@ -67,7 +67,7 @@ cdef inline vf nibbles_column(const uint8_t* tile, bint fifth, size_t k) noexcep
 
 
 cdef void nibbles_outliers(const uint8_t* tile, int b, int end, const Acts* x, size_t t, float* y,
-                         bint fifth, int offset, size_t tile_bytes, bint wide) noexcept nogil:
+                           bint fifth, int offset, size_t tile_bytes, bint wide) noexcept nogil:
     """y[16] += blocks b .. end, their codes less `offset`, times input t's outliers. A call: inlined, its loop would spill the caller's."""
     cdef const uint8_t* bits = x.outlier_bits + t * x.n_blocks + b
     cdef const Outliers* out = x.outliers + t * x.n_blocks + b

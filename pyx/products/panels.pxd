@@ -1,32 +1,94 @@
-# Four tokens at a time through an unpacked panel of weights: which ones, and their results so far.
+# Products of many tokens: panels of weights, unpacked once for up to PART_TOKENS tokens, times some tokens at a time.
+#
+# How a processor multiplies a panel is a row of function pointers; the walk over tokens, blocks and row groups (gemm.pyx)
+# calls them once a panel and tokens, never once a block. panels.pyx chooses the table; four_tokens.pyx is the one that every
+# instruction set has. Another may take other tokens or several row groups at a time, unpack to what its instructions want and
+# end with the same sums: integers are exact in any order, each block's (superblock's) f32 operations are as four_tokens.pyx's.
 
+from libc.stdint cimport int16_t, uint8_t
+
+from .inputs cimport BACK_ROWS, Acts
 from ..simd.verbs cimport vf_load, vf_set1, vf_store
+from .tiles cimport Panel
+from .weight_types cimport WeightType
 
 cdef enum:
-    PART_TOKENS = 128       # tokens whose inputs stay in L2 while row tiles pass
+    MOST_TOKENS = 16        # that a product may take at a time,
+    MOST_GROUPS = 2         # and row groups
 
-cdef struct FourTokens:     # four tokens of a panel product; with fewer than four left they begin `skip` tokens earlier
-    size_t first            # the first one's index
-    size_t stride           # 1; 0 where there are fewer than four in all, and the four are one
+# one row group's blocks: n tiles
+ctypedef void (*unpack_fn)(const WeightType* k, const uint8_t* tiles, int n, const float* units, Panel* panel) noexcept nogil
+# sums [tokens][groups][16] += panels of n blocks from block b on times inputs first, first + stride ..
+ctypedef void (*multiply_fn)(const Panel* panels, int groups, const Acts* x, int b, int n, size_t first, size_t stride, float* sums) noexcept nogil
+ctypedef void (*panel_add_fn)(const float* p, size_t ps, int n, const float* x, size_t xs, int rows, float* y, size_t ys) noexcept nogil
+
+cdef struct Product:            # y = W x for one form of inputs
+    int tokens                  # at a time
+    int groups                  # row groups at a time; at the end `multiply` may get fewer
+    int blocks                  # of a panel, at most
+    int whole                   # ... in multiples of this
+    unpack_fn unpack
+    multiply_fn multiply
+
+cdef struct Gradients:          # dy (T, N): f32, or quantize_gradient's integers
+    const float* f32
+    size_t ld
+    const int16_t* q
+    const float* scale
+    int n_tokens
+
+cdef struct BackPanel:          # BACK_ROWS rows x 32 columns of W
+    float w[BACK_ROWS * 32]             # [rows][32 columns]
+    int16_t q[BACK_ROWS * 32]           # [2 halves of the columns][row / 2][16 columns][2 rows], rounded to scale
+    float scale[32]
+    int rows                            # there are; w holds whole tiles, q zeros behind them
+
+ctypedef void (*round_fn)(BackPanel* panel) noexcept nogil
+# y [tokens][halves][16] += W^T of rows `group` BACK_ROWS .. times dy of tokens first, first + stride ..
+ctypedef void (*multiply_back_fn)(const BackPanel* panel, int halves, const Gradients* dy, int group, size_t first, size_t stride, float* y, size_t ldy) noexcept nogil
+
+cdef struct BackProduct:        # dx = W^T dy
+    int tokens
+    round_fn round              # what becomes of w
+    multiply_back_fn multiply
+
+cdef struct PanelProducts:      # one processor's
+    Product blocks8[2]          # 8-bit inputs, a step for each block: codes of four, of five bits
+    Product superblocks8[2]     # the same with a step for SUPERBLOCK blocks
+    Product blocks16[2]         # 16-bit inputs: without, with a minimum
+    Product floats
+    BackProduct back16
+    BackProduct back_floats
+    panel_add_fn add
+
+cdef struct Tokens:             # of a panel's product; where too few are left they begin `skip` tokens earlier
+    size_t first                # the first one's index
+    size_t stride               # 1; 0 where there are too few in all, and they are all the same one
     int skip
 
 
-cdef inline int four_tokens(FourTokens* r, int t, int n) noexcept nogil:
-    """Tokens t .. of n; returns how many of them are new: 4 - skip."""
-    r.stride = 1 if n >= 4 else 0
-    r.skip = max(t + 4 - n, 0) if n >= 4 else 3
-    r.first = t - r.skip if n >= 4 else t
-    return 4 - r.skip
+cdef inline int next_tokens(Tokens* r, int t, int n, int together) noexcept nogil:
+    """Tokens t .. of n, `together` of them; returns how many are new: together - skip."""
+    r.stride = 1 if n >= together else 0
+    r.skip = max(t + together - n, 0) if n >= together else together - 1
+    r.first = t - r.skip if n >= together else t
+    return together - r.skip
 
 
-cdef inline void tile_load(float* sums, const float* y, size_t ldy, const FourTokens* r, bint fresh) noexcept nogil:
-    """sums [4][16] = the new tokens' results so far, y being the first of these"""
-    cdef int i
-    for i in range(4):
-        vf_store(sums + 16 * i, vf_set1(0) if fresh or i < r.skip else vf_load(y + (i - r.skip) * ldy))
+cdef inline void load_sums(float* sums, int groups, const float* y, size_t ldy, const Tokens* r, int new, bint fresh) noexcept nogil:
+    """sums [tokens][groups][16] = the new tokens' results so far, y being the first of these; fresh: there are none"""
+    cdef int t, g
+    for t in range(r.skip + new):
+        for g in range(groups):
+            vf_store(sums + 16 * (t * groups + g), vf_set1(0) if fresh or t < r.skip else vf_load(y + (t - r.skip) * ldy + 16 * g))
 
 
-cdef inline void tile_store(const float* sums, float* y, size_t ldy, const FourTokens* r) noexcept nogil:
-    cdef int i
-    for i in range(r.skip, 4):
-        vf_store(y + (i - r.skip) * ldy, vf_load(sums + 16 * i))
+cdef inline void store_sums(const float* sums, int groups, float* y, size_t ldy, const Tokens* r, int new) noexcept nogil:
+    cdef int t, g
+    for t in range(new):
+        for g in range(groups):
+            vf_store(y + t * ldy + 16 * g, vf_load(sums + 16 * ((r.skip + t) * groups + g)))
+
+
+cdef const PanelProducts* panel_products() noexcept nogil
+cdef void panel_add(const float* p, size_t ps, int n, const float* x, size_t xs, int rows, float* y, size_t ys) noexcept nogil

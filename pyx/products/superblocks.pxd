@@ -20,7 +20,7 @@
 from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t
 from libc.string cimport memset
 
-from .inputs cimport PANEL_SUPERBLOCKS, SUPERBLOCK, U8_BLOCKS, Acts, superblock_chunk
+from .inputs cimport SUPERBLOCK, Acts, superblock_chunk
 from .outliers cimport nibbles_outliers
 from ..simd.verbs cimport (
     U8_OFFSET, vb, vb_add, vb_minus, vb_store, vf, vf_div, vf_fma, vf_fma1, vf_load, vf_mul, vf_set1, vf_store, vf_to_i,
@@ -28,16 +28,7 @@ from ..simd.verbs cimport (
     vw_store,
 )
 from .sizes cimport TILE
-from .tiles cimport (
-    add_units, block2, close_superblock, half4, prefetch_tile, quad, quad_high, quad_min, quad_scale, weigh4,
-)
-
-cdef struct SuperblockPanel:      # a row group's blocks, unpacked for panel_superblocks
-    uint8_t q[512 * U8_BLOCKS]              # codes less the offset, with signs: [block][8 steps][16 rows][4 columns]
-    int16_t s[32 * U8_BLOCKS]               # [block][16 rows][2]: d as a whole number of units, twice
-    int32_t base[16 * PANEL_SUPERBLOCKS]          # [span][16 rows]: what the inputs' U8_OFFSET adds, taken off beforehand
-    float d[16 * U8_BLOCKS]                 # [block][16 rows]
-    float m[16 * U8_BLOCKS]                 # the minimum that the offset leaves, where the type has one
+from .tiles cimport Panel, block2, half4, prefetch_tile, quad, quad_high, quad_min, quad_scale
 
 cdef void find_units(const uint8_t* tile, int nb, size_t tile_bytes, bint fifth, bint wide, float* units) noexcept nogil
 
@@ -46,6 +37,24 @@ cdef inline vw in_units(vf d, vf inverse) noexcept nogil:
     """A block's scales as whole numbers of units, twice each"""
     cdef vi s = vf_to_i(vf_mul(d, inverse))
     return vw_join(s, s)
+
+
+cdef inline void weigh4(int32_t* acc, vh h0, vh h1, vh h2, vh h3, vw s) noexcept nogil:
+    """acc [4 inputs][16] += s * h"""
+    vi_store(acc, vh_weigh(vi_load(acc), h0, s))
+    vi_store(acc + 16, vh_weigh(vi_load(acc + 16), h1, s))
+    vi_store(acc + 32, vh_weigh(vi_load(acc + 32), h2, s))
+    vi_store(acc + 48, vh_weigh(vi_load(acc + 48), h3, s))
+
+
+cdef inline void close_superblock(float* sums, float scale, vi s) noexcept nogil:
+    """sums[16] += scale * s"""
+    vf_store(sums, vf_fma1(vi_to_f(s), scale, vf_load(sums)))
+
+
+cdef inline void add_units(float* y, vf units, vf sums) noexcept nogil:
+    """y[16] += units * sums"""
+    vf_store(y, vf_fma(units, sums, vf_load(y)))
 
 
 cdef inline vf left_minimum(const uint8_t* tile, vf d, bint fifth, int offset, bint wide) noexcept nogil:
@@ -74,8 +83,8 @@ cdef inline vb unpack_block(const uint8_t* tile, bint fifth, int offset, uint8_t
     return vb_add(sum, unpack_step(tile, fifth, high, offset, 7, q))
 
 
-cdef inline void superblock_unpack(const uint8_t* tile, int n, const float* units, SuperblockPanel* p,
-                        bint fifth, int offset, bint has_min, int tile_bytes, bint wide) noexcept nogil:
+cdef inline void superblock_unpack(const uint8_t* tile, int n, const float* units, Panel* p,
+                                   bint fifth, int offset, bint has_min, int tile_bytes, bint wide) noexcept nogil:
     """n tiles, whole superblocks but for the matrix's last one"""
     cdef uint8_t raised[4]
     cdef int b
@@ -84,6 +93,7 @@ cdef inline void superblock_unpack(const uint8_t* tile, int n, const float* unit
     cdef vf d, inverse = vf_div(vf_set1(1), vf_load(units))
     cdef vi base = vi_zero()
     memset(raised, U8_OFFSET, 4)
+    p.units, p.has_min = units, has_min
     for b in range(n):
         sum, d = unpack_block(tile, fifth, offset, p.q + TILE * b), quad_scale(tile, fifth, wide)
         s = in_units(d, inverse)
@@ -126,7 +136,7 @@ cdef inline vi dot(vi acc, const uint8_t* tile, bint fifth, const int8_t* a, con
 
 
 cdef inline void superblock_matvec(const uint8_t* tile, const float* units, int nb, const Acts* x, size_t t, float* y,
-                        bint fifth, int offset, bint has_min, int tile_bytes, bint wide) noexcept nogil:
+                                   bint fifth, int offset, bint has_min, int tile_bytes, bint wide) noexcept nogil:
     """y[16] = the row group's product with input t; outliers when a panel would end"""
     cdef const int8_t* a = x.q8 + 32 * t * nb
     cdef const int16_t* less = x.less8 + 2 * t * nb
@@ -154,7 +164,7 @@ cdef inline void superblock_matvec(const uint8_t* tile, const float* units, int 
 
 
 cdef inline void superblock_matvec2(const uint8_t* tile, const uint8_t* other, const float* units, const float* others, int nb, const Acts* x,
-                         float* y, float* yo, int offset, bint has_min, int tile_bytes, bint wide) noexcept nogil:
+                                    float* y, float* yo, int offset, bint has_min, int tile_bytes, bint wide) noexcept nogil:
     """y[16], yo[16] = two row groups' products with input 0, see nibble_tiles.pxd; bit for bit what matvec makes of each"""
     cdef float sums[32]
     cdef int b = 0, end, first, chunk = superblock_chunk(nb)
@@ -187,8 +197,8 @@ cdef inline void superblock_matvec2(const uint8_t* tile, const uint8_t* other, c
                 b += 1
             close_superblock(sums, x.scale8[b - 1], s)
             close_superblock(sums + 16, x.scale8[b - 1], so)
-        add_units(y, vf_load(units), vf_load(sums), False)
-        add_units(yo, vf_load(others), vf_load(sums + 16), False)
+        add_units(y, vf_load(units), vf_load(sums))
+        add_units(yo, vf_load(others), vf_load(sums + 16))
         nibbles_outliers(tile - (b - first) * tile_bytes, first, b, x, 0, y, False, offset, tile_bytes, wide)
         nibbles_outliers(other - (b - first) * tile_bytes, first, b, x, 0, yo, False, offset, tile_bytes, wide)
 
@@ -214,7 +224,7 @@ cdef inline void block4(const uint8_t* tile, bint fifth, const int8_t* a, const 
 
 
 cdef inline void superblock_matvec4(const uint8_t* tile, const float* units, int nb, const Acts* x, size_t t, float* y, size_t ldy,
-                         bint fifth, int offset, bint has_min, int tile_bytes, bint wide) noexcept nogil:
+                                    bint fifth, int offset, bint has_min, int tile_bytes, bint wide) noexcept nogil:
     """y (4, ldy): matvec of the four inputs from t on, a tile being read and widened once for them"""
     cdef const float* scale = x.scale8 + t * nb
     cdef const float* total = x.sum8 + t * nb
@@ -245,5 +255,5 @@ cdef inline void superblock_matvec4(const uint8_t* tile, const float* units, int
             for i in range(4):
                 close_superblock(sums + 16 * i, scale[i * nb + b - 1], vi_load(acc + 16 * i))
         for i in range(4):
-            add_units(y + i * ldy, vf_load(units), vf_load(sums + 16 * i), False)
+            add_units(y + i * ldy, vf_load(units), vf_load(sums + 16 * i))
             nibbles_outliers(tile - (b - first) * tile_bytes, first, b, x, t + i, y + i * ldy, fifth, offset, tile_bytes, wide)

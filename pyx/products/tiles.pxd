@@ -9,17 +9,32 @@
 #   floats  [32 columns][16 rows] f32, f16 or bf16
 #
 # A weight is d * (code - offset) + m. Rows past the matrix are zero.
+#
+# For products of many tokens a row group's next blocks are unpacked to a panel, see panels.pxd.
 
 from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
+from .inputs cimport PANEL_SUPERBLOCKS, U8_BLOCKS
 from ..simd.verbs cimport (
     prefetch, prefetch_line, vb, vb_load, vb_nibbles, vb_or_bit, vf, vf_fma, vf_fma1, vf_load, vf_load_f16, vf_mul,
-    vf_set1, vf_store, vh, vh_dot, vh_weigh, vi, vi_load, vi_store, vi_to_f, vw, vw_even, vw_load, vw_odd,
+    vf_set1, vf_store, vh, vh_dot, vh_mix, vi, vi_to_f,
 )
-from .sizes cimport TILE
+from .sizes cimport TILE, TILE_ROWS
 
 ctypedef void (*unpack_s16_fn)(const uint8_t* tile, int n, int16_t* q, float* d, float* m) noexcept nogil
+
+cdef struct Panel:          # a row group's blocks, unpacked; what a product does not use is not touched
+    # codes of 8 bits [block][8 steps][16 rows][4 columns] or of 16 bits [block][16 steps][16 rows][2 columns], or f32 weights
+    # [column][16 rows]
+    uint8_t q[TILE * U8_BLOCKS]
+    float d[TILE_ROWS * U8_BLOCKS]          # [block][16 rows]
+    float m[TILE_ROWS * U8_BLOCKS]          # the weights' value where codes are zero
+    # where SUPERBLOCK blocks share a step, see superblocks.pxd:
+    int16_t s[2 * TILE_ROWS * U8_BLOCKS]    # [block][16 rows][2]: d as a whole number of units, twice
+    int32_t base[TILE_ROWS * PANEL_SUPERBLOCKS]     # [superblock][16 rows]: what the inputs' U8_OFFSET adds, taken off beforehand
+    const float* units                      # [16 rows]
+    bint has_min                            # m holds something
 
 cdef enum:
     PREFETCH_BYTES = 1536   # how far ahead of their reading products of few tokens ask for memory, bytes
@@ -71,25 +86,30 @@ cdef inline void prefetch_tile(const uint8_t* tile) noexcept nogil:
     prefetch(tile + PREFETCH_BYTES + 256)
 
 
-cdef inline void step_u8(vb w, const int8_t* a0, const int8_t* a1, const int8_t* a2, const int8_t* a3,
-                         vh* h0, vh* h1, vh* h2, vh* h3) noexcept nogil:
-    """h += 16 rows' codes of four columns times four inputs' values"""
-    h0[0] = vh_dot(h0[0], w, a0)
-    h1[0] = vh_dot(h1[0], w, a1)
-    h2[0] = vh_dot(h2[0], w, a2)
-    h3[0] = vh_dot(h3[0], w, a3)
+cdef inline vh dot4(vh h, vb w, const int8_t* a, bint raised) noexcept nogil:
+    """h + 16 rows' codes of four columns times an input's values; raised: codes have signs, inputs U8_OFFSET added"""
+    return vh_mix(h, w, <const uint8_t*>a) if raised else vh_dot(h, w, a)
+
+
+cdef inline void step4(vb w, const int8_t* a0, const int8_t* a1, const int8_t* a2, const int8_t* a3,
+                       vh* h0, vh* h1, vh* h2, vh* h3, bint raised) noexcept nogil:
+    """The same for four inputs"""
+    h0[0] = dot4(h0[0], w, a0, raised)
+    h1[0] = dot4(h1[0], w, a1, raised)
+    h2[0] = dot4(h2[0], w, a2, raised)
+    h3[0] = dot4(h3[0], w, a3, raised)
 
 
 cdef inline void half4(const uint8_t* tile, bint fifth, vb high, int g, const int8_t* a0, const int8_t* a1, const int8_t* a2,
                        const int8_t* a3, vh* h0, vh* h1, vh* h2, vh* h3) noexcept nogil:
     """h += 16 rows' codes of 16 columns from 4 g on times four inputs' values"""
-    step_u8(quad(tile, fifth, high, g), a0 + 4 * g, a1 + 4 * g, a2 + 4 * g, a3 + 4 * g, h0, h1, h2, h3)
+    step4(quad(tile, fifth, high, g), a0 + 4 * g, a1 + 4 * g, a2 + 4 * g, a3 + 4 * g, h0, h1, h2, h3, False)
     g += 1
-    step_u8(quad(tile, fifth, high, g), a0 + 4 * g, a1 + 4 * g, a2 + 4 * g, a3 + 4 * g, h0, h1, h2, h3)
+    step4(quad(tile, fifth, high, g), a0 + 4 * g, a1 + 4 * g, a2 + 4 * g, a3 + 4 * g, h0, h1, h2, h3, False)
     g += 1
-    step_u8(quad(tile, fifth, high, g), a0 + 4 * g, a1 + 4 * g, a2 + 4 * g, a3 + 4 * g, h0, h1, h2, h3)
+    step4(quad(tile, fifth, high, g), a0 + 4 * g, a1 + 4 * g, a2 + 4 * g, a3 + 4 * g, h0, h1, h2, h3, False)
     g += 1
-    step_u8(quad(tile, fifth, high, g), a0 + 4 * g, a1 + 4 * g, a2 + 4 * g, a3 + 4 * g, h0, h1, h2, h3)
+    step4(quad(tile, fifth, high, g), a0 + 4 * g, a1 + 4 * g, a2 + 4 * g, a3 + 4 * g, h0, h1, h2, h3, False)
 
 
 cdef inline void step2(const uint8_t* tile, const uint8_t* other, int g, const int8_t* a, vh* h, vh* ho) noexcept nogil:
@@ -122,48 +142,6 @@ cdef inline void block2(const uint8_t* tile, const uint8_t* other, const int8_t*
     step2(tile, other, 6, a, h, ho)
     prefetch2(tile, other, 256)
     step2(tile, other, 7, a, h, ho)
-
-
-cdef inline void weigh4(int32_t* acc, vh h0, vh h1, vh h2, vh h3, vw s) noexcept nogil:
-    """acc [4 inputs][16] += s * h"""
-    vi_store(acc, vh_weigh(vi_load(acc), h0, s))
-    vi_store(acc + 16, vh_weigh(vi_load(acc + 16), h1, s))
-    vi_store(acc + 32, vh_weigh(vi_load(acc + 32), h2, s))
-    vi_store(acc + 48, vh_weigh(vi_load(acc + 48), h3, s))
-
-
-cdef inline void close_superblock(float* sums, float scale, vi s) noexcept nogil:
-    """sums[16] += scale * s"""
-    vf_store(sums, vf_fma1(vi_to_f(s), scale, vf_load(sums)))
-
-
-cdef inline void add_units(float* y, vf units, vf sums, bint fresh) noexcept nogil:
-    """y[16] += units * sums; fresh: y holds nothing yet"""
-    vf_store(y, vf_fma(units, sums, vf_set1(0) if fresh else vf_load(y)))
-
-
-# ---- integer types as f32 ----
-
-cdef inline void unpack_f32(const uint8_t* tile, int n, float* w, unpack_s16_fn unpack, int tile_bytes,
-                            bint has_min) noexcept nogil:
-    """n tiles to weights [32 n][16 rows]"""
-    cdef int16_t q[TILE]
-    cdef float d[16]
-    cdef float m[16]
-    cdef int _b, p
-    cdef vf scale, least = vf_set1(0)
-    cdef vw pair
-    for _b in range(n):
-        unpack(tile, 1, q, d, m)
-        scale = vf_load(d)
-        if has_min:
-            least = vf_load(m)
-        for p in range(16):
-            pair = vw_load(q + 32 * p)
-            vf_store(w + 32 * p, vf_fma(scale, vw_even(pair), least))
-            vf_store(w + 32 * p + 16, vf_fma(scale, vw_odd(pair), least))
-        tile += tile_bytes
-        w += TILE
 
 
 # ---- packing: 16 rows of blocks to a tile ----

@@ -1,21 +1,22 @@
 # The weight types as products see them, one row each: weight_types.pyx.tp.
 
-from libc.stdint cimport int16_t, uint8_t
+from libc.stdint cimport uint8_t
 
 from .inputs cimport Acts
-from .superblocks cimport SuperblockPanel
-from .tiles cimport unpack_s16_fn
+from .tiles cimport Panel, unpack_s16_fn
 
 ctypedef void (*unpack_u8_fn)(const uint8_t* tile, int n, uint8_t* q, float* d, float* m) noexcept nogil
 ctypedef void (*unpack_f32_fn)(const uint8_t* tile, int n, float* w) noexcept nogil
+ctypedef void (*unpack_superblock_fn)(const uint8_t* tile, int n, const float* units, Panel* p) noexcept nogil
 ctypedef void (*pack_fn)(const uint8_t* rows, size_t row_bytes, int n_rows, int b, int n_cols, uint8_t* tile) noexcept nogil
-ctypedef void (*matvec_fn)(const uint8_t* tile, int nb, int n_cols, const Acts* x, size_t t, float* y) noexcept nogil
-ctypedef void (*matvec2_fn)(const uint8_t* tile, const uint8_t* other, int nb, const Acts* x, float* y, float* yo) noexcept nogil
-ctypedef void (*matvec4_fn)(const uint8_t* tile, int nb, const Acts* x, size_t t, float* y, size_t ldy) noexcept nogil
-ctypedef void (*unpack_superblock_fn)(const uint8_t* tile, int n, const float* units, SuperblockPanel* p) noexcept nogil
-ctypedef void (*superblock_matvec_fn)(const uint8_t* tile, const float* units, int nb, const Acts* x, size_t t, float* y) noexcept nogil
-ctypedef void (*superblock_matvec2_fn)(const uint8_t* tile, const uint8_t* other, const float* units, const float* others, int nb, const Acts* x, float* y, float* yo) noexcept nogil
-ctypedef void (*superblock_matvec4_fn)(const uint8_t* tile, const float* units, int nb, const Acts* x, size_t t, float* y, size_t ldy) noexcept nogil
+ctypedef void (*matvec_fn)(const uint8_t* tile, const float* units, const Acts* x, size_t t, float* y) noexcept nogil
+ctypedef void (*matvec2_fn)(const uint8_t* tile, const uint8_t* other, const float* units, const float* others, const Acts* x, float* y, float* yo) noexcept nogil
+ctypedef void (*matvec4_fn)(const uint8_t* tile, const float* units, const Acts* x, size_t t, float* y, size_t ldy) noexcept nogil
+
+cdef struct Streaming:          # products of few tokens, straight from a row group's tiles
+    matvec_fn matvec            # input t; NULL: no such products
+    matvec2_fn matvec2          # two row groups, input 0; NULL: no faster than one after the other
+    matvec4_fn matvec4          # inputs t .. t + 3 together, y (4, ldy); NULL: only the panels' product
 
 cdef struct WeightType:
     const char* name
@@ -32,14 +33,9 @@ cdef struct WeightType:
     unpack_u8_fn unpack_u8      # NULL: no codes of 4 or 5 bits
     unpack_s16_fn unpack_s16    # NULL: not an integer type
     unpack_f32_fn unpack_f32
-    matvec_fn matvec
-    matvec2_fn matvec2          # two row groups, input 0; NULL: no faster than one after the other
-    matvec4_fn matvec4          # inputs t .. t + 3 together, y (4, ldy); NULL: only the panels' product
-    # for inputs of which SUPERBLOCK blocks share a step; NULL: no such product
-    unpack_superblock_fn unpack_superblock
-    superblock_matvec_fn superblock_matvec
-    superblock_matvec2_fn superblock_matvec2
-    superblock_matvec4_fn superblock_matvec4
+    unpack_superblock_fn unpack_superblock      # for inputs of which SUPERBLOCK blocks share a step; NULL: no such product
+    Streaming blocks            # of the inputs the type is fastest with, a step for each block
+    Streaming superblocks       # where SUPERBLOCK blocks share one
 
 cdef const WeightType* weight_type(int number) except NULL
 cdef int weight_type_count() noexcept nogil

@@ -5,19 +5,12 @@
 # give b where either is NaN; vf_amax and vf_hamax see it always. As an integer it may be any number, so a block that holds
 # one must get a scale that is NaN. Integer verbs know none.
 
-from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t
 
+from .immintrin cimport *
 from .x86 cimport prefetch_here
 
 cdef extern from "immintrin.h" nogil:
-    ctypedef struct __m128:
-        pass
-    ctypedef struct __m128i:
-        pass
-    ctypedef struct __m256:
-        pass
-    ctypedef struct __m256i:
-        pass
     ctypedef struct __m512:
         pass
     ctypedef struct __m512i:
@@ -38,15 +31,8 @@ cdef extern from "immintrin.h" nogil:
     __mmask16 _mm512_cmp_ps_mask(__m512, __m512, int)
     __m512i _mm512_mask_blend_epi32(__mmask16, __m512i, __m512i)
     __m512i _mm512_max_epi32(__m512i, __m512i)
-    __m256i _mm256_max_epi32(__m256i, __m256i)
     __m256i _mm512_castsi512_si256(__m512i)
     __m256i _mm512_extracti64x4_epi64(__m512i, int)
-    __m128i _mm256_castsi256_si128(__m256i)
-    __m128i _mm256_extracti128_si256(__m256i, int)
-    __m128i _mm_max_epi32(__m128i, __m128i)
-    __m128i _mm_unpackhi_epi64(__m128i, __m128i)
-    __m128i _mm_shuffle_epi32(__m128i, int)
-    __m128 _mm_castsi128_ps(__m128i)
     __m512 _mm512_fmadd_ps(__m512, __m512, __m512)
     __m512 _mm512_fnmadd_ps(__m512, __m512, __m512)
     __m512 _mm512_roundscale_ps(__m512, int)
@@ -65,25 +51,6 @@ cdef extern from "immintrin.h" nogil:
     __m512 _mm512_unpackhi_ps(__m512, __m512)
     __m512 _mm512_shuffle_ps(__m512, __m512, int)
     __m512 _mm512_shuffle_f32x4(__m512, __m512, int)
-    __m256 _mm256_loadu_ps(const float*)
-    void _mm256_storeu_ps(float*, __m256)
-    __m256 _mm256_add_ps(__m256, __m256)
-    __m256 _mm256_max_ps(__m256, __m256)
-    __m128 _mm256_castps256_ps128(__m256)
-    __m128 _mm256_extractf128_ps(__m256, int)
-    __m128 _mm_add_ps(__m128, __m128)
-    __m128 _mm_max_ps(__m128, __m128)
-    __m128 _mm_movehl_ps(__m128, __m128)
-    __m128 _mm_movehdup_ps(__m128)
-    float _mm_cvtss_f32(__m128)
-    __m128i _mm_loadu_si128(const __m128i*)
-    void _mm_storeu_si128(__m128i*, __m128i)
-    __m256i _mm256_loadu_si256(const __m256i*)
-    void _mm256_storeu_si256(__m256i*, __m256i)
-    __m256i _mm256_srli_epi16(__m256i, int)
-    __m256i _mm256_srli_epi32(__m256i, int)
-    __m256i _mm256_srl_epi32(__m256i, __m128i)
-    __m128i _mm_cvtsi32_si128(int)
     __m512i _mm512_srl_epi32(__m512i, __m128i)
     __m512i _mm512_sll_epi32(__m512i, __m128i)
     __m512i _mm512_loadu_si512(const void*)
@@ -118,8 +85,6 @@ cdef extern from "immintrin.h" nogil:
     __m256i _mm512_cvtsepi32_epi16(__m512i)
     __m128i _mm512_cvtsepi32_epi8(__m512i)
     int _mm512_reduce_add_epi32(__m512i)
-    void _mm_pause()
-    void _mm_prefetch(const char*, int)
 
 ctypedef __m512 vf
 ctypedef __m512i vi
@@ -243,7 +208,7 @@ cdef inline float vf_hamax(vf most) noexcept nogil:
     """largest lane where none has a sign; NaN where any is"""
     cdef __m512i x = _mm512_castps_si512(most)
     cdef __m256i s = _mm256_max_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1))
-    cdef __m128i h = _mm_max_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1))
+    cdef __m128i h = _mm_max_epi32(_lower(s), _mm256_extracti128_si256(s, 1))
     h = _mm_max_epi32(h, _mm_unpackhi_epi64(h, h))
     return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epi32(h, _mm_shuffle_epi32(h, 1))))
 

@@ -1,4 +1,4 @@
-# The types and instructions of the compiler's immintrin.h that simd/avx2.pxd is written in.
+# The types and instructions of the compiler's immintrin.h that simd/avx2.pxd is written in, and simd/avx512.pxd beside its own.
 
 cdef extern from "immintrin.h" nogil:
     ctypedef struct __m128i:

@@ -11,9 +11,8 @@ from libc.string cimport memset
 
 from ..layers.attention cimport CHUNK, attend_bytes, part_floats, tile_part_bytes
 from ..layers.block cimport Config
-from ..products.gemm8 cimport unpacking_bytes
-from ..products.inputs cimport EXACT, INT16, INT8, STREAM_TOKENS, acts_bytes, padded
-from ..products.panels cimport PART_TOKENS
+from ..products.gemm cimport unpacking_bytes
+from ..products.inputs cimport EXACT, INT16, INT8, PART_TOKENS, STREAM_TOKENS, acts_bytes, padded
 from .decoderlayers cimport DecoderLayers
 from .pace cimport Pace, note_step
 from .stepbuffers cimport PIECE, SPLIT_TOKENS, Run, Step, place_step

@@ -1,7 +1,6 @@
 # A product of many tokens in parts: their inputs, rows of what a whole call's were rounded to.
 
-from ..products.inputs cimport Acts
-from ..products.panels cimport PART_TOKENS
+from ..products.inputs cimport PART_TOKENS, Acts
 from .team cimport ceil_div
 
 

@@ -9,6 +9,7 @@ from libc.stdint cimport int16_t, uint8_t
 from ..layers.attention cimport CHUNK, KV_F32, UNIT_ROWS, KvHead, attend_backward_bytes, attend_bytes, tile_part_bytes
 from ..layers.block cimport Config
 from ..layers.dropout cimport dropout_floats
+from ..products.gemm cimport unpacking_bytes
 from ..products.inputs cimport BACK_ROWS, INT16, acts_bytes, padded
 from .stepbuffers cimport take
 
@@ -92,7 +93,7 @@ cdef inline size_t work_bytes(const Config* c, int T) noexcept nogil:
     """Bytes of scratch per thread."""
     cdef size_t dropped = 4 * dropout_floats(T, max(c.q_p, c.embd_p, c.ff_p))
     return padded(max(attend_bytes(UNIT_ROWS + c.n_head // c.n_head_kv, c.head_dim), attend_backward_bytes(T, c.head_dim),
-                      dropped), 4096)
+                      dropped, unpacking_bytes()), 4096)
 
 
 cdef inline size_t place_buffers(Buffers* b, const Config* c, const Extent* e, uint8_t* base) noexcept nogil:

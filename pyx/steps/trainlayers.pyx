@@ -11,6 +11,7 @@ with `checkpointing` everything but the layer's input is. In the last layer, wha
 tokens only: nothing reads the others' results.
 """
 
+from libc.stdint cimport uint8_t
 from libc.string cimport memcpy, memset
 
 from ..layers.attention cimport UNIT_ROWS, KvHead, attend, attend_backward
@@ -28,7 +29,7 @@ from ..layers.norm cimport Norm, norm_row
 from ..products.gemm cimport matmul_backward_tiles
 from ..products.inputs cimport BACK_ROWS, EXACT, Acts, acts_place, acts_quantize, padded, quantize_gradient
 from .parts cimport parts_of, some_rows
-from .team cimport Walk, barrier, ceil_div, next_dynamic, share
+from .team cimport Walk, barrier, ceil_div, next_dynamic, omp_get_thread_num, share
 from .trainbuffers cimport (
     HEAD_ROWS, HEAD_TILES, UNIT_BLOCKS, UNIT_COLUMNS, UNIT_TILES, Buffers, Gradient, Kept, cached_kv_head,
 )
@@ -97,6 +98,7 @@ cdef class TrainLayers:
     cdef void place_input(self, Acts* a, const float* x, size_t ld, int n_cols, int rows) noexcept nogil:
         a.f32, a.ld = x, ld
         acts_place(a, rows, n_cols, self.precision & ~EXACT, self.b.rounded)
+        a.unpacking = <uint8_t*>self.scratch(omp_get_thread_num())      # nobody else wants it while products run
 
     cdef void linear_inputs(self, int layer, int slot, int n_linear, Acts* a, int lo, int hi, float* work) noexcept nogil:
         """Tokens lo..hi of an input: its rounded form and the low-rank inputs of the matrices it feeds."""

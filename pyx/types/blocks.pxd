@@ -1,42 +1,14 @@
-# The quantised blocks, byte for byte as GGUF and ggjt v3 files hold them (source: the gguf package's quants.py).
-# Byte j of `qs` holds element j in its low nibble and element j + 16 in its high one.
+# Blocks of 32 codes of four or five bits, byte for byte as GGUF and ggjt v3 files hold them (source: the gguf package's quants.py).
+#
+# f16 d; f16 m where the type has minima (x = d q + m, else x = d (q - 8), or d (q - 16)); 4 bytes of fifth bits where there are
+# such, bit j for element j; 16 bytes of nibbles, byte j holding element j in its low one and element j + 16 in its high one.
 
-from libc.stdint cimport int8_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
-cdef extern from *:
-    """
-    #include <stdint.h>
-    typedef struct __attribute__((packed)) { uint16_t d; uint8_t qs[16]; } block_q4_0;
-    typedef struct __attribute__((packed)) { uint16_t d, m; uint8_t qs[16]; } block_q4_1;
-    typedef struct __attribute__((packed)) { uint16_t d; uint8_t qh[4], qs[16]; } block_q5_0;
-    typedef struct __attribute__((packed)) { uint16_t d, m; uint8_t qh[4], qs[16]; } block_q5_1;
-    typedef struct __attribute__((packed)) { uint16_t d; int8_t qs[32]; } block_q8_0;
-    """
-    ctypedef struct block_q4_0:     # 18 bytes: x = d * (q - 8)
-        uint16_t d
-        uint8_t qs[16]
-    ctypedef struct block_q4_1:     # 20 bytes: x = d * q + m
-        uint16_t d
-        uint16_t m
-        uint8_t qs[16]
-    ctypedef struct block_q5_0:     # 22 bytes: x = d * (q - 16), bit 4 of element j is bit j of qh
-        uint16_t d
-        uint8_t qh[4]
-        uint8_t qs[16]
-    ctypedef struct block_q5_1:     # 24 bytes: x = d * q + m
-        uint16_t d
-        uint16_t m
-        uint8_t qh[4]
-        uint8_t qs[16]
-    ctypedef struct block_q8_0:     # 34 bytes: x = d * q
-        uint16_t d
-        int8_t qs[32]
 
-
-# ---- codes of a block: 8 words of four neighbours, a byte each; d and m as the file's f16 ----
-
-ctypedef void (*codes_fn)(const uint8_t* block, uint32_t* codes, uint16_t* d, uint16_t* m) noexcept nogil
+cdef inline int code_block_bytes(bint fifth, bint has_min) noexcept nogil:
+    return 18 + (4 if fifth else 0) + (2 if has_min else 0)
 
 
 cdef inline void nibble_words(const uint8_t* qs, uint32_t* codes) noexcept nogil:
@@ -60,27 +32,26 @@ cdef inline void fifth_words(const uint8_t* qh, uint32_t* codes) noexcept nogil:
         codes[g] |= ((nibble * 0x00204081) & 0x01010101) << 4
 
 
-cdef inline void codes_q4_0(const uint8_t* block, uint32_t* codes, uint16_t* d, uint16_t* m) noexcept nogil:
-    cdef const block_q4_0* x = <const block_q4_0*>block
-    nibble_words(x.qs, codes)
-    d[0] = x.d
+cdef inline void read_codes(const uint8_t* block, bint fifth, bint has_min, uint32_t* codes, uint16_t* d, uint16_t* m) noexcept nogil:
+    """A block's codes as 8 words of four neighbours, a byte each; d and m as the file's f16"""
+    memcpy(d, block, 2)
+    if has_min:
+        memcpy(m, block + 2, 2)
+    block += 4 if has_min else 2
+    nibble_words(block + 4 if fifth else block, codes)
+    if fifth:
+        fifth_words(block, codes)
 
 
-cdef inline void codes_q4_1(const uint8_t* block, uint32_t* codes, uint16_t* d, uint16_t* m) noexcept nogil:
-    cdef const block_q4_1* x = <const block_q4_1*>block
-    nibble_words(x.qs, codes)
-    d[0], m[0] = x.d, x.m
-
-
-cdef inline void codes_q5_0(const uint8_t* block, uint32_t* codes, uint16_t* d, uint16_t* m) noexcept nogil:
-    cdef const block_q5_0* x = <const block_q5_0*>block
-    nibble_words(x.qs, codes)
-    fifth_words(x.qh, codes)
-    d[0] = x.d
-
-
-cdef inline void codes_q5_1(const uint8_t* block, uint32_t* codes, uint16_t* d, uint16_t* m) noexcept nogil:
-    cdef const block_q5_1* x = <const block_q5_1*>block
-    nibble_words(x.qs, codes)
-    fifth_words(x.qh, codes)
-    d[0], m[0] = x.d, x.m
+cdef inline void write_codes(uint8_t* block, bint fifth, bint has_min, const uint8_t* codes) noexcept nogil:
+    """32 codes to a block; its f16 are somebody else's"""
+    cdef uint32_t high = 0
+    cdef int j
+    block += 4 if has_min else 2
+    if fifth:
+        for j in range(32):
+            high |= <uint32_t>(codes[j] >> 4) << j
+        memcpy(block, &high, 4)
+        block += 4
+    for j in range(16):
+        block[j] = (codes[j] & 15) | (codes[j + 16] & 15) << 4

@@ -3,7 +3,7 @@
 from libc.stdint cimport int8_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
-from ..simd.verbs cimport vf_load_f16, vf_store
+from ..simd.verbs cimport vf_load_f16, vf_set1, vf_store, vf_store_f16
 
 cdef struct Group:          # w[j] = d * s[j / 16] * q[j] - m[j / 16]: the product of two is exact in f32, each sum rounds once
     int8_t q[32]
@@ -33,8 +33,18 @@ cdef inline float half_at(const uint8_t* p) noexcept nogil:
     return out[0]
 
 
+cdef inline uint16_t to_f16(float x) noexcept nogil:
+    """the bits of x rounded to f16"""
+    cdef uint16_t lanes[16]
+    vf_store_f16(lanes, vf_set1(x))
+    return lanes[0]
+
+
 cdef inline uint32_t u16_at(const uint8_t* p) noexcept nogil:
-    return p[0] | <uint32_t>p[1] << 8
+    """16 bits at any address: rows of a safetensors file may begin at an odd one"""
+    cdef uint16_t h
+    memcpy(&h, p, 2)
+    return h
 
 
 cdef inline uint32_t u32_at(const uint8_t* p) noexcept nogil:

@@ -10,15 +10,13 @@ from libc.math cimport fabsf, sqrtf
 from libc.stdint cimport int8_t, uint8_t, uint16_t
 from libc.string cimport memcpy, memset
 
-from .sizes cimport (
-    IQ4_NL_BYTES, IQ4_XS_BYTES, Q2_K_BYTES, Q3_K_BYTES, Q4_0_BYTES, Q4_1_BYTES, Q4_K_BYTES, Q5_0_BYTES, Q5_1_BYTES,
-    Q5_K_BYTES, Q6_K_BYTES,
-)
+from .blocks cimport code_block_bytes, write_codes
+from .sizes cimport IQ4_NL_BYTES, IQ4_XS_BYTES, Q2_K_BYTES, Q3_K_BYTES, Q4_K_BYTES, Q5_K_BYTES, Q6_K_BYTES
 from .scale_search cimport (
     Codes, MAX_ROUNDS, Sums, TINY, code_sums, fit_affine, fit_scale, residual, round_codes, weighted,
 )
-from .groups cimport IQ4_LEVELS, half_at
-from ..simd.verbs cimport vf_round, vf_set1, vf_store, vf_store_f16
+from .groups cimport IQ4_LEVELS, half_at, to_f16
+from ..simd.verbs cimport vf_round, vf_set1, vf_store
 
 cdef struct Ranges:         # what a type's blocks can say
     Codes codes
@@ -55,10 +53,9 @@ fill_nearest()
 
 cdef inline uint16_t half(float* x) noexcept nogil:
     """*x rounded to f16, and its bits"""
-    cdef uint16_t lanes[16]
-    vf_store_f16(lanes, vf_set1(x[0]))
-    x[0] = half_at(<const uint8_t*>lanes)
-    return lanes[0]
+    cdef uint16_t h = to_f16(x[0])
+    x[0] = half_at(<const uint8_t*>&h)
+    return h
 
 
 cdef inline void put_half(uint8_t* p, float x) noexcept nogil:
@@ -350,50 +347,29 @@ cdef void search_row_iq4_nl(const float* x, const float* importance, int n, uint
 cdef Codes AROUND_8 = Codes(32, -8, 7, 0.1, 9, NULL)
 cdef Codes AROUND_16 = Codes(32, -16, 15, 0.1, 9, NULL)
 
-cdef inline void put_nibbles(const float* q, int offset, uint8_t* p) noexcept nogil:
-    cdef int j
-    for j in range(16):
-        p[j] = <uint8_t>((at(q, j, offset) & 15) | (at(q, j + 16, offset) & 15) << 4)
-
-cdef inline void put_fifth_bits(const float* q, int offset, uint8_t* p) noexcept nogil:
-    cdef int j
-    memset(p, 0, 4)
-    for j in range(32):
-        p[j >> 3] |= <uint8_t>((at(q, j, offset) >> 4) << (j & 7))
+cdef inline void search_codes(const Codes* k, const float* x, const float* importance, int n, uint8_t* row) noexcept nogil:
+    cdef bint fifth = k.high - k.low > 15, has_min = k.low == 0
+    cdef float q[32]
+    cdef uint8_t codes[32]
+    cdef int i, j
+    for i in range(n):
+        search_32(k, x, importance, i, has_min, q, row)
+        for j in range(32):
+            codes[j] = <uint8_t>at(q, j, -<int>k.low)
+        write_codes(row, fifth, has_min, codes)
+        row += code_block_bytes(fifth, has_min)
 
 cdef void search_row_q4_0(const float* x, const float* importance, int n, uint8_t* row) noexcept nogil:
-    cdef float q[32]
-    cdef int i
-    for i in range(n):
-        search_32(&AROUND_8, x, importance, i, False, q, row)
-        put_nibbles(q, 8, row + 2)
-        row += Q4_0_BYTES
+    search_codes(&AROUND_8, x, importance, n, row)
 
 cdef void search_row_q4_1(const float* x, const float* importance, int n, uint8_t* row) noexcept nogil:
-    cdef float q[32]
-    cdef int i
-    for i in range(n):
-        search_32(&Q4_K.codes, x, importance, i, True, q, row)
-        put_nibbles(q, 0, row + 4)
-        row += Q4_1_BYTES
+    search_codes(&Q4_K.codes, x, importance, n, row)
 
 cdef void search_row_q5_0(const float* x, const float* importance, int n, uint8_t* row) noexcept nogil:
-    cdef float q[32]
-    cdef int i
-    for i in range(n):
-        search_32(&AROUND_16, x, importance, i, False, q, row)
-        put_fifth_bits(q, 16, row + 2)
-        put_nibbles(q, 16, row + 6)
-        row += Q5_0_BYTES
+    search_codes(&AROUND_16, x, importance, n, row)
 
 cdef void search_row_q5_1(const float* x, const float* importance, int n, uint8_t* row) noexcept nogil:
-    cdef float q[32]
-    cdef int i
-    for i in range(n):
-        search_32(&Q5_K.codes, x, importance, i, True, q, row)
-        put_fifth_bits(q, 0, row + 4)
-        put_nibbles(q, 0, row + 8)
-        row += Q5_1_BYTES
+    search_codes(&Q5_K.codes, x, importance, n, row)
 
 
 # ---- 32 numbers, one scale ----

@@ -5,166 +5,111 @@ from libc.math cimport fabsf, floorf, ldexpf
 from libc.stdint cimport int8_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
-from .blocks cimport block_q4_0, block_q4_1, block_q5_0, block_q5_1, block_q8_0
-from .groups cimport FP4_LEVELS
-from .sizes cimport MXFP4_BYTES, TQ1_0_BYTES, TQ2_0_BYTES
-from ..simd.verbs cimport vf_load, vf_load_f16, vf_set1, vf_store, vf_store_f16
+from .blocks cimport code_block_bytes, read_codes, write_codes
+from .groups cimport FP4_LEVELS, half_at, to_f16, u16_at
+from .sizes cimport MXFP4_BYTES, Q8_0_BYTES, TQ1_0_BYTES, TQ2_0_BYTES
+from ..simd.verbs cimport vf_load, vf_load_f16, vf_store, vf_store_f16
 
 cdef extern from "<math.h>" nogil:
     float roundf(float)
     float log2f(float)
 
 
-cdef inline float from_f16(uint16_t h) noexcept nogil:
-    cdef uint16_t lanes[16]
-    cdef float out[16]
-    lanes[0] = h
-    vf_store(out, vf_load_f16(lanes))
-    return out[0]
+# ---- codes of four and five bits: x = d (q - offset), or d q + m ----
 
+cdef inline void dequantize_codes(const uint8_t* row, int n, float* out, bint fifth, bint has_min) noexcept nogil:
+    cdef uint32_t codes[8]
+    cdef const uint8_t* q = <const uint8_t*>codes
+    cdef uint16_t bits[2]
+    cdef int _b, j
+    cdef float d, m
+    for _b in range(n):
+        read_codes(row, fifth, has_min, codes, bits, bits + 1)
+        d = half_at(<const uint8_t*>bits)
+        if has_min:
+            m = half_at(<const uint8_t*>(bits + 1))
+            for j in range(32):
+                out[j] = <float>(q[j] * d) + m
+        else:
+            for j in range(32):
+                out[j] = (<int>q[j] - (16 if fifth else 8)) * d
+        row += code_block_bytes(fifth, has_min)
+        out += 32
 
-cdef inline uint16_t to_f16(float x) noexcept nogil:
-    cdef uint16_t lanes[16]
-    vf_store_f16(lanes, vf_set1(x))
-    return lanes[0]
-
-
-cdef inline uint16_t half(const uint8_t* row, int i) noexcept nogil:
-    """16 bits of a row, which may begin at any address: in safetensors files, at an odd one"""
-    cdef uint16_t h
-    memcpy(&h, row + 2 * i, 2)
-    return h
-
-
-cdef inline uint32_t word(const uint8_t* p) noexcept nogil:
-    cdef uint32_t w
-    memcpy(&w, p, 4)
-    return w
-
-
-# ---- one section per type: x = d * q + m ----
+cdef inline void quantize_codes(const float* x, int n, uint8_t* row, bint fifth, bint has_min) noexcept nogil:
+    cdef int _b, j, limit = 31 if fifth else 15, middle = 16 if fifth else 8
+    cdef float d, inverse, low = 0
+    cdef uint8_t q[32]
+    cdef uint16_t bits[2]
+    for _b in range(n):
+        if has_min:
+            low = least(x)
+            d = (most(x) - low) / limit
+        else:
+            d = signed_peak(x) / -middle
+        inverse = reciprocal(d)
+        for j in range(32):
+            q[j] = above(x[j], low, inverse, limit) if has_min else code(x[j], inverse, middle + 0.5, limit)
+        bits[0], bits[1] = to_f16(d), to_f16(low)
+        memcpy(row, bits, 4 if has_min else 2)
+        write_codes(row, fifth, has_min, q)
+        row += code_block_bytes(fifth, has_min)
+        x += 32
 
 cdef void dequantize_row_q4_0(const uint8_t* row, int n, float* out) noexcept nogil:
-    cdef const block_q4_0* x = <const block_q4_0*>row
-    cdef int b, j
-    cdef float d
-    for b in range(n):
-        d = from_f16(x[b].d)
-        for j in range(16):
-            out[32 * b + j] = ((x[b].qs[j] & 15) - 8) * d
-            out[32 * b + j + 16] = ((x[b].qs[j] >> 4) - 8) * d
+    dequantize_codes(row, n, out, False, False)
 
 cdef void quantize_row_q4_0(const float* x, int n, uint8_t* row) noexcept nogil:
-    cdef block_q4_0* y = <block_q4_0*>row
-    cdef int b, j
-    cdef float peak, d, inverse
-    for b in range(n):
-        peak = signed_peak(x + 32 * b)
-        d = peak / -8
-        inverse = reciprocal(d)
-        y[b].d = to_f16(d)
-        for j in range(16):
-            y[b].qs[j] = code(x[32 * b + j], inverse, 8.5, 15) | code(x[32 * b + j + 16], inverse, 8.5, 15) << 4
-
+    quantize_codes(x, n, row, False, False)
 
 cdef void dequantize_row_q4_1(const uint8_t* row, int n, float* out) noexcept nogil:
-    cdef const block_q4_1* x = <const block_q4_1*>row
-    cdef int b, j
-    cdef float d, m
-    for b in range(n):
-        d, m = from_f16(x[b].d), from_f16(x[b].m)
-        for j in range(16):
-            out[32 * b + j] = <float>((x[b].qs[j] & 15) * d) + m
-            out[32 * b + j + 16] = <float>((x[b].qs[j] >> 4) * d) + m
+    dequantize_codes(row, n, out, False, True)
 
 cdef void quantize_row_q4_1(const float* x, int n, uint8_t* row) noexcept nogil:
-    cdef block_q4_1* y = <block_q4_1*>row
-    cdef int b, j
-    cdef float low, d, inverse
-    for b in range(n):
-        low = least(x + 32 * b)
-        d = (most(x + 32 * b) - low) / 15
-        inverse = reciprocal(d)
-        y[b].d, y[b].m = to_f16(d), to_f16(low)
-        for j in range(16):
-            y[b].qs[j] = above(x[32 * b + j], low, inverse, 15) | above(x[32 * b + j + 16], low, inverse, 15) << 4
-
+    quantize_codes(x, n, row, False, True)
 
 cdef void dequantize_row_q5_0(const uint8_t* row, int n, float* out) noexcept nogil:
-    cdef const block_q5_0* x = <const block_q5_0*>row
-    cdef int b, j
-    cdef float d
-    cdef uint32_t high
-    for b in range(n):
-        d, high = from_f16(x[b].d), word(x[b].qh)
-        for j in range(16):
-            out[32 * b + j] = (<int>((x[b].qs[j] & 15) | ((high >> j) & 1) << 4) - 16) * d
-            out[32 * b + j + 16] = (<int>((x[b].qs[j] >> 4) | ((high >> (j + 16)) & 1) << 4) - 16) * d
+    dequantize_codes(row, n, out, True, False)
 
 cdef void quantize_row_q5_0(const float* x, int n, uint8_t* row) noexcept nogil:
-    cdef block_q5_0* y = <block_q5_0*>row
-    cdef int b, j
-    cdef float d, inverse
-    cdef uint32_t high, lo, hi
-    for b in range(n):
-        d = signed_peak(x + 32 * b) / -16
-        inverse = reciprocal(d)
-        y[b].d, high = to_f16(d), 0
-        for j in range(16):
-            lo, hi = code(x[32 * b + j], inverse, 16.5, 31), code(x[32 * b + j + 16], inverse, 16.5, 31)
-            y[b].qs[j] = <uint8_t>((lo & 15) | (hi & 15) << 4)
-            high |= (lo >> 4) << j | (hi >> 4) << (j + 16)
-        memcpy(y[b].qh, &high, 4)
-
+    quantize_codes(x, n, row, True, False)
 
 cdef void dequantize_row_q5_1(const uint8_t* row, int n, float* out) noexcept nogil:
-    cdef const block_q5_1* x = <const block_q5_1*>row
-    cdef int b, j
-    cdef float d, m
-    cdef uint32_t high
-    for b in range(n):
-        d, m, high = from_f16(x[b].d), from_f16(x[b].m), word(x[b].qh)
-        for j in range(16):
-            out[32 * b + j] = <float>(<int>((x[b].qs[j] & 15) | ((high >> j) & 1) << 4) * d) + m
-            out[32 * b + j + 16] = <float>(<int>((x[b].qs[j] >> 4) | ((high >> (j + 16)) & 1) << 4) * d) + m
+    dequantize_codes(row, n, out, True, True)
 
 cdef void quantize_row_q5_1(const float* x, int n, uint8_t* row) noexcept nogil:
-    cdef block_q5_1* y = <block_q5_1*>row
-    cdef int b, j
-    cdef float low, d, inverse
-    cdef uint32_t high, lo, hi
-    for b in range(n):
-        low = least(x + 32 * b)
-        d = (most(x + 32 * b) - low) / 31
-        inverse = reciprocal(d)
-        y[b].d, y[b].m, high = to_f16(d), to_f16(low), 0
-        for j in range(16):
-            lo, hi = above(x[32 * b + j], low, inverse, 31), above(x[32 * b + j + 16], low, inverse, 31)
-            y[b].qs[j] = <uint8_t>((lo & 15) | (hi & 15) << 4)
-            high |= (lo >> 4) << j | (hi >> 4) << (j + 16)
-        memcpy(y[b].qh, &high, 4)
+    quantize_codes(x, n, row, True, True)
 
+
+# ---- Q8_0 ----
 
 cdef void dequantize_row_q8_0(const uint8_t* row, int n, float* out) noexcept nogil:
-    cdef const block_q8_0* x = <const block_q8_0*>row
-    cdef int b, j
+    cdef const int8_t* q
+    cdef int _b, j
     cdef float d
-    for b in range(n):
-        d = from_f16(x[b].d)
+    for _b in range(n):
+        d, q = half_at(row), <const int8_t*>row + 2
         for j in range(32):
-            out[32 * b + j] = x[b].qs[j] * d
+            out[j] = q[j] * d
+        row += Q8_0_BYTES
+        out += 32
 
 cdef void quantize_row_q8_0(const float* x, int n, uint8_t* row) noexcept nogil:
-    cdef block_q8_0* y = <block_q8_0*>row
-    cdef int b, j
+    cdef int _b, j
     cdef float d, inverse
-    for b in range(n):
-        d = fabsf(signed_peak(x + 32 * b)) / 127
+    cdef uint16_t bits
+    for _b in range(n):
+        d = fabsf(signed_peak(x)) / 127
         inverse = reciprocal(d)
-        y[b].d = to_f16(d)
+        bits = to_f16(d)
+        memcpy(row, &bits, 2)
         for j in range(32):
-            y[b].qs[j] = <int8_t>roundf(x[32 * b + j] * inverse)
+            row[2 + j] = <uint8_t><int8_t>roundf(x[j] * inverse)
+        row += Q8_0_BYTES
+        x += 32
 
+
+# ---- floats, and types of one rule each ----
 
 cdef void dequantize_row_f32(const uint8_t* row, int n, float* out) noexcept nogil:
     memcpy(out, row, 4 * <size_t>n)
@@ -178,7 +123,7 @@ cdef void dequantize_row_f16(const uint8_t* row, int n, float* out) noexcept nog
     for i in range(0, n - 15, 16):
         vf_store(out + i, vf_load_f16(row + 2 * i))
     for i in range(n // 16 * 16, n):
-        out[i] = from_f16(half(row, i))
+        out[i] = half_at(row + 2 * i)
 
 cdef void quantize_row_f16(const float* x, int n, uint8_t* row) noexcept nogil:
     cdef int i
@@ -192,7 +137,7 @@ cdef void dequantize_row_bf16(const uint8_t* row, int n, float* out) noexcept no
     cdef uint32_t bits
     cdef int i
     for i in range(n):
-        bits = <uint32_t>half(row, i) << 16
+        bits = u16_at(row + 2 * i) << 16
         memcpy(out + i, &bits, 4)
 
 cdef void quantize_row_bf16(const float* x, int n, uint8_t* row) noexcept nogil:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULES = (
     "simple kquants iquants kquantize quants finite q3_0 inputs outliers superblocks superblock_types weight_types"
 )
-MODULES += " gemm gemm8 matmul"
+MODULES += " four_tokens panels gemm matmul"
 
 # 32 weights of 3 bits with one scale: w = d (q - 4); f16 d; 12 bytes, element j in bits 3 j .. 3 j + 2
 ROW = '    WeightType("Q3_0", 200, 32, 14, WIDE, f16(0), home="q3_0", rounds="q3_0"),\n'
