@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from llamacy.errors import LlamacyError, UsageError
+from llamacy.errors import LlamacyError, UsageError, printable, shown
 from llamacy.formats import mlx, peft
 from llamacy.formats.base_copies import without_copies
 from llamacy.formats.ggla import is_ggla, read_ggla, write_ggla
@@ -15,7 +15,6 @@ from llamacy.formats.gguf_adapter import is_gguf_adapter, read_gguf_adapter, wri
 from llamacy.formats.hf_names import EMBEDDING, OUTPUT
 from llamacy.formats.lora import Adapter, LoraPair
 from llamacy.formats.mapped import MappedFile
-from llamacy.formats.names import printable, shown
 
 __all__ = ["FORMATS", "Adapter", "LoraPair", "adapter_format", "fitted", "load_adapter", "save_adapter"]
 
@@ -102,20 +101,20 @@ def _read(path):
         if name is None:
             raise source.stranger("a LoRA adapter")
         adapter = FORMATS[name][1](source)
-        _check_finite(source, adapter)
+        _check_finite(adapter)
         return adapter
     finally:
         source.close()
 
 
-def _check_finite(source, adapter):
+def _check_finite(adapter):
     arrays = {
-        f"{name} {side}": getattr(pair, side) for name, pair in adapter.pairs.items() for side in "ab"
-    } | adapter.norms
-    for name, array in arrays.items():
-        if not np.isfinite(array).all():
-            what = f"{shown(name)} holds numbers that are infinite or none"
-            raise source.error(what, "damaged, or its training diverged: train with a lower learning rate")
+        f"{name} {part}": getattr(pair, part) for name, pair in adapter.pairs.items() for part in ("a", "b", "scale")
+    }
+    for name, values in (arrays | adapter.norms).items():
+        if not np.isfinite(values).all():
+            what = f"{adapter.path}: {shown(name)} holds numbers that are infinite or none"
+            raise LlamacyError(f"{what}; damaged, or its training diverged: train with a lower learning rate")
 
 
 def fitted(adapter, model):
@@ -124,13 +123,7 @@ def fitted(adapter, model):
     LlamacyError for a tensor that was trained whole or holds infinities or NaN, a warning for a pair that was trained
     beside other base values.
     """
-    for name, values in [
-        *adapter.norms.items(),
-        *((n, v) for n, p in adapter.pairs.items() for v in (p.a, p.b, p.scale)),
-    ]:
-        if not np.isfinite(values).all():
-            what = f"{adapter.path}: {shown(name)} holds values that are not numbers (infinite or NaN)"
-            raise LlamacyError(f"{what}: a damaged file, or one whose training went astray; use another")
+    _check_finite(adapter)
     adapter = without_copies(adapter.bound(model.metadata), model)
     if adapter.one_embedding and OUTPUT not in model.tensors:
         adapter = replace(adapter, pairs={OUTPUT: adapter.pairs[EMBEDDING]} | adapter.pairs)

@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from llamacy import kernels
-from llamacy.errors import LlamacyError
+from llamacy.errors import LlamacyError, shown
 from llamacy.formats.arrays import float_rows
 from llamacy.formats.lora import base_tensor, row_order
 from llamacy.formats.mapped import MappedFile
-from llamacy.formats.names import shown
 from llamacy.formats.safetensors import read_safetensors
 
 # Elements in f32 at a time.

@@ -11,12 +11,12 @@ from collections import Counter
 
 import numpy as np
 
+from llamacy.errors import shown
 from llamacy.formats.arrays import float_tensor
 from llamacy.formats.atomic import atomic_write
 from llamacy.formats.layout import ModelFile, check_distinct, tensor_info
 from llamacy.formats.lora import Adapter, LoraPair
 from llamacy.formats.mapped import Cursor
-from llamacy.formats.names import shown
 
 MAGIC = b"algg"  # u32 0x67676c61
 VERSION, ALIGNMENT = 1, 32

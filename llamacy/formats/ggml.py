@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llamacy.errors import shown
 from llamacy.formats.architectures import MATRICES, NORMS, WHOLE_MODEL
 from llamacy.formats.ggml_blocks import converter, stored_bytes
 from llamacy.formats.layout import ModelFile, check_distinct, tensor_info
 from llamacy.formats.mapped import Cursor
-from llamacy.formats.names import shown
 from llamacy.formats.strings import StringArray
 from llamacy.kernels.text.scan import scan_strings
 

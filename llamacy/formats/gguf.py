@@ -7,9 +7,9 @@ alignment; data.
 
 import numpy as np
 
+from llamacy.errors import shown
 from llamacy.formats.layout import ModelFile, check_distinct, tensor_info
 from llamacy.formats.mapped import Cursor
-from llamacy.formats.names import shown
 from llamacy.formats.strings import StringArray
 from llamacy.kernels.text.scan import scan_strings
 

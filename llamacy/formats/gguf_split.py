@@ -8,11 +8,11 @@ import os
 import re
 from dataclasses import replace
 
+from llamacy.errors import shown
 from llamacy.formats.gguf import MAGIC, read_gguf
 from llamacy.formats.gguf_writer import write_gguf_to
 from llamacy.formats.layout import ModelFile
 from llamacy.formats.mapped import MappedFile
-from llamacy.formats.names import shown
 from llamacy.formats.together import replaced_together
 
 _NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)

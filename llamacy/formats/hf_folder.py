@@ -2,9 +2,8 @@
 
 import os
 
-from llamacy.errors import LlamacyError
+from llamacy.errors import LlamacyError, shown
 from llamacy.formats.mapped import MappedFile
-from llamacy.formats.names import shown
 from llamacy.formats.safetensors import json_object, read_safetensors
 
 SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from llamacy.errors import LlamacyError
+from llamacy.errors import LlamacyError, shown
 from llamacy.formats.gguf import MAGIC
 from llamacy.formats.imatrix_dat import is_dat, read_dat
 from llamacy.formats.mapped import MappedFile
 from llamacy.formats.model_file import open_model
-from llamacy.formats.names import shown
 from llamacy.formats.strings import StringArray
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"

@@ -7,8 +7,8 @@ i32 chunks, i32 length of the data's name and the name. (Source: common/imatrix-
 
 import numpy as np
 
+from llamacy.errors import shown
 from llamacy.formats.mapped import Cursor
-from llamacy.formats.names import shown
 
 MAX_ENTRIES, MAX_NAME, MAX_DATASET = 1 << 16, 1 << 10, 1 << 16
 

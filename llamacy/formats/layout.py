@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from llamacy.formats.names import shown
+from llamacy.errors import shown
 from llamacy.formats.types import REMOVED, TYPES, QuantType
 
 # A tensor without elements wants no bytes, so that the file's size does not bound its other extents; this does.

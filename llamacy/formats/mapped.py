@@ -8,8 +8,7 @@ import weakref
 
 import numpy as np
 
-from llamacy.errors import LlamacyError
-from llamacy.formats.names import printable, shown
+from llamacy.errors import LlamacyError, printable, shown
 
 # Beginnings of files that people pass by mistake, and what to tell them.
 _STRANGERS = [

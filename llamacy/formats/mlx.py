@@ -10,11 +10,11 @@ from collections import Counter
 
 import numpy as np
 
+from llamacy.errors import shown
 from llamacy.formats.arrays import float_tensor
 from llamacy.formats.base_copies import BaseCopy
 from llamacy.formats.hf_names import EMBEDDING, OUTPUT, grouped_sides, hf_name, number
 from llamacy.formats.lora import Adapter, LoraPair
-from llamacy.formats.names import shown
 from llamacy.formats.peft import ALL_WEIGHTS, CONFIG, read_config, write_folder
 from llamacy.formats.safetensors import is_safetensors, read_safetensors
 

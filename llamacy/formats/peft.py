@@ -14,12 +14,12 @@ from collections import Counter
 
 import numpy as np
 
+from llamacy.errors import shown
 from llamacy.formats.arrays import float_tensor
 from llamacy.formats.base_copies import BaseCopy
 from llamacy.formats.hf_names import EMBEDDING, grouped_sides, hf_name, number
 from llamacy.formats.lora import Adapter, LoraPair, head_counts
 from llamacy.formats.mapped import MappedFile
-from llamacy.formats.names import shown
 from llamacy.formats.safetensors import is_safetensors, json_object, put_safetensors, read_safetensors
 from llamacy.formats.together import replaced_together
 

@@ -9,10 +9,10 @@ import struct
 
 import numpy as np
 
+from llamacy.errors import shown
 from llamacy.formats.atomic import atomic_write
 from llamacy.formats.layout import ModelFile, check_distinct, tensor_info
 from llamacy.formats.mapped import Cursor
-from llamacy.formats.names import shown
 from llamacy.formats.types import by_name
 
 # A bound on the header, which becomes Python objects; the largest real ones have some hundred kilobytes.

@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 
-from llamacy.formats.names import shown
+from llamacy.errors import shown
 from llamacy.formats.strings import StringArray
 from llamacy.text.pretokenizer_names import pretokenizer_name
 from llamacy.text.sentencepiece import BPE, is_sentencepiece, read_sentencepiece

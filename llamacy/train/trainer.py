@@ -101,15 +101,16 @@ class Trainer:
         result = self.probe(samples)
         if astray(result.loss, result.grad_norm):
             return result
+        good = None
         if result.loss <= self.good_loss:
-            self._good[:], self._good_step = self._pass.params, self.n_steps
+            good, self._good_step = self._good, self.n_steps
         norm = result.grad_norm
         # as torch.nn.utils.clip_grad_norm_
         clip = min(1.0, options.max_grad_norm / (norm + 1e-6)) if options.max_grad_norm else 1.0
         self.n_steps += 1
         kernels.adamw.step(
             self._pass.params, self._pass.grads, self._m, self._v, self.n_steps, lr, options.beta1, options.beta2,
-            options.adam_eps, options.weight_decay, clip, self.model.threads,
+            options.adam_eps, options.weight_decay, clip, self.model.threads, good,
         )  # fmt: skip
         return result
 

@@ -14,7 +14,7 @@ from ..simd.verbs cimport (
     vi_to_f, vi_zero, vw, vw_even, vw_load_s8, vw_mul, vw_odd, vw_store,
 )
 from .sizes cimport HALVES_BYTES, S8_BYTES, SCALED_BYTES, TILE, TILE_ROWS, WIDE_BYTES
-from .tiles cimport close_block4
+from .tiles cimport close_block4, pair4
 
 cdef enum:                  # what becomes of a group's scales
     ONE_SCALE               # one for all 32 columns: goes into d
@@ -143,14 +143,6 @@ cdef inline void matvec_bytes(const uint8_t* tile, int nb, const Acts* x, size_t
         tile += tile_bytes
         a += 32
     vf_store(y, acc)
-
-
-cdef inline void pair4(vw w, const int16_t* a0, const int16_t* a1, const int16_t* a2, const int16_t* a3,
-                       vi* s0, vi* s1, vi* s2, vi* s3) noexcept nogil:
-    s0[0] = vi_dot(s0[0], w, a0)
-    s1[0] = vi_dot(s1[0], w, a1)
-    s2[0] = vi_dot(s2[0], w, a2)
-    s3[0] = vi_dot(s3[0], w, a3)
 
 
 cdef inline void pairs4(const uint8_t* tile, int p, const int16_t* a0, const int16_t* a1, const int16_t* a2, const int16_t* a3,

@@ -10,7 +10,7 @@ from ..types.groups cimport Group, group_fn
 from .outliers cimport nibbles_outliers
 from ..simd.verbs cimport (
     prefetch_line, vb, vb_load, vb_pair, vb_store, vf, vf_fma, vf_fma1, vf_load, vf_mul, vf_set1, vf_store, vh, vh_dot,
-    vh_sum, vh_zero, vi, vi_add, vi_to_f, vw_store,
+    vh_sum, vh_zero, vi, vi_add, vi_to_f, vw, vw_even, vw_load, vw_odd, vw_store,
 )
 from .sizes cimport TILE, TILE_ROWS
 from .tiles cimport (

@@ -54,6 +54,20 @@ def test_threads_change_nothing_and_padding_stays_zero(isa):
     np.testing.assert_array_equal(results[0], results[2])
 
 
+def test_parameters_are_kept_as_they_were(isa):
+    module, before = kernels.load("adamw", isa), np.full(80, np.nan, np.float32)
+    for n_threads in (1, 3):
+        p, m, v = start(80)
+        alone = p.copy(), m.copy(), v.copy()
+        module.step(p, gradients(1, 80), m, v, 1, *SETTINGS.values(), 1.0, n_threads, before)
+        module.step(alone[0], gradients(1, 80), *alone[1:], 1, *SETTINGS.values(), 1.0, n_threads)
+        np.testing.assert_array_equal(before, start(80)[0])
+        np.testing.assert_array_equal(p, alone[0])
+        assert (p != before).any()
+    with pytest.raises(ValueError, match="before"):
+        module.step(p, gradients(1, 80), m, v, 2, *SETTINGS.values(), 1.0, 1, before[:64])
+
+
 def test_lengths_that_differ_or_are_not_whole_vectors_are_refused(isa):
     module = kernels.load("adamw", isa)
     for n, other in ((16, 32), (20, 20)):

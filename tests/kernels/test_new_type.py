@@ -1,4 +1,5 @@
-"""To add a type of weights is one file and one row: a made-up one, compiled for this in a copy of the sources."""
+"""To add a type of weights is one file and one row, a processor's products one file and the line that chooses them:
+made-up ones, compiled for this in a copy of the sources."""
 
 import os
 import shutil
@@ -13,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULES = (
     "simple kquants iquants kquantize quants finite q3_0 inputs outliers superblocks superblock_types weight_types"
 )
-MODULES += " four_tokens panels gemm matmul"
+MODULES += " four_tokens eight_tokens panels gemm matmul"
 
 # 32 weights of 3 bits with one scale: w = d (q - 4); f16 d; 12 bytes, element j in bits 3 j .. 3 j + 2
 ROW = '    WeightType("Q3_0", 200, 32, 14, WIDE, f16(0), home="q3_0", rounds="q3_0"),\n'
@@ -76,9 +77,38 @@ np.savez(sys.argv[2], **found)
 """
 
 
+# A processor that takes 8 tokens and 2 row groups at a time, in plain loops (processor/): chosen by a variable of the
+# environment, as others by what they say they have.
+PROCESSOR = Path(__file__).parent / "processor"
+CHOICE = "four_tokens()", "eight_tokens() if getenv(b'LLAMACY_EIGHT') != NULL else four_tokens()"
+CHOOSING = "from libc.stdlib cimport getenv\nfrom .eight_tokens cimport eight_tokens\n"
+PRODUCTS = """
+import sys
+import numpy as np
+from llamacy import kernels
+
+found, rng = {}, np.random.default_rng(3)
+x = rng.standard_normal((90, 512)).astype(np.float32)
+x[:, 32:64] = 0
+for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_K", "Q6_K", "IQ4_NL", "Q8_0", "F16"):
+    number = kernels.matmul.types()[name]
+    w = kernels.matmul.PackedMatrix(kernels.quants.quantize(x, number), number, 512)
+    for t in (1, 3, 5, 7, 8, 17, 20, 131):
+        inputs = rng.standard_normal((t, 512)).astype(np.float32)
+        inputs[:, 100] *= 20
+        gradient = rng.standard_normal((t, 90)).astype(np.float32)
+        for activations in ("int8", "int16", "f32"):
+            for width in (0, 2048):
+                found[f"{name} {t} {activations} {width}"] = kernels.matmul.matmul(w, inputs, activations, 1, width)
+        for activations in ("int16", "f32"):
+            found[f"back {name} {t} {activations}"] = kernels.matmul.matmul_backward(w, gradient, activations)
+np.savez(sys.argv[1], **found)
+"""
+
+
 @pytest.fixture(scope="module")
 def made_up(tmp_path_factory):
-    """Compile a copy of the sources with one more row and one more file; return (its folder, its environment)."""
+    """Compile a copy of the sources with one more row and two more files; return (its folder, its environment)."""
     folder = tmp_path_factory.mktemp("project")
     shutil.copytree(ROOT / "pyx", folder / "pyx")
     for path in [*ROOT.glob("llamacy/*.py"), *ROOT.glob("llamacy/kernels/*.py"), *ROOT.glob("llamacy/formats/*.py")]:
@@ -90,6 +120,12 @@ def made_up(tmp_path_factory):
     table = folder / "llamacy" / "kernels" / "weight_types.py"
     table.write_text(table.read_text().replace("WEIGHT_TYPES = (\n", "WEIGHT_TYPES = (\n" + ROW, 1))
     (folder / "pyx" / "types" / "q3_0.pyx").write_text(FILE)
+    shutil.copytree(PROCESSOR, folder / "pyx" / "products", dirs_exist_ok=True)
+    choice = folder / "pyx" / "products" / "panels.pyx"
+    text = choice.read_text()
+    assert text.count(CHOICE[0]) == 1
+    start = text.index("from .four_tokens")
+    choice.write_text(text[:start] + CHOOSING + text[start:].replace(*CHOICE))
     environment = os.environ | {
         "LLAMACY_BUILD_ISA": "generic",
         "LLAMACY_ISA": "generic",
@@ -137,3 +173,17 @@ def test_a_type_is_one_row_and_one_file(made_up, tmp_path):
         assert np.abs(found[name] - exact).max() < bound * np.abs(exact).max()
         assert np.abs(found["one " + name] - exact[:1]).max() < bound * np.abs(exact).max()
         assert np.abs(found["back " + name] - back).max() < max(bound, 1e-3 * (name != "f32")) * np.abs(back).max()
+
+
+def test_a_processors_products_are_one_file_and_their_choice(made_up, tmp_path):
+    folder, environment = made_up
+    found = []
+    for more in ({}, {"LLAMACY_EIGHT": "1"}):
+        path = tmp_path / f"{len(found)}.npz"
+        command = [sys.executable, "-c", PRODUCTS, path]
+        done = subprocess.run(command, cwd=folder, env=environment | more, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(np.load(path))
+    four, eight = found
+    assert len(four.files) == 8 * 8 * (6 + 2)
+    assert [name for name in four.files if not np.array_equal(four[name], eight[name])] == []

@@ -1,0 +1,3 @@
+from .panels cimport PanelProducts
+
+cdef const PanelProducts* eight_tokens() noexcept nogil
