@@ -29,7 +29,11 @@ cdef struct Unpacking:      # one thread's: more than a stack may hold
     Columns found
     float columns[TILE_COLS * U8_BLOCKS * TILE_ROWS]
 
-cdef struct BackMemory:     # a stack holds it
+cdef struct OnePanel:       # a stack holds one of them
+    Panel panel
+    uint8_t[64] to_align
+
+cdef struct OneBackPanel:
     BackPanel panel
     uint8_t[64] to_align
 
@@ -131,9 +135,9 @@ cdef inline const Product* product_of(const WeightType* k, const Acts* x, int pr
     return &table.superblocks8[k.fifth] if x.superblock > 1 else &table.blocks8[k.fifth]
 
 
-cdef void many_tokens(const Packed* w, const Product* p, const Acts* x, bint set_aside, float* y, size_t ldy, int lo, int hi) noexcept nogil:
-    """set_aside: inputs have outliers"""
-    cdef Unpacking* work = <Unpacking*>aligned(x.unpacking)
+cdef void many_tokens(const Packed* w, const Product* p, const Acts* x, Panel* panels, int most_groups, Unpacking* work, float* y, size_t ldy,
+                      int lo, int hi) noexcept nogil:
+    """panels: room for most_groups of them; work: for what 8-bit inputs set aside, of others NULL"""
     cdef int chunk = p.whole * even_chunk((w.n_blocks + p.whole - 1) // p.whole, p.blocks // p.whole)
     cdef int part, t0, t1, t, b, n, tile, g, groups, new
     cdef float sums[TILE_ROWS * MOST_GROUPS * MOST_TOKENS]
@@ -143,33 +147,41 @@ cdef void many_tokens(const Packed* w, const Product* p, const Acts* x, bint set
         t0, t1, b = part * PART_TOKENS, min((part + 1) * PART_TOKENS, x.n_rows), 0
         while b < w.n_blocks:
             n = min(chunk, w.n_blocks - b)
-            if set_aside:
+            if work != NULL:
                 find_columns(x, b, n, t0, t1, &work.found)
             tile = lo
             while tile < hi:
-                groups, out, t = min(p.groups, hi - tile), y + TILE_ROWS * tile, t0
+                groups, out, t = min(p.groups, most_groups, hi - tile), y + TILE_ROWS * tile, t0
                 for g in range(groups):
-                    p.unpack(w.type, tile_at(w, tile + g, b), n, units_at(w, tile + g), work.panels + g)
+                    p.unpack(w.type, tile_at(w, tile + g, b), n, units_at(w, tile + g), panels + g)
                 while t < t1:
                     new = next_tokens(&r, t, t1, p.tokens)
                     load_sums(sums, groups, out + t * ldy, ldy, &r, new, b == 0)
-                    p.multiply(work.panels, groups, x, b, n, r.first, r.stride, sums)
+                    p.multiply(panels, groups, x, b, n, r.first, r.stride, sums)
                     store_sums(sums, groups, out + t * ldy, ldy, &r, new)
                     t += new
-                for g in range(groups if set_aside else 0):
-                    add_columns(work.panels[g].q, work.panels[g].d, &work.found, t1 - t0, work.columns, out + t0 * ldy + TILE_ROWS * g, ldy)
+                for g in range(groups if work != NULL else 0):
+                    add_columns(panels[g].q, panels[g].d, &work.found, t1 - t0, work.columns, out + t0 * ldy + TILE_ROWS * g, ldy)
                 tile += groups
             b += n
+
+
+cdef void many_with_one_panel(const Packed* w, const Product* p, const Acts* x, float* y, size_t ldy, int lo, int hi) noexcept nogil:
+    """Where the caller has no memory for panels"""
+    cdef OnePanel memory
+    many_tokens(w, p, x, <Panel*>aligned(&memory), 1, NULL, y, ldy, lo, hi)
 
 
 cdef void matmul_tiles(const Packed* w, const Acts* x, int precision, float* y, size_t ldy, int lo, int hi) noexcept nogil:
     """y[t][16 lo .. 16 hi) = W x for all T inputs; rows of y hold N padded to 16.
 
-    precision: the form of x to use, as far as the type has it (precision_of). x.unpacking: the thread's own memory.
+    precision: the form of x to use, as far as the type has it (precision_of). x.unpacking: the thread's own memory; many 16-bit
+    or f32 inputs do without, one row group at a time.
     """
     cdef const WeightType* k = w.type
     cdef int t, tile
     cdef const Streaming* s = &k.blocks
+    cdef Unpacking* work = <Unpacking*>aligned(x.unpacking)
     precision = precision_of(w, precision)
     if precision == INT8 and x.superblock > 1:
         s = &k.superblocks
@@ -183,8 +195,10 @@ cdef void matmul_tiles(const Packed* w, const Acts* x, int precision, float* y, 
         for tile in range(lo, hi):
             for t in range(x.n_rows):
                 matvec_split(w, x, t, tile, y + t * ldy + TILE_ROWS * tile)
+    elif x.unpacking == NULL and precision != INT8:
+        many_with_one_panel(w, product_of(k, x, precision), x, y, ldy, lo, hi)
     else:
-        many_tokens(w, product_of(k, x, precision), x, precision == INT8, y, ldy, lo, hi)
+        many_tokens(w, product_of(k, x, precision), x, work.panels, MOST_GROUPS, work if precision == INT8 else NULL, y, ldy, lo, hi)
 
 
 # ======== backward: dx += W^T dy ========
@@ -222,7 +236,7 @@ cdef void matmul_backward_tiles(const Packed* w, const float* dy, size_t ldy, co
 
     dy (T, ldy), dx (T, ldx) with room for K padded to 16.
     """
-    cdef BackMemory memory
+    cdef OneBackPanel memory
     cdef BackPanel* panel = <BackPanel*>aligned(&memory)
     cdef const BackProduct* p = &panel_products().back_floats if dyq == NULL else &panel_products().back16
     cdef Gradients g = Gradients(dy, ldy, dyq, dys, n_tokens)

@@ -125,8 +125,11 @@ cdef void multiply(const Packed* w, Acts x, uint8_t* unpacking, int precision, f
     matmul_tiles(w, &x, precision, y, ldy, lo, hi)
 
 
-def matmul(PackedMatrix w, x, activations="int8", int n_threads=1, int n_embd=0):
-    """y = x W^T: x (T, K) f32 -> (T, N) f32, by the path that generation (T < 4) and prompts take in a model of width n_embd."""
+def matmul(PackedMatrix w, x, activations="int8", int n_threads=1, int n_embd=0, bint with_memory=True):
+    """y = x W^T: x (T, K) f32 -> (T, N) f32, by the path that generation (T < 4) and prompts take in a model of width n_embd.
+
+    with_memory: panels have memory of their own; 8-bit products want it.
+    """
     cdef int T = len(x), K = w.w.n_cols, i, per, precision = PRECISIONS[activations]
     cdef float[:, ::1] xv = np.zeros((T, padded(K, 32)), np.float32)
     cdef float[:, ::1] y = np.full((T, padded(w.w.n_rows, 16)), np.nan, np.float32)
@@ -136,6 +139,8 @@ def matmul(PackedMatrix w, x, activations="int8", int n_threads=1, int n_embd=0)
         raise ValueError(f"x has {x.shape[1]} columns, wanted {K}")
     np.asarray(xv)[:, :K] = x
     precision = precision_of(&w.w, precision)
+    if precision == INT8 and not with_memory:
+        raise ValueError("8-bit products want memory")
     memory = np.empty(acts_bytes(T, K, precision), np.uint8)
     acts_place(&acts, T, K, precision, &memory[0])
     acts.f32, acts.ld = &xv[0, 0], xv.shape[1]
@@ -145,7 +150,7 @@ def matmul(PackedMatrix w, x, activations="int8", int n_threads=1, int n_embd=0)
     check_threads(n_threads)
     per = (w.w.n_tiles + n_threads - 1) // n_threads
     for i in prange(n_threads, num_threads=n_threads, schedule="static", chunksize=1, nogil=True):
-        multiply(&w.w, acts, &unpacking[i * unpacking_bytes()], precision, &y[0, 0], y.shape[1], min(i * per, w.w.n_tiles), min((i + 1) * per, w.w.n_tiles))
+        multiply(&w.w, acts, &unpacking[i * unpacking_bytes()] if with_memory else NULL, precision, &y[0, 0], y.shape[1], min(i * per, w.w.n_tiles), min((i + 1) * per, w.w.n_tiles))
     return np.asarray(y)[:, :w.w.n_rows]
 
 

@@ -93,6 +93,17 @@ def test_one_token_or_many_and_any_number_of_threads_are_bitwise_equal(isa, name
             np.testing.assert_array_equal(module.matmul(matrix, x, activations, n_threads), together)
 
 
+@pytest.mark.parametrize("activations", ["f32", "int16"])
+@pytest.mark.parametrize("name", TYPES)
+def test_memory_for_panels_changes_nothing(isa, name, activations):
+    module = kernels.load("matmul", isa)
+    for n, k in SIZES:
+        w = packed(module, name, random_rows(name, n, k), k)
+        for t in (2, 4, 18):
+            found = [module.matmul(w, inputs(t, k), activations, 2, 0, memory) for memory in (True, False)]
+            np.testing.assert_array_equal(*found)
+
+
 # one panel of blocks, two; straight from the tiles, unpacked; two panels of tokens
 @pytest.mark.parametrize("t, k", [(7, 256), (7, 1440), (19, 1440), (261, 96)])
 @pytest.mark.parametrize("name", [name for name in TYPES if name in OFFSETS or name in WITH_MINIMUM])
