@@ -44,7 +44,7 @@ Of Gemma 3 and Mistral Small with images the text model is converted, and a note
 Dynamic rope scaling, which changes nothing within the trained context, is left out with a note.
 """
 
-REAL = {"llama": "SmolLM2-135M-Instruct"}
+REAL = {"llama": "SmolLM2-135M-Instruct", "qwen2": "Qwen2.5-Coder-0.5B-Instruct", "gemma3": "Gemma 3 270M"}
 
 
 def compared(family, row):
@@ -54,7 +54,7 @@ def compared(family, row):
     found = [f"small: {', '.join(run)}"] if run else []
     found += [f"conversion only: {', '.join(case for case in small if case not in run)}"] if run != small else []
     found += ["golden"] if (FACTS / family).is_dir() else []
-    return "; ".join(found + ([f"real: {REAL[family]}"] if family in REAL else []))
+    return "; ".join(found + ([f"real: {REAL[family]}"] if family in REAL and not row.missing else []))
 
 
 def family_of(case):

@@ -18,7 +18,8 @@ from llamacy.formats.types import by_name
 # A bound on the header, which becomes Python objects; the largest real ones have some hundred kilobytes.
 MAX_HEADER = 1 << 24
 _MAX_DIMS = 8
-_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8")
+_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8")
+_BYTES = {"U8": "I8"}  # a type that GGUF has none of its own for: packed bytes
 
 
 def is_safetensors(source):
@@ -69,7 +70,7 @@ def _tensor(source, name, entry, start):
         raise source.error(what, "the file is damaged")
     if dtype not in _DTYPES:
         raise source.error(f"tensor {shown(name)} is {shown(dtype)}, wanted one of {', '.join(_DTYPES)}", "convert it")
-    info = tensor_info(source, name, by_name(dtype).number, tuple(shape), start + place[0])
+    info = tensor_info(source, name, by_name(_BYTES.get(dtype, dtype)).number, tuple(shape), start + place[0])
     if info.nbytes != place[1] - place[0]:
         what = f"tensor {shown(name)} has {place[1] - place[0]} bytes, its shape wants {info.nbytes}"
         raise source.error(what, "the file is damaged")

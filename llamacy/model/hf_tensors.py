@@ -81,6 +81,7 @@ CUTS = {
 }  # fmt: skip
 # Of each head's rows the first are keys without positions, which GGUF keeps transposed, the others values.
 _KV_B = "self_attn.kv_b_proj"
+_PARALLEL = "use_parallel_residual"
 # Families whose folders hold their experts' matrices as (n_in, n_out).
 _TURNED = {"gpt-oss"}
 
@@ -250,7 +251,7 @@ class Plan:
             for part in self.layer_parts(layer):
                 name, bias = (f"blk.{layer}.{self.row.gguf_name(part)}.{side}" for side in ("weight", "bias"))
                 is_norm = isinstance(BY_NAME[part], Norm)
-                if name in self.targets or part not in self.row.optional:
+                if name in self.targets or not self._may_lack(part):
                     wanted[name] = self._shape(part, "weight")
                 has_biases = is_norm and self.row.norm_biases and name in wanted and BY_NAME[part].n == "embd"
                 needs_bias = part in self.row.biases or has_biases
@@ -268,6 +269,14 @@ class Plan:
         extra = [name for name in self.targets if name not in wanted]
         if extra:
             raise self.config.error(f"{extra[0]} belongs to no layer of the {self.n_layer}", "the files do not match")
+
+    def _may_lack(self, part):
+        """Whether a folder may do without a part that its layers have a place for."""
+        if part not in self.row.optional or part in SHARED_EXPERT or part.startswith("shortconv"):
+            return False
+        values = self.config.values
+        asked = values.get("qk_layernorm") if part.endswith(("q_norm", "k_norm")) else not values.get(_PARALLEL)
+        return self.config.family != "stablelm" or not asked
 
     def _vocabulary(self):
         """Return how many rows the embedding has."""
