@@ -22,6 +22,7 @@ from llamacy.cli.bench_output import FORMATS
 from llamacy.cli.common import fit_threads, open_model_from
 from llamacy.errors import UsageError
 from llamacy.formats.model_file import open_model
+from llamacy.model.weights import token_bytes
 from llamacy.system import cpu_name, peak_rss_bytes
 
 SEED = 1
@@ -171,6 +172,7 @@ def facts_of(args, model):
     """Return what is the same in all rows: the model, the machine, the settings."""
     with open_model(model.path) as file:
         n_params = sum(int(np.prod(tensor.shape)) for tensor in file.tensors.values())
+        per_token = token_bytes(file, model.config)
     return {
         "build_commit": __version__,
         "cpu_info": cpu_name(),
@@ -179,6 +181,7 @@ def facts_of(args, model):
         "model_type": f"{model.config.architecture} {model.name}".strip(),
         "model_size": os.path.getsize(model.path),
         "model_n_params": n_params,
+        "bytes_per_token": per_token,
         "activations": args.activations,
         "type_k": args.cache_type_k or ("f32" if args.activations == "f32" else "s16"),
         "type_v": args.cache_type_v or ("f32" if args.activations == "f32" else "s16"),

@@ -7,6 +7,7 @@ may stand here before all its parts are computed: its row names them in `needs`,
 MISSING. Such a family is converted, and refused by name when it is opened.
 """
 
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -102,6 +103,7 @@ OTHER_MATRICES = (
     Matrix("shortconv.conv", "conv.conv", n_out="embd", n_in="conv"),
 )
 EXPERTS = ("ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+ROUTER, STACKED = EXPERTS[0], EXPERTS[1:]
 SHARED_EXPERT = ("ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp")
 NORMS = (
     Norm("attn_norm", "input_layernorm", "attention_norm"),
@@ -121,6 +123,8 @@ WHOLE_MODEL = (TOKEN_EMBD, OUTPUT_NORM, LM_HEAD)
 
 # By name: the matrix's number among those of a layer.
 SLOTS = {matrix.name: slot for slot, matrix in enumerate(MATRICES)}
+# A shared expert is the dense MLP of a layer with experts.
+SLOTS |= {name: SLOTS[name.removesuffix("_shexp")] for name in SHARED_EXPERT}
 BY_NAME = {part.name: part for part in (*MATRICES, *OTHER_MATRICES, *NORMS, *OTHER_VECTORS)}
 
 # Parts that no compiled step has so far: what `needs` calls them -> what is said of them. A part that is built leaves
@@ -131,12 +135,23 @@ MISSING = {
     "windows": "attention within a window",
     "score cap": "capped attention scores",
     "sinks": "attention sinks",
-    "experts": "a mixture of experts",
-    "shared expert": "a shared expert",
-    "clamped experts": "experts with biases and clamped SwiGLU",
     "low-rank attention": "queries, keys and values of low rank",
     "short convolution": "short convolutions",
 }
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How a token's experts are chosen: those with the largest scores, and what their outputs are weighted with.
+
+    scores        "softmax" of all experts' logits, or "sigmoid" of each
+    renormalised  the chosen scores are divided by their sum; of a softmax that is the softmax of the chosen logits
+    scale         what the weights are multiplied with
+    """
+
+    scores: str = "softmax"
+    renormalised: bool = True
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -151,6 +166,7 @@ class Architecture:
     experts      what layers with experts have instead of the dense MLP's matrices, names of OTHER_MATRICES
     fused        {matrix: those of a layer whose rows it holds, one after the other}: one matrix in the file, to
                  adapters and quantisation, several to the compiled steps
+    routing      how a token's experts are chosen, where the file does not say
     optional     parts that not all files of the family have
     biases       matrices with a bias, without which a file is incomplete; others may have one
     has_rope     layer -> whether positions turn its heads
@@ -163,6 +179,7 @@ class Architecture:
     norm_shift   what a converter adds to the weights of norms
     row_norms    norms of queries and keys see all heads together
     activation   what is between the MLP's matrices, a name of ACTIVATIONS in pyx/layers/mlp.pyx
+    expert_activation  the same of experts
     parallel     attention and MLP see one norm of x, and both add to it; None: where the file says so
     output_bias  the output matrix has a bias
     embedding_scale, score_scale   ModelConfig -> what embeddings and scores are multiplied by where no key says it
@@ -175,9 +192,10 @@ class Architecture:
     rope_layout: int = PAIRS
     needs: tuple = ()
     permuted: bool = False
-    matrices: tuple = tuple(SLOTS)
+    matrices: tuple = tuple(matrix.name for matrix in MATRICES)
     experts: tuple = ()
     fused: dict = field(default_factory=dict)
+    routing: Routing = Routing()
     optional: tuple = ()
     norms: tuple = ("attn_norm", "ffn_norm")
     biases: tuple = ()
@@ -192,6 +210,7 @@ class Architecture:
     norm_shift: float = 0.0
     row_norms: bool = False
     activation: str = "swiglu"
+    expert_activation: str = "swiglu"
     parallel: bool | None = False
     output_bias: bool = False
     embedding_scale: Callable = lambda config: 1.0
@@ -249,7 +268,10 @@ class Architecture:
 
 
 _TOP = {part.name: part for part in WHOLE_MODEL}
-_DENSE = tuple(SLOTS)
+_EXPERT_TENSOR = re.compile(
+    rf"(blk\.\d+\.(?:{'|'.join(name.removesuffix('_exps') for name in STACKED)}))\.(0|[1-9]\d{{0,4}})\.weight"
+)
+_DENSE = tuple(matrix.name for matrix in MATRICES)
 _ATTENTION, _MLP = _DENSE[:4], _DENSE[4:]
 _UNGATED = (*_ATTENTION, "ffn_up", "ffn_down")
 _QKV = _QKV_BIASES = ("attn_q", "attn_k", "attn_v")
@@ -287,7 +309,7 @@ def _of_the_largest(n_layer):
 ARCHITECTURES = {
     "llama": Architecture(
         ("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM", "MixtralForCausalLM"),
-        permuted=True, experts=EXPERTS, hf_names=_BLOCK_SPARSE,
+        permuted=True, experts=(*EXPERTS, *SHARED_EXPERT), optional=SHARED_EXPERT, hf_names=_BLOCK_SPARSE,
     ),
     "qwen2": Architecture(("Qwen2ForCausalLM",), HALVES, biases=_QKV_BIASES),
     "smollm3": Architecture(("SmolLM3ForCausalLM",), permuted=True, has_rope=lambda layer: layer % 4 != 3),
@@ -368,34 +390,36 @@ ARCHITECTURES = {
     ),
     "helium": Architecture(("HeliumForCausalLM",)),
     "qwen2moe": Architecture(
-        ("Qwen2MoeForCausalLM",), HALVES, ("experts", "shared expert"), biases=_QKV_BIASES,
-        experts=(*EXPERTS, "ffn_gate_inp_shexp", *SHARED_EXPERT),
+        ("Qwen2MoeForCausalLM",), HALVES, biases=_QKV_BIASES,
+        experts=(*EXPERTS, "ffn_gate_inp_shexp", *SHARED_EXPERT), routing=Routing(renormalised=False),
     ),
     "qwen3moe": Architecture(
-        ("Qwen3MoeForCausalLM",), HALVES, ("experts", "head norms"),
+        ("Qwen3MoeForCausalLM",), HALVES, ("head norms",),
         norms=("attn_norm", *_HEAD_NORMS, "ffn_norm"), experts=EXPERTS,
     ),
     "olmoe": Architecture(
-        ("OlmoeForCausalLM",), HALVES, ("experts", "row norms"),
+        ("OlmoeForCausalLM",), HALVES, ("row norms",),
         norms=("attn_norm", *_HEAD_NORMS, "ffn_norm"), sizes_of=_ROW_NORMS, row_norms=True, experts=EXPERTS,
+        routing=Routing(renormalised=False),
     ),
     "granitemoe": Architecture(
-        ("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM"), needs=("experts", "multipliers"), permuted=True,
-        experts=EXPERTS, optional=SHARED_EXPERT, hf_names={"ffn_gate_inp": "block_sparse_moe.router.layer"},
-        logit_divisor=True, keys=_GRANITE,
+        ("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM"), needs=("multipliers",), permuted=True,
+        experts=(*EXPERTS, *SHARED_EXPERT), optional=SHARED_EXPERT,
+        hf_names={"ffn_gate_inp": "block_sparse_moe.router.layer"}, logit_divisor=True, keys=_GRANITE,
     ),
     "gpt-oss": Architecture(
-        ("GptOssForCausalLM",), HALVES, ("experts", "clamped experts", "sinks", "windows"),
+        ("GptOssForCausalLM",), HALVES, ("sinks", "windows"), expert_activation="swiglu_clamped",
         biases=(*_ATTENTION, *EXPERTS), experts=(*EXPERTS, "attn_sinks"),
         gguf_names={"ffn_norm": "post_attention_norm"}, hf_names={"ffn_gate_inp": "mlp.router"},
         # not in the published models, whose files cannot say it
         truncates=lambda factor, original: (factor, original) != (32, 4096),
     ),
     "deepseek2": Architecture(
-        ("DeepseekV2ForCausalLM",), needs=("low-rank attention", "experts", "shared expert"),
+        ("DeepseekV2ForCausalLM",), needs=("low-rank attention",),
         matrices=("attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_k_b", "attn_v_b", "attn_output", *_MLP),
         norms=("attn_norm", "attn_q_a_norm", "attn_kv_a_norm", "ffn_norm"), experts=(*EXPERTS, *SHARED_EXPERT),
         sizes_of={"attn_output": ("embd", "values")},
+        routing=Routing(renormalised=False),
         hf_names={part: f"mlp.shared_experts.{BY_NAME[part].hf.rpartition('.')[2]}" for part in SHARED_EXPERT},
     ),
     "lfm2": Architecture(
@@ -411,8 +435,27 @@ ARCHITECTURES = {
         },
     ),
 }  # fmt: skip
+# Families in whose Hugging Face models an expert's gate and up have rows in turns.
+IN_TURNS = {"gpt-oss"}
 # Families whose adapters keep q's and k's rows in pairs, those included that cannot run here.
 PERMUTED = {name for name, row in ARCHITECTURES.items() if row.permuted} | {"deepseek", "minicpm"}
+
+
+def expert_tensor(key, layer, expert):
+    """Return the name of one expert's matrix, as files of 2023 call it: key is one of STACKED."""
+    return f"blk.{layer}.{key.removesuffix('_exps')}.{expert}.weight"
+
+
+def of_expert(name):
+    """Return (the stacked tensor, the expert's number) of what expert_tensor called `name`, None for other names."""
+    match = _EXPERT_TENSOR.fullmatch(name)
+    return match and (f"{match[1]}_exps.weight", int(match[2]))
+
+
+def key_of(name):
+    """Return the part of a layer that a base tensor belongs to ("blk.0.ffn_up.5.weight" -> "ffn_up_exps")."""
+    stacked = of_expert(name)
+    return (stacked[0] if stacked else name).removesuffix(".weight").rpartition(".")[2]
 
 
 def running():
@@ -422,7 +465,9 @@ def running():
 
 def adapted():
     """Return the matrices of layers that adapters are trained on: those of the families that run."""
-    names = {name for family in running() for name in ARCHITECTURES[family].matrices}
+    families = [ARCHITECTURES[family] for family in running()]
+    names = {name for family in families for name in family.matrices}
+    names |= {name for family in families for name in family.experts if name in (*SHARED_EXPERT, *STACKED)}
     return [matrix for matrix in (*MATRICES, *OTHER_MATRICES) if matrix.name in names]
 
 

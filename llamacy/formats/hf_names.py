@@ -9,13 +9,18 @@ from llamacy.formats.architectures import (
     MATRICES,
     OTHER_MATRICES,
     OUTPUT_NORM,
+    STACKED,
     TOKEN_EMBD,
+    expert_tensor,
+    key_of,
+    of_expert,
 )
 
 _MODULE = re.compile(r"(?:model\.|language_model\.)*(?:layers\.(0|[1-9]\d{0,4})\.)?([a-z_.\d]+)")
 # What PEFT's wrappers add to the name of a tensor that they hold as it is.
 _COPIED = re.compile(r"^base_model\.model\.|\.base_layer(?=\.(?:weight|bias)$)")
 _TENSOR = re.compile(r"(?:blk\.(\d+)\.)?([a-z_.]+)\.weight")
+_NUMBERED = re.compile(r"(.+\.)(0|[1-9]\d{0,4})(\..+)")
 _TOP = {part.name: part.hf for part in (TOKEN_EMBD, LM_HEAD)}
 _TOP_BACK = {hf.removeprefix("model."): ours for ours, hf in _TOP.items()}
 EMBEDDING, OUTPUT = f"{TOKEN_EMBD.name}.weight", f"{LM_HEAD.name}.weight"
@@ -39,6 +44,9 @@ def gguf_name(module):
     if match is None:
         return None
     known = (_TOP_BACK if match[1] is None else _MATRIX_OF).get(match[2])
+    if match[1] is not None and (one := _NUMBERED.fullmatch(match[2])):
+        key = _MATRIX_OF.get(f"{one[1]}*{one[3]}")
+        return expert_tensor(key, match[1], one[2]) if key in STACKED else None
     if known is None:
         return None
     return f"{known}.weight" if match[1] is None else f"blk.{match[1]}.{known}.weight"
@@ -66,26 +74,29 @@ def gguf_tensor(name, architecture="llama"):
 
 def hf_name(tensor, architecture="llama"):
     """Return the module of a GGUF tensor in a family, None if it has none; undoes gguf_name."""
+    family = ARCHITECTURES.get(architecture) or ARCHITECTURES["llama"]
+    if one := of_expert(tensor):
+        return f"model.layers.{tensor.split('.')[1]}.{family.hf_name(key_of(tensor)).replace('*', str(one[1]))}"
     match = _TENSOR.fullmatch(tensor)
     if match is None:
         return None
     if match[1] is None:
         return _TOP.get(match[2])
-    family = ARCHITECTURES.get(architecture) or ARCHITECTURES["llama"]
     known = family.hf_name(match[2]) if match[2] in _MATRIX_OF.values() else None
     return f"model.layers.{match[1]}.{known}" if known and "*" not in known else None
 
 
-def grouped_sides(file, pattern):
+def grouped_sides(file, pattern, but=()):
     """Return (pairs, copies) of a safetensors adapter.
 
     pairs   GGUF base name -> {"a": tensor name, "b": tensor name}
     copies  tensors of the base model that stand there too: the GGUF name and the tensor's name of each
-    `pattern` matches whole names with the module in group 1 and the side (a, b, A, B) in group 2. Whatever is neither
-    of a known tensor, or lacks its counterpart, is an error that names it: leaving it out would change the result.
+    but: tensors that were understood otherwise. `pattern` matches whole names with the module in group 1 and the side
+    (a, b, A, B) in group 2. Whatever is neither of a known tensor, or lacks its counterpart, is an error that names
+    it: leaving it out would change the result.
     """
     groups, copies, strange = {}, [], []
-    for name in file.tensors:
+    for name in (name for name in file.tensors if name not in but):
         match = pattern.fullmatch(name)
         base = gguf_name(match[1]) if match else None
         if base is None:

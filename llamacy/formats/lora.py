@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from llamacy.errors import LlamacyError, brief
-from llamacy.formats.architectures import MATRICES, PERMUTED
+from llamacy.formats.architectures import IN_TURNS, MATRICES, PERMUTED, of_expert
 from llamacy.formats.hf_names import EMBEDDING, OUTPUT
 
+# An expert's gate and up as one, see peft_experts.py.
+_GATE_UP = re.compile(r"(blk\.\d+\.)ffn_gate_up(\.\d+\.weight)")
 _HEAD_COUNTS = {matrix.name: matrix.heads for matrix in MATRICES if matrix.heads}
 _OF_HEADS = re.compile(rf"blk\.(\d+)\.({'|'.join(_HEAD_COUNTS)})\.(?:weight|bias)")
 
@@ -74,7 +76,8 @@ class Adapter:
         architecture = str(metadata.get("general.architecture", ""))
         if not self.hf_rows:
             return replace(self, architecture=architecture, assumed=False) if self.assumed and architecture else self
-        pairs = _reordered(self, architecture, metadata, paired_from_halves)
+        whole = replace(self, pairs=_apart(self.pairs, architecture in IN_TURNS))
+        pairs = _reordered(whole, architecture, metadata, paired_from_halves)
         kept = self.metadata | head_counts(architecture, metadata)
         return replace(self, architecture=architecture, pairs=pairs, metadata=kept, hf_rows=False)
 
@@ -101,8 +104,12 @@ class Adapter:
         wanted = {name: (pair.b.shape[0], pair.a.shape[1]) for name, pair in self.pairs.items()}
         wanted |= {name: delta.shape for name, delta in self.norms.items()}
         for name, shape in wanted.items():
-            base = base_tensor(name, tensors)
-            found = tensors[base].dims if base in tensors else "no such tensor"
+            base, found = base_tensor(name, tensors), "no such tensor"
+            if base in tensors:
+                found = tensors[base].dims
+            elif (one := of_expert(name)) and one[0] in tensors:
+                found = tensors[one[0]].dims
+                found = found[-2:] if one[1] < (found[0] if len(found) == 3 else 1) else f"experts {found}"
             if found != shape:
                 return f"{brief(name)}: the adapter is for {shape}, the model has {found}"
         return None
@@ -133,6 +140,21 @@ def permuted_rows(architecture, tensor):
     """Return (layer, matrix) of a tensor whose rows are in pairs where Hugging Face has halves, None for others."""
     match = _OF_HEADS.fullmatch(tensor) if architecture in PERMUTED else None
     return match and (int(match[1]), match[2])
+
+
+def _apart(pairs, in_turns):
+    """Return pairs with those of an expert's gate and up taken apart: rows of B in turns, or gate's before up's."""
+    found = {}
+    for name, pair in pairs.items():
+        match = _GATE_UP.fullmatch(name)
+        if match is None:
+            found[name] = pair
+            continue
+        half = len(pair.b) // 2
+        rows = (pair.b[0::2], pair.b[1::2]) if in_turns else (pair.b[:half], pair.b[half:])
+        for part, b in zip(("ffn_gate", "ffn_up"), rows, strict=True):
+            found[f"{match[1]}{part}{match[2]}"] = replace(pair, b=np.ascontiguousarray(b))
+    return found
 
 
 def _reordered(adapter, architecture, metadata, reorder):

@@ -4,6 +4,7 @@ import numpy as np
 
 from llamacy.errors import LlamacyError, brief, shown
 from llamacy.formats.adapter import fitted
+from llamacy.formats.architectures import STACKED, expert_tensor, key_of
 from llamacy.formats.hf_names import EMBEDDING, OUTPUT
 from llamacy.formats.rewrite import can_write, matrix_type, rewritten, written_types
 from llamacy.formats.types import FILE_TYPES
@@ -20,10 +21,10 @@ def merged(file, adapters, outtype=None, n_threads=1):
     for adapter, _ in adapters:
         _check(file, adapter)
     adapters = [(fitted(adapter, file), scale) for adapter, scale in adapters]
-    changes = {name: _Change(name, adapters) for name in file.tensors}
+    changes = {name: _Change(name, adapters, info.shape) for name, info in file.tensors.items()}
     metadata = file.metadata if outtype is None else file.metadata | {"general.file_type": FILE_TYPES[outtype.name]}
     entries = [_entry(file, name, changes[name], outtype, n_threads) for name in file.tensors]
-    on_output = _Change(OUTPUT, adapters)
+    on_output = _Change(OUTPUT, adapters, ())
     if EMBEDDING in file.tensors and OUTPUT not in file.tensors and (changes[EMBEDDING].parts or on_output.parts):
         _, target, shape, reader = _entry(file, EMBEDDING, on_output, outtype, n_threads)
         entries.append((OUTPUT, target, shape, reader))
@@ -53,20 +54,35 @@ def _check(file, adapter):
 
 
 class _Change:
-    """What all adapters together add to one tensor."""
+    """What all adapters together add to one tensor: parts (its first row, b, a), b None for a norm's."""
 
-    def __init__(self, name, adapters):
+    def __init__(self, name, adapters, shape):
         self.parts = []
+        # of experts stacked in one tensor each has a name of its own
+        stacked = {name: 0} | {one: e * shape[-2] for e, one in enumerate(_experts_of(name, shape))}
         with np.errstate(over="ignore", invalid="ignore"):
             for adapter, scale in adapters:
-                if name in adapter.pairs:
-                    pair = adapter.pairs[name]
-                    self.parts.append((pair.b, pair.a * np.float32(pair.scale * scale)))
-                elif name in adapter.norms:
-                    self.parts.append((None, adapter.norms[name] * np.float32(scale)))
+                for one in stacked.keys() & adapter.pairs.keys():
+                    pair = adapter.pairs[one]
+                    self.parts.append((stacked[one], pair.b, pair.a * np.float32(pair.scale * scale)))
+                if name in adapter.norms:
+                    self.parts.append((0, None, adapter.norms[name] * np.float32(scale)))
 
     def add_to(self, values, start):
         """Add to `values`, f32 (n, n_cols): rows from `start` on."""
         with np.errstate(over="ignore", invalid="ignore"):
-            for b, a in self.parts:
-                values += a if b is None else b[start : start + len(values)] @ a
+            for first, b, a in self.parts:
+                if b is None:
+                    values += a
+                    continue
+                lo, hi = max(first, start), min(first + len(b), start + len(values))
+                if lo < hi:
+                    values[lo - start : hi - start] += b[lo - first : hi - first] @ a
+
+
+def _experts_of(name, shape):
+    """Return the names of the experts' matrices stacked in a tensor of this shape, none where it is no such tensor."""
+    key = key_of(name)
+    if key not in STACKED or len(shape) < 3 or not name.startswith("blk."):
+        return []
+    return [expert_tensor(key, name.split(".")[1], e) for e in range(shape[-3])]

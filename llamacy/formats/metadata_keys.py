@@ -49,9 +49,7 @@ _PARTS = (
     *("attention.temperature_length", "attention.temperature_scale"),
     *("attention.indexer.head_count", "attention.indexer.key_length", "attention.indexer.top_k"),
     "rope.dimension_sections",
-    *("expert_count", "expert_used_count", "expert_shared_count", "expert_group_count", "expert_group_used_count"),
-    *("expert_feed_forward_length", "expert_shared_feed_forward_length", "expert_chunk_feed_forward_length"),
-    *("expert_weights_norm", "expert_gating_func", "expert_group_scale", "experts_per_group"),
+    *("expert_chunk_feed_forward_length", "expert_group_scale", "experts_per_group"),
     *("moe_every_n_layers", "moe_latent_size", "router_logit_softcapping"),
     *("nextn_predict_layers", "n_deepstack_layers", "decoder_block_count", "rescale_every_n_layers"),
     *("time_mix_extra_dim", "time_decay_extra_dim", "token_shift_count", "activation_sparsity_scale"),
@@ -73,8 +71,23 @@ _WORDS = {
     "relu_squared": ("relu2",),
 }
 
+# Read by model/config.py where the family has experts, and the file too.
+_OF_EXPERTS = (
+    *("expert_count", "expert_used_count", "expert_feed_forward_length", "expert_shared_feed_forward_length"),
+    *("expert_shared_count", "expert_weights_norm", "expert_gating_func", "expert_weights_scale"),
+)
+# The same for a model without: of scales one is neutral too.
+_WITHOUT_EXPERTS = {"expert_weights_scale": (0, 1)}
+
+
+def _read_with_experts(key):
+    """Return a row: read where the model has experts, elsewhere neutral at what says that there are none."""
+    return lambda config: None if config.experts else _WITHOUT_EXPERTS.get(key, (0,))
+
+
 KEYS = {
     **dict.fromkeys(_HARMLESS),
+    **{key: _read_with_experts(key) for key in _OF_EXPERTS},
     **dict.fromkeys(_PARTS, OFF),
     "tensor_data_layout": only("reference", "Meta AI original pth"),
     "hidden_act": lambda config: _WORDS[config.family.activation],
@@ -96,8 +109,9 @@ KEYS = {
     "logit_scale": ONE,
     "residual_scale": ONE,
     "embedding_scale": ONE,
-    "expert_weights_scale": ONE,
     "full_attention_interval": ONE,
+    "expert_group_count": ONE,
+    "expert_group_used_count": ONE,
     "interleave_moe_layer_step": ONE,
 }
 
@@ -149,7 +163,7 @@ def _is_neutral(value, neutral):
 def _refusal(name, key, value, neutral):
     what = f"{shown(name)} is {shown(value)}"
     if _EXPERTS.fullmatch(key):
-        return f"a mixture of experts ({what}), which is not supported; use a dense model"
+        return f"a mixture of experts ({what}) of a kind that is not supported; use another program or a dense model"
     if not neutral:
         return f"{what}: a key that is not known here and may change what the model computes; use another program"
     wanted = " or ".join(f"{number:.6g}" if isinstance(number, float) else str(number) for number in neutral)

@@ -20,6 +20,7 @@ from llamacy.formats.base_copies import BaseCopy
 from llamacy.formats.hf_names import EMBEDDING, grouped_sides, hf_name, number
 from llamacy.formats.lora import Adapter, LoraPair, head_counts
 from llamacy.formats.mapped import MappedFile
+from llamacy.formats.peft_experts import expert_pairs
 from llamacy.formats.safetensors import is_safetensors, json_object, put_safetensors, read_safetensors
 from llamacy.formats.together import replaced_together
 
@@ -74,9 +75,11 @@ def read_peft(source):
         for key, plain, advice in _PLAIN:
             if config.get(key) not in plain:
                 raise file.error(f"{CONFIG}: {key} is {shown(config.get(key))}", advice)
-        alpha_of = _alphas(file, config)
-        pairs = {}
-        groups, copies = grouped_sides(file, _TENSOR)
+        alpha_of, rank = _alphas(file, config), number(file, config, "r", 8)
+        stacked, used = expert_pairs(file, config, int(rank))
+        scale = number(file, config, "lora_alpha", 8) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        pairs = {name: LoraPair(a, b, scale) for name, (a, b) in stacked.items()}
+        groups, copies = grouped_sides(file, _TENSOR, used)
         for base, sides in groups.items():
             a, b = float_tensor(file, sides["a"]), float_tensor(file, sides["b"])
             if base == EMBEDDING and "embedding" in sides["a"]:

@@ -6,14 +6,33 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from llamacy.errors import LlamacyError, shown, some
-from llamacy.formats.architectures import ARCHITECTURES, BY_NAME, running, sizes
+from llamacy.formats.architectures import (
+    ARCHITECTURES,
+    BY_NAME,
+    SHARED_EXPERT,
+    SLOTS,
+    STACKED,
+    Matrix,
+    expert_tensor,
+    running,
+    sizes,
+)
 from llamacy.formats.metadata_keys import check_keys
+from llamacy.model.experts import FIRST_EXPERT, LIMITS, NO_EXPERTS, Experts, read_experts
 from llamacy.model.rope import Rope, read_rope
 
-# Far above any model of the family: what a damaged header can ask for stays harmless.
-LIMITS = {"n_embd": 1 << 17, "n_head": 1 << 12, "n_head_kv": 1 << 12, "n_ff": 1 << 19, "n_layer": 1 << 12}
 # Assumed, with a warning, where a file does not say.
 RMS_EPS, N_CTX = 1e-5, 2048
+
+
+@dataclass(frozen=True)
+class Place:
+    """A matrix of a layer that an adapter may sit on: its row in the table, number and shape (n_out, n_in)."""
+
+    key: str
+    layer: int
+    slot: int
+    shape: tuple
 
 
 @dataclass(frozen=True)
@@ -46,6 +65,7 @@ class ModelConfig:
     score_scale: float = 1.0
     logit_scale: float = 1.0
     parallel: bool = False
+    experts: Experts | None = None
 
     @property
     def family(self):
@@ -58,14 +78,20 @@ class ModelConfig:
         names = ("n_embd", "n_head", "n_head_kv", "head_dim", "n_ff", "n_layer")
         more = {"n_vocab": self.n_rows, "n_rot": self.rope.n_rot, "n_ropes": len(self.ropes)}
         more |= {"gated": self.family.gated, "post_norms": "post_ffw_norm" in self.family.norms}
-        return {name: getattr(self, name) for name in names} | more
+        found = {name: getattr(self, name) for name in names} | more
+        if self.experts is None:
+            return found
+        dense = self.n_ff if len(self.experts.layers) < self.n_layer else 1
+        of_experts = {"n_expert": self.experts.n, "n_used": self.experts.n_used, "n_ff_expert": self.experts.n_ff}
+        return found | of_experts | {"n_ff": max(dense, self.experts.n_ff_shared)}
 
     @property
     def kernel_parts(self):
         """What the compiled steps are told of a layer beside its sizes: names and numbers by Weights' words."""
         scales = ("embedding_scale", "residual_scale", "score_scale", "logit_scale")
         found = {name: getattr(self, name) for name in ("rms_eps", "temperature", "parallel", *scales)}
-        return found | {name: getattr(self.family, name) for name in ("rope_layout", "norm", "activation", "row_norms")}
+        words = ("rope_layout", "norm", "activation", "expert_activation", "row_norms")
+        return found | {name: getattr(self.family, name) for name in words}
 
     @property
     def rope(self):
@@ -83,13 +109,15 @@ class ModelConfig:
 
     @property
     def shapes(self):
-        """{matrix of a layer: (n_out, n_in)}, in the order of use."""
+        """{matrix of a layer without experts: (n_out, n_in)}, in the order of use."""
         return self.family.shapes(self.lengths)
 
     @property
     def lengths(self):
         """What the shapes of a layer's parts are said in."""
-        return sizes(self.n_embd, self.n_head, self.n_head_kv, self.head_dim, self.n_ff)
+        e = self.experts or NO_EXPERTS
+        more = {"expert": e.n, "ff_exp": e.n_ff, "ff_shexp": e.n_ff_shared}
+        return sizes(self.n_embd, self.n_head, self.n_head_kv, self.head_dim, self.n_ff, **more)
 
     def norm_shape(self, name):
         """The shape of a layer's norm, by its name in NORMS."""
@@ -101,6 +129,31 @@ class ModelConfig:
         if len(parts) == 1:
             return {matrix: self.shapes[matrix][0]}
         return {part: self.lengths[BY_NAME[part].n_out] for part in parts}
+
+    def layer_shapes(self, layer):
+        """{matrix of a layer: its shape, (n_out, n_in) or (n, n_out, n_in)}, in the order of use."""
+        family = ARCHITECTURES[self.architecture]
+        if self.experts is None or layer not in self.experts.layers:
+            return self.shapes
+        keys = [key for key in family.matrices if not key.startswith("ffn_")]
+        keys += [key for key in family.experts if key in BY_NAME and isinstance(BY_NAME[key], Matrix)]
+        unshared = () if self.experts.n_ff_shared else (*SHARED_EXPERT, "ffn_gate_inp_shexp")
+        return {key: family.shape(key, self.lengths) for key in keys if key not in unshared}
+
+    def places(self, layer):
+        """{base tensor's name: Place} of a layer's matrices that an adapter may sit on, in the order of use.
+
+        Each expert's is called as files of 2023 called it, "blk.0.ffn_up.5.weight".
+        """
+        found, family = {}, ARCHITECTURES[self.architecture]
+        for key, shape in self.layer_shapes(layer).items():
+            if key in SLOTS or key in family.fused:
+                found[BY_NAME[key].tensor(layer)] = Place(key, layer, family.slot(key), shape)
+            elif key in STACKED:
+                for e in range(shape[0]):
+                    slot = FIRST_EXPERT + len(STACKED) * e + STACKED.index(key)
+                    found[expert_tensor(key, layer, e)] = Place(key, layer, slot, shape[1:])
+        return found
 
     def check_context(self, n_ctx, path):
         """Raise LlamacyError where a context reaches beyond the window: attention is not cut to one here."""
@@ -142,13 +195,14 @@ def read_config(file, rms_eps=None, rope_theta=None):
     n_ctx_train = keys.assumed("context_length", N_CTX, keys.whole, "--override-kv")
     n_rot, truncates = keys.whole("rope.dimension_count", head_dim), ARCHITECTURES[name].truncates
     rope = read_rope(keys, n_rot, n_ctx_train, truncates, rope_theta)
+    n_ff = keys.per_layer("feed_forward_length")
     config = ModelConfig(
         architecture=name,
         n_embd=n_embd,
         n_head=n_head,
         n_head_kv=keys.per_layer("attention.head_count_kv", n_head),
         head_dim=head_dim,
-        n_ff=keys.per_layer("feed_forward_length"),
+        n_ff=n_ff,
         n_layer=keys.n_layer,
         n_vocab=n_vocab,
         n_rows=n_rows,
@@ -157,6 +211,7 @@ def read_config(file, rms_eps=None, rope_theta=None):
         ropes=(rope,),
         temperature=_temperature(keys, rope) if ARCHITECTURES[name].tempered else (0.0, 0),
         window=keys.whole("attention.sliding_window", 0) or None,
+        experts=read_experts(keys, ARCHITECTURES[name], n_ff),
     )
     _check(file.path, config)
     config = replace(config, **_scales(keys, config), parallel=_parallel(file, config))

@@ -15,6 +15,7 @@ from llamacy.model.config import read_config
 from llamacy.model.weights import load_weights, read_array, rope_factors
 from llamacy.text.tokenizer import open_tokenizer
 
+_IN_LAYER = re.compile(r"blk\.(\d{1,9})\.")
 _MATRIX = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 
 
@@ -173,25 +174,25 @@ class Model:
         name = self.family.output_norm if layer < 0 else f"blk.{layer}.{self.family.gguf_name(key)}.weight"
         return read_array(self.file, name, self._norm_shape(place))
 
-    def _parts(self, layer, matrix, pair):
+    def _parts(self, layer, slot, matrix, pair):
         """Return {(layer, slot): (A, B, scale)} of a pair at a place: each part of a fused matrix has its rows of B."""
-        if layer < 0:
-            return {(layer, matrix): (pair.a, pair.b, pair.scale)}
+        if matrix not in self.family.fused:
+            return {(layer, slot): (pair.a, pair.b, pair.scale)}
         rows = self.config.part_rows(matrix)
         parts = np.split(pair.b, np.cumsum(list(rows.values()))[:-1])
         return {(layer, SLOTS[part]): (pair.a, b, pair.scale) for part, b in zip(rows, parts, strict=True)}
 
     def _place(self, adapter, name, pair):
-        """Return (layer, matrix) of the tensor that a pair adapts, or a place outside layers; checks its shapes."""
-        shapes = self.config.shapes
-        match = _MATRIX.fullmatch(name)
+        """Return (layer, slot, matrix) of the tensor that a pair adapts, matrix "" outside layers; shapes checked."""
+        layer = _IN_LAYER.match(name)
+        own = self.config.places(int(layer[1])) if layer and int(layer[1]) < self.config.n_layer else {}
         if name == self.family.output:
             # without an output matrix of its own too: the embedding serves as one, and is looked up without this pair
-            place, shape = (-1, 0), (self.config.n_rows, self.config.n_embd)
+            place, shape = (-1, 0, ""), (self.config.n_rows, self.config.n_embd)
         elif name == self.family.embedding:
-            place, shape = kernels.weights.EMBEDDING, (self.config.n_rows, self.config.n_embd)
-        elif match and int(match[1]) < self.config.n_layer and match[2] in shapes:
-            place, shape = (int(match[1]), match[2]), shapes[match[2]]
+            place, shape = (*kernels.weights.EMBEDDING, ""), (self.config.n_rows, self.config.n_embd)
+        elif name in own:
+            place, shape = (own[name].layer, own[name].slot, own[name].key), own[name].shape
         else:
             raise LlamacyError(
                 f"{adapter.path}: adapts {brief(name)}, which {self.path} does not have; use the model it was trained "

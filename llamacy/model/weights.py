@@ -6,7 +6,7 @@ import numpy as np
 
 from llamacy import kernels
 from llamacy.errors import LlamacyError, shown
-from llamacy.formats.architectures import ARCHITECTURES, BY_NAME
+from llamacy.formats.architectures import ARCHITECTURES, BY_NAME, ROUTER, STACKED, expert_tensor, of_expert
 from llamacy.model.rope import LONG, SHORT, RopeFactors
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
@@ -18,19 +18,22 @@ def check_tensors(file, config):
     """Raise LlamacyError where an open ModelFile has a tensor that no step reads: the result would be another's."""
     family = ARCHITECTURES[config.architecture]
     known = {family.embedding, family.output_norm, family.output, family.rope_factors, SHORT, LONG}
-    parts = [f"{name}.{side}" for name in family.matrices for side in ("weight", "bias")]
     norms = [f"{family.gguf_name(name)}.{side}" for name in family.norms for side in norm_sides(config, name)]
-    for part in (*parts, *norms, *family.ignored):
+    for part in (*norms, *family.ignored):
         known.update(f"blk.{i}.{part}" for i in range(config.n_layer))
     known.update(_biases(family).values())
+    for i in range(config.n_layer):
+        known.update(BY_NAME[key].tensor(i, side) for key in config.layer_shapes(i) for side in ("weight", "bias"))
+        known.update(name for name, place in config.places(i).items() if place.key in STACKED)
     strange = [name for name in file.tensors if name not in known]
     if not strange:
         return
     name = next((name for name in strange if _EXPERTS.match(name)), None)
     if name is not None:
-        raise LlamacyError(
-            f"{file.path}: a mixture of experts (tensor {shown(name)}), which is not supported; use a dense model"
-        )
+        why = "of a kind that is not supported; use another program or a dense model"
+        if family.experts and config.experts is None:
+            why = f"whose {config.architecture}.expert_count is missing or 0; the file is incomplete or damaged"
+        raise LlamacyError(f"{file.path}: a mixture of experts (tensor {shown(name)}) {why}")
     name, layer = strange[0], _LAYER.match(strange[0])
     more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
     if layer and config.n_layer <= int(layer[1][:9]):
@@ -63,13 +66,10 @@ def load_weights(file, config, factors, n_threads):
     layers = []
     for i in range(config.n_layer):
         layer = {"rope": config.rope_of(i)} | _norms(loader, config, i)
-        for key, (n_out, _) in config.shapes.items():
-            layer |= loader.parts(BY_NAME[key].tensor(i), config.part_rows(key))
-            bias = BY_NAME[key].tensor(i, "bias")
-            if key in family.biases or bias in file.tensors:
-                values, rows = loader.vector(bias, n_out), config.part_rows(key)
-                parts = np.split(values, np.cumsum(list(rows.values()))[:-1])
-                layer |= {f"{part}.bias": of for part, of in zip(rows, parts, strict=True)}
+        for key, shape in config.layer_shapes(i).items():
+            layer |= _matrix_parts(loader, config, key, i, shape)
+        if config.experts and i in config.experts.layers:
+            layer = _with_experts(layer, config.experts)
         layers.append(layer)
     lengths = {"output.bias": config.n_rows, "output_norm.bias": config.n_embd}
     more = {key: loader.vector(name, lengths[key]) for key, name in _biases(family).items()}
@@ -119,14 +119,49 @@ def _norms(loader, config, layer):
     return found
 
 
+def _matrix_parts(loader, config, key, i, shape):
+    """Return {Weights' word: a matrix, a bias} of a matrix of layer i, of its parts where it is fused; experts' as lists."""
+    name, bias, family = BY_NAME[key].tensor(i), BY_NAME[key].tensor(i, "bias"), config.family
+    biased = key in family.biases or bias in loader.file.tensors
+    if key == "ffn_gate_inp_shexp":
+        return {key: loader.vector(name, shape[1])}
+    if key in family.fused:
+        found, rows = loader.parts(name, config.part_rows(key)), config.part_rows(key)
+        if biased:
+            parts = np.split(loader.vector(bias, shape[0]), np.cumsum(list(rows.values()))[:-1])
+            found |= {f"{part}.bias": of for part, of in zip(rows, parts, strict=True)}
+        return found
+    found = {key: loader.matrices(key, i, shape[0]) if key in STACKED else loader.matrix(name)}
+    return found | ({f"{key}.bias": loader.array(bias, shape[:-1])} if biased else {})
+
+
+def _with_experts(layer, experts):
+    """Return a layer's parts as the compiled Weights take them: what belongs to the experts apart."""
+    keys = [key for key in layer if key.removesuffix(".bias") in (ROUTER, *STACKED)]
+    parts = {key.replace(ROUTER, "router"): layer.pop(key) for key in keys}
+    shared = {"shared_gate": layer.pop("ffn_gate_inp_shexp", None)}
+    found = {key.replace("_shexp", ""): part for key, part in layer.items()}
+    return found | {"experts": parts | shared | vars(experts.routing)}
+
+
 def output_of(file, family):
     """Return the name of the output matrix: the embedding where the file has no other."""
     return family.output if family.output in file.tensors else family.embedding
 
 
 def matrix_shapes(file, config):
-    """Return {tensor: (n_out, n_in)} of all matrices that are packed: those of the layers and the output matrix."""
-    wanted = {BY_NAME[key].tensor(i): shape for i in range(config.n_layer) for key, shape in config.shapes.items()}
+    """Return {tensor: its shape} of all matrices that are packed: those of the layers and the output matrix.
+
+    (n_out, n_in), with n before them where the tensor holds n experts' matrices.
+    """
+    wanted = {}
+    for i in range(config.n_layer):
+        for key, shape in config.layer_shapes(i).items():
+            name = BY_NAME[key].tensor(i)
+            if key in STACKED and name not in file.tensors:
+                wanted |= {expert_tensor(key, i, e): shape[1:] for e in range(shape[0])}
+            elif key != "ffn_gate_inp_shexp":
+                wanted[name] = shape
     return wanted | {output_of(file, ARCHITECTURES[config.architecture]): (config.n_rows, config.n_embd)}
 
 
@@ -203,8 +238,9 @@ class _Loader:
                     f"{self.file.path}: {name} is {info.type.name}, wanted one of {', '.join(kernels.matmul.types())}"
                 )
             if name in names:
-                n_rows = last_row(rows[name]) if name in rows else shape[0]
-                total += kernels.matmul.packed_bytes(info.type.number, n_rows, shape[1])
+                if name in rows:
+                    shape = (last_row(rows[name]), shape[1])
+                total += packed_bytes(info.type.number, shape)
         self.arena = kernels.matmul.Arena(total)
 
     def rows(self, name):
@@ -228,6 +264,25 @@ class _Loader:
         self.file.release(name, done=True)
         return packed
 
+    def matrices(self, key, layer, n):
+        """Return the n experts' matrices of a layer, from one tensor or, in files of 2023, from one each."""
+        name = BY_NAME[key].tensor(layer)
+        if name not in self.file.tensors:
+            return [self.matrix(expert_tensor(key, layer, e)) for e in range(n)]
+        info, rows = self.tensor(name), self.rows(name)
+        each = len(rows) // n
+        try:
+            packed = [
+                kernels.matmul.PackedMatrix(
+                    rows[e * each : (e + 1) * each], info.type.number, info.shape[-1], self.arena, self.n_threads
+                )
+                for e in range(n)
+            ]
+        except ArithmeticError:
+            raise _not_finite(self.file, name) from None
+        self.file.release(name, done=True)
+        return packed
+
     def embedding(self, name):
         """Return (rows that are looked up as they are in the file, the number of their type)."""
         rows, number = self.rows(name), self.tensor(name).type.number
@@ -244,9 +299,30 @@ class _Loader:
         return read_array(self.file, name, shape)
 
 
+def packed_bytes(number, shape):
+    """Return the bytes that a tensor of GGUF type `number` takes when it is packed; shape: as of matrix_shapes."""
+    return kernels.matmul.packed_bytes(number, *shape[-2:]) * (shape[0] if len(shape) == 3 else 1)
+
+
+def token_bytes(file, config):
+    """Return the bytes of packed matrices that generating one token reads: of experts only those that are chosen."""
+    total = 0
+    for name, shape in matrix_shapes(file, config).items():
+        number = file.tensors[name].type.number
+        if len(shape) == 3:
+            total += config.experts.n_used * packed_bytes(number, shape[1:])
+        elif of_expert(name):
+            total += config.experts.n_used * packed_bytes(number, shape) // config.experts.n
+        else:
+            total += packed_bytes(number, shape)
+    return total
+
+
 def _fits(info, shape):
     """Tell whether a tensor has a shape, but for leading ones: some writers give all tensors four dimensions."""
-    return info.dims == (shape if shape[0] != 1 else shape[-1:])
+    while len(shape) > 1 and shape[0] == 1:
+        shape = shape[1:]
+    return info.dims == shape
 
 
 def read_vector(file, name, n):

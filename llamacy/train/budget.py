@@ -65,7 +65,7 @@ class Budget:
 
     def disk(self):
         """Return (bytes of the adapter's file, bytes of a checkpoint)."""
-        return disk_bytes(self.config, self.ranks)
+        return disk_bytes(self.ranks)
 
     def tell_room(self, outputs, say):
         """Warn before hours are spent where what the run will save does not fit on the disk."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from llamacy import kernels
 from llamacy.formats.architectures import ARCHITECTURES
-from llamacy.model.weights import matrix_shapes, output_of
+from llamacy.model.weights import matrix_shapes, output_of, packed_bytes
 from llamacy.train.batches import Plan
 from llamacy.train.trainer import PACK_TOKENS, n_inputs, packs
 
@@ -29,7 +29,7 @@ def weights_bytes(file, config):
     family, wanted = ARCHITECTURES[config.architecture], matrix_shapes(file, config)
     known = set(kernels.matmul.types().values())
     kinds = {name: file.tensors[name].type.number for name in wanted if name in file.tensors}
-    packed = sum(kernels.matmul.packed_bytes(kind, *wanted[name]) for name, kind in kinds.items() if kind in known)
+    packed = sum(packed_bytes(kind, wanted[name]) for name, kind in kinds.items() if kind in known)
     mapped = family.embedding in file.tensors and output_of(file, family) != family.embedding
     return packed, file.data(family.embedding).nbytes if mapped else 0
 
@@ -71,13 +71,13 @@ def cases(options, usual, longest):
 
 
 def training_bytes(config, ranks, case, threads, activations):
-    """Return {what for: bytes} of a trainer; ranks: {(layer, slot): rank}."""
-    pairs = {place: (rank, 1.0) for place, rank in ranks.items()}
+    """Return {what for: bytes} of a trainer; ranks: {Place: rank}."""
+    pairs = {(place.layer, place.slot): (rank, 1.0) for place, rank in ranks.items()}
     kind = "f32" if activations == "f32" else "int16"
     step = kernels.trainstep.memory_needed(
         config.kernel_sizes, pairs, case.tokens, case.sequences, threads, kind, case.checkpointing
     )  # fmt: skip
-    padded = [(rank, *(-(-n // 16) * 16 for n in shape)) for shape, rank in _adapted(config, ranks)]
+    padded = [(rank, *(-(-n // 16) * 16 for n in shape)) for shape, rank in _adapted(ranks)]
     params = 4 * sum(rank * (n_out + n_in) for rank, n_out, n_in in padded)
     turned = 4 * sum(-(-rank // 16) * 16 * (n_out + n_in) for rank, n_out, n_in in padded)
     # values, gradients, two moments, the last good values; a copy while saving (or while the first values are made)
@@ -88,16 +88,15 @@ def training_bytes(config, ranks, case, threads, activations):
     }
 
 
-def _adapted(config, ranks):
+def _adapted(ranks):
     """Yield ((n_out, n_in), rank) of every pair."""
-    matrices = ARCHITECTURES[config.architecture].by_slot
-    return ((config.shapes[matrices[slot]], rank) for (_, slot), rank in ranks.items())
+    return ((place.shape, rank) for place, rank in ranks.items())
 
 
-def disk_bytes(config, ranks):
+def disk_bytes(ranks):
     """Return (bytes of the adapter's file, bytes of a checkpoint), but for some kilobytes of names."""
-    adapter = 4 * sum(rank * sum(shape) for shape, rank in _adapted(config, ranks))
-    padded = 4 * sum(rank * sum(-(-n // 16) * 16 for n in shape) for shape, rank in _adapted(config, ranks))
+    adapter = 4 * sum(rank * sum(shape) for shape, rank in _adapted(ranks))
+    padded = 4 * sum(rank * sum(-(-n // 16) * 16 for n in shape) for shape, rank in _adapted(ranks))
     return adapter, 3 * padded
 
 

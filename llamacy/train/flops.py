@@ -18,13 +18,21 @@ class Flops:
     """
 
     def __init__(self, config, first_layer):
-        layer = sum(n_out * n_in for n_out, n_in in config.shapes.values())
+        layers = [
+            sum(_products(config, shape) for shape in config.layer_shapes(i).values()) for i in range(config.n_layer)
+        ]
         self.first_layer = first_layer
-        self.per_token = 2 * layer * (2 * config.n_layer - first_layer)
+        self.per_token = 2 * (sum(layers) + sum(layers[first_layer:]))
         self.per_trained = 4 * config.n_rows * config.n_embd
 
     def __call__(self, tokens, trained_tokens):
         return self.per_token * tokens + self.per_trained * trained_tokens
+
+
+def _products(config, shape):
+    """Return the multiply-adds of a token with a part of a layer: of experts only those that it is given to."""
+    n = config.experts.n_used if len(shape) == 3 else 1
+    return n * shape[-2] * shape[-1]
 
 
 def peak_flops(threads):

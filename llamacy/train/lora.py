@@ -3,50 +3,58 @@
 import numpy as np
 
 from llamacy.errors import LlamacyError, shown
-from llamacy.formats.architectures import ARCHITECTURES, BY_NAME
+from llamacy.formats.architectures import ARCHITECTURES
 from llamacy.formats.lora import Adapter, LoraPair
-from llamacy.train.options import TARGETS
+from llamacy.train.options import TARGETS, USUAL
 
 
 def places(config, targets, num_layers=None):
-    """Return {base tensor name: (layer, slot)} of the targeted matrices in the last `num_layers` layers (None: all).
+    """Return {base tensor name: Place} of the targeted matrices in the last `num_layers` layers (None: all).
 
     targets: matrices of a layer, for all layers, and single base tensors by their names.
     """
-    family, first = ARCHITECTURES[config.architecture], 0 if num_layers is None else max(0, config.n_layer - num_layers)
+    first = 0 if num_layers is None else max(0, config.n_layer - num_layers)
     return {
-        BY_NAME[key].tensor(layer): (layer, family.slot(key))
+        name: place
         for layer in range(first, config.n_layer)
-        for key in config.shapes
-        if key in targets or BY_NAME[key].tensor(layer) in targets
+        for name, place in config.places(layer).items()
+        if place.key in targets or name in targets
     }
 
 
 def targets_of(config, names):
     """Return the targets that stand for exactly these base tensors: matrices that all layers have, then single ones."""
-    whole = [key for key in config.shapes if places(config, (key,)).keys() <= set(names)]
-    return (*whole, *(name for name in names if name not in places(config, whole)))
+    names, of_key = dict.fromkeys(names), {}
+    for name, place in places(config, TARGETS).items():
+        of_key.setdefault(place.key, []).append(name)
+    whole = [key for key in TARGETS if key in of_key and all(name in names for name in of_key[key])]
+    covered = {name for key in whole for name in of_key[key]}
+    return (*whole, *(name for name in names if name not in covered))
 
 
 def check_targets(config, options):
     """Raise LlamacyError where the options name a matrix that the model's layers do not have."""
-    named = () if set(options.targets) == set(TARGETS) else options.targets
+    named = () if set(options.targets) == set(USUAL) else options.targets
+    there = dict.fromkeys(place.key for layer in range(config.n_layer) for place in config.places(layer).values())
+    # a word for the MLP stands for that of layers without experts too, and for the expert that all tokens share
+    same = {f"{name}_shexp": name for name in named}
+    same |= {other: name for name, other in same.items() if name in named}
     for flag, names in (("--target-modules", named), ("--rank-...", [name for name, _ in options.ranks])):
-        missing = [name for name in names if name in TARGETS and name not in config.shapes]
+        missing = [name for name in names if name in TARGETS and not {name, same.get(name)} & there.keys()]
         if missing:
             held = [key for key, parts in ARCHITECTURES[config.architecture].fused.items() if missing[0] in parts]
             raise LlamacyError(
                 f"{flag}: {config.architecture} models have no {missing[0]} of its own"
                 + (f", its rows are in {held[0]}" if held else "")
-                + f"; wanted some of {', '.join(config.shapes)}"
+                + f"; wanted some of {', '.join(there)}"
             )
 
 
 def pair_ranks(config, options, init=None):
     """Return {base tensor name: rank} of the pairs that a run trains: `init`'s where it has them."""
-    own, matrices = dict(options.ranks), ARCHITECTURES[config.architecture].by_slot
+    own = dict(options.ranks)
     where = places(config, options.targets, options.num_layers)
-    ranks = {name: own.get(matrices[slot], options.rank) for name, (_, slot) in where.items()}
+    ranks = {name: own.get(place.key, options.rank) for name, place in where.items()}
     return ranks | {name: pair.rank for name, pair in (init.pairs if init else {}).items() if name in ranks}
 
 
@@ -64,9 +72,8 @@ def starting_pairs(model, targets, rank_and_scale, seed, num_layers=None, init=N
 
     LlamacyError when `init` is another model's, or adapts what cannot be trained here.
     """
-    where = {name: model.family.by_slot[slot] for name, (_, slot) in places(model.config, targets, num_layers).items()}
-    rng, shapes = np.random.Generator(np.random.PCG64(seed)), model.config.shapes
-    pairs = {name: new_pair(shapes[key], *rank_and_scale(key), rng) for name, key in where.items()}
+    where, rng = places(model.config, targets, num_layers), np.random.Generator(np.random.PCG64(seed))
+    pairs = {name: new_pair(place.shape, *rank_and_scale(place.key), rng) for name, place in where.items()}
     if init is None:
         return pairs
     init = init.bound(model.metadata)
@@ -80,7 +87,7 @@ def starting_pairs(model, targets, rank_and_scale, seed, num_layers=None, init=N
             + (why if chosen else f"cannot be trained; wanted pairs only on {', '.join(TARGETS)} of its layers")
         )
     for name, pair in init.pairs.items():
-        wanted = shapes[where[name]]
+        wanted = where[name].shape
         if (pair.b.shape[0], pair.a.shape[1]) != wanted:
             raise LlamacyError(
                 f"{init.path}: {name} is {pair.b.shape[0]} x {pair.a.shape[1]} here, {wanted[0]} x {wanted[1]} in "

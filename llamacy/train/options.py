@@ -5,13 +5,19 @@ import re
 from dataclasses import dataclass, field, fields
 
 from llamacy.errors import UsageError
-from llamacy.formats.architectures import adapted, aliases
+from llamacy.formats.architectures import SHARED_EXPERT, STACKED, adapted, aliases
 from llamacy.train.schedule import SCHEDULES
 
 # The matrices of a layer that can be adapted -> the names that people call them by (llama.cpp, Hugging Face, Meta).
 TARGETS = {matrix.name: aliases(matrix) for matrix in adapted()}
-# One of them, of one layer.
-MATRIX = re.compile(rf"blk\.\d+\.({'|'.join(TARGETS)})\.weight")
+# Those that are, unless said otherwise.
+USUAL = tuple(name for name in TARGETS if name not in STACKED)
+# What else a word stands for: in a layer with experts the MLP is the expert that all tokens share.
+_ALSO = {name.removesuffix("_shexp"): (name,) for name in SHARED_EXPERT}
+_WORDS = {"experts": STACKED, "experts.gate_up_proj": STACKED[:2], "gate_up_exps": STACKED[:2]}
+# One of them, of one layer; an expert's by its number.
+_NAMES = "|".join((*USUAL, *(rf"{name.removesuffix('_exps')}\.\d+" for name in STACKED)))
+MATRIX = re.compile(rf"blk\.\d+\.({_NAMES})\.weight")
 ALL_LINEAR = ("all-linear", "all_linear", "all")
 DEFAULT_CTX = 512
 MAX_RANK = 4096
@@ -19,18 +25,25 @@ MAX_RANK = 4096
 
 def target_modules(text):
     """Return the matrices that a comma-separated list names, in TARGETS' order; UsageError names the one unknown."""
-    by_alias = {alias: name for name, aliases in TARGETS.items() for alias in (name, *aliases)}
-    chosen = set()
+    by_alias, chosen = {word: list(names) for word, names in _WORDS.items()}, set()
+    for name in TARGETS:
+        for alias in dict.fromkeys((name, *_aliases(name))):
+            by_alias.setdefault(alias, []).extend((name, *_ALSO.get(name, ())))
     for word in filter(None, (part.strip().lower() for part in text.split(","))):
         if word in ALL_LINEAR:
-            chosen.update(TARGETS)
-        elif word.removesuffix(".weight") in by_alias:
-            chosen.add(by_alias[word.removesuffix(".weight")])
+            chosen.update(USUAL)
+        elif (plain := word.removesuffix(".weight").removeprefix("mlp.")) in by_alias:
+            chosen.update(by_alias[plain])
         else:
             raise UsageError(f"--target-modules: {word!r} is unknown; wanted all-linear or of {', '.join(TARGETS)}")
     if not chosen:
         raise UsageError(f"--target-modules: the list is empty; wanted all-linear or of {', '.join(TARGETS)}")
     return tuple(name for name in TARGETS if name in chosen)
+
+
+def _aliases(name):
+    """Return what else people call a target: those of experts with a word that tells them from other MLPs."""
+    return tuple(f"experts.{alias}" for alias in TARGETS[name]) if name in STACKED else TARGETS[name]
 
 
 def _option(default, flag, test=None, wanted=""):
@@ -88,7 +101,7 @@ class TrainOptions:
     rslora: bool = _option(False, "--rslora")
     lora_dropout: float = _option(0.0, "--lora-dropout", **BELOW_ONE)
     ranks: tuple = _option((), "--rank-wq and so on", **SOME_RANKS)
-    targets: tuple = _option(tuple(TARGETS), "--target-modules", **SOME_TARGETS)
+    targets: tuple = _option(USUAL, "--target-modules", **SOME_TARGETS)
     num_layers: int | None = _option(None, "--num-layers", **_at_least(1))
 
     # memory: None lets the memory there is decide

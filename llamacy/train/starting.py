@@ -7,6 +7,7 @@ from collections import Counter
 
 from llamacy.errors import LlamacyError, UsageError, shown
 from llamacy.formats.adapter import fitted, load_adapter
+from llamacy.formats.architectures import key_of
 from llamacy.train.checkpoint import how_far
 from llamacy.train.lora import places, targets_of
 from llamacy.train.options import MAX_RANK, TARGETS
@@ -50,7 +51,7 @@ def common_ranks(adapter, rank):
     """Return ((matrix, its rank), ...) where all layers' pairs have one other than `rank`: fresh ones get it too."""
     by_kind = {}
     for name, pair in adapter.pairs.items():
-        by_kind.setdefault(name.removesuffix(".weight").rpartition(".")[2], set()).add(pair.rank)
+        by_kind.setdefault(key_of(name), set()).add(pair.rank)
     alike = {kind: ranks.pop() for kind, ranks in by_kind.items() if kind in TARGETS and len(ranks) == 1}
     return tuple((kind, own) for kind, own in alike.items() if own != rank)
 
@@ -64,7 +65,8 @@ def targets_to_go_on(prepared, adapter):
         raise LlamacyError(f"{prepared.job.init_lora}: adapts no matrix that can be trained; {what}")
     if prepared.job.options.num_layers is None:
         return targets_of(config, known)
-    return tuple(key for key in TARGETS if any(f".{key}." in name for name in known))
+    keys = {key_of(name) for name in known}
+    return tuple(key for key in TARGETS if key in keys)
 
 
 def checkpoint_to_resume(job, outputs, say, estimate=False):

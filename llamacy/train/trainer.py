@@ -48,9 +48,10 @@ class Trainer:
         # 16 bits and not the 8 of generation: 8-bit activations alone move gradient norms by several percent.
         activations = "f32" if self.model.activations == "f32" else "int16"
         self.alpha, self.seed = alpha, seed
-        self.names = {place: name for name, place in where.items()}
+        self.names = {(place.layer, place.slot): name for name, place in where.items()}
+        self.where = where
         self.scales = {name: pair.scale for name, pair in pairs.items()}
-        ranks = {where[name]: (pair.rank, pair.scale) for name, pair in pairs.items()}
+        ranks = {(where[name].layer, where[name].slot): (pair.rank, pair.scale) for name, pair in pairs.items()}
         self._pass = kernels.trainstep.TrainStep(
             self.model.weights, ranks, self.max_tokens, self.model.threads, activations,
             bool(self.options.checkpointing), self.options.lora_dropout, self.model.rope_tables(self.options.n_ctx),
@@ -80,14 +81,16 @@ class Trainer:
     def _views(self, flat):
         """Yield (base tensor name, A (r, n_in), B^T (r, n), which of its columns are rows of B: there are gaps in that
         of a fused matrix) as views into a flat array of the pass."""
-        config, matrices = self.model.config, self.model.family.by_slot
+        config, fused = self.model.config, self.model.family.fused
         for layer, slot, rank, n_in, n_out, a, b in self._pass.layout:
             wide_in, wide_out = -(-n_in // 16) * 16, -(-n_out // 16) * 16
+            name = self.names[layer, slot]
+            key = self.where[name].key
             yield (
-                self.names[layer, slot],
+                name,
                 flat[a : a + rank * wide_in].reshape(rank, wide_in)[:, :n_in],
                 flat[b : b + rank * wide_out].reshape(rank, wide_out)[:, :n_out],
-                kept_rows(config.part_rows(matrices[slot])),
+                kept_rows(config.part_rows(key)) if key in fused else np.arange(n_out),
             )
 
     # ---- computing ----

@@ -14,6 +14,9 @@
 # A norm that a family does not have changes nothing. Where a layer is `parallel`, the MLP sees what attention sees, x as it
 # was before both. Behind the last layer come output_norm, the output matrix and finish_logits.
 #
+# A layer with experts has that MLP once for each of them, and adds the outputs of those that the router chose, weighted:
+# experts.pxd. Its matrices of the MLP are then those of the expert that all tokens share, or not there.
+#
 # Inference and training are schedules over these: which thread does which rows, and where threads wait for each other. The
 # same in plain NumPy: llamacy/kernels/reference/model.py. What a family has beyond this is a field of Block, a line in a row
 # function and in its backward, and a line there.
@@ -21,6 +24,7 @@
 from libc.math cimport log
 
 from ..simd.verbs cimport vf_fma1, vf_load, vf_mul, vf_set1, vf_store
+from .experts cimport Experts
 from .linear cimport Linear
 from .mlp cimport Activation
 from .norm cimport HeadNorm, Norm, norm_heads, norm_heads_backward, norm_row
@@ -55,6 +59,7 @@ cdef struct Block:              # one layer
     bint parallel
     const Rope* rope            # NULL: positions do not turn this layer's heads
     float score_scale
+    Experts* experts            # NULL: one MLP for all tokens
 
 cdef struct Config:             # sizes; *_p are padded to 16, buffers' row strides
     int n_embd
@@ -79,6 +84,9 @@ cdef struct Config:             # sizes; *_p are padded to 16, buffers' row stri
     int kv_p
     int ff_p
     int vocab_p
+    int n_expert                # 0: no layer has any
+    int n_used                  # of them by each token
+    int expert_p                # the widest expert's n_ff
 
 
 cdef inline size_t angles_at(const Config* c, const Block* b, size_t t) noexcept nogil:

@@ -95,6 +95,45 @@ cdef void geglu_erf_backward(const float* dh, int n, float* gate, float* up) noe
         vf_store(up + i, vf_mul(d, f))
 
 
+cdef enum:
+    CLAMP = 7               # of swiglu_clamped
+
+cdef float SHARPNESS = 1.702
+
+
+cdef inline vf clamped(vf x) noexcept nogil:
+    """x between -CLAMP and CLAMP; NaN stays, as the second of two does"""
+    return vf_max(vf_set1(-CLAMP), vf_min(vf_set1(CLAMP), x))
+
+
+cdef inline vf at_most(vf x, float most) noexcept nogil:
+    """1 where x <= most, else 0"""
+    return vf_max(vf_set1(0), vf_min(vf_set1(1), vf_fma(vf_sub(vf_set1(most), x), vf_set1(1e30), vf_set1(1))))
+
+
+cdef void swiglu_clamped(const float* gate, const float* up, int n, float* h) noexcept nogil:
+    """gpt-oss's: h = g sigmoid(1.702 g) (u + 1) of gate at most 7 and up between -7 and 7"""
+    cdef int i
+    cdef vf g, s
+    for i in range(0, n, 16):
+        g = vf_min(vf_set1(CLAMP), vf_load(gate + i))
+        s = vf_mul(g, vf_sigmoid(vf_mul(g, vf_set1(SHARPNESS))))
+        vf_store(h + i, vf_fma(s, clamped(vf_load(up + i)), s))
+
+
+cdef void swiglu_clamped_backward(const float* dh, int n, float* gate, float* up) noexcept nogil:
+    cdef int i
+    cdef vf g, u, s, d, one = vf_set1(1), steep
+    for i in range(0, n, 16):
+        g, u, d = vf_min(vf_set1(CLAMP), vf_load(gate + i)), vf_load(up + i), vf_load(dh + i)
+        steep = vf_mul(g, vf_set1(SHARPNESS))
+        s = vf_sigmoid(steep)
+        steep = vf_mul(s, vf_fma(steep, vf_sub(one, s), one))
+        steep = vf_mul(vf_mul(d, steep), at_most(vf_load(gate + i), CLAMP))
+        vf_store(gate + i, vf_fma(steep, clamped(u), steep))
+        vf_store(up + i, vf_mul(vf_mul(d, vf_mul(g, s)), at_most(vf_abs(u), CLAMP)))
+
+
 # ---- of one ----
 
 
@@ -141,14 +180,16 @@ cdef void plain_relu_squared_backward(const float* dh, int n, float* gate, float
 
 
 # By name, as formats/architectures.py calls them; the numbers are those of ROWS.
-ACTIVATIONS = {name: i for i, name in enumerate(("swiglu", "geglu_tanh", "geglu_erf", "gelu_tanh", "gelu_erf", "relu_squared"))}
-cdef Activation[6] ROWS
+ACTIVATIONS = {name: i for i, name in enumerate(
+    ("swiglu", "geglu_tanh", "geglu_erf", "gelu_tanh", "gelu_erf", "relu_squared", "swiglu_clamped"))}
+cdef Activation[7] ROWS
 ROWS[0] = Activation(True, swiglu, swiglu_backward)
 ROWS[1] = Activation(True, geglu_tanh, geglu_tanh_backward)
 ROWS[2] = Activation(True, geglu_erf, geglu_erf_backward)
 ROWS[3] = Activation(False, plain_gelu_tanh, plain_gelu_tanh_backward)
 ROWS[4] = Activation(False, plain_gelu_erf, plain_gelu_erf_backward)
 ROWS[5] = Activation(False, plain_relu_squared, plain_relu_squared_backward)
+ROWS[6] = Activation(True, swiglu_clamped, swiglu_clamped_backward)
 
 
 cdef const Activation* activation(name) except NULL:

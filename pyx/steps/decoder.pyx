@@ -13,7 +13,7 @@ from ..layers.attention cimport CHUNK, attend_bytes, part_floats, tile_part_byte
 from ..layers.block cimport Config
 from ..products.gemm cimport unpacking_bytes
 from ..products.inputs cimport EXACT, INT16, INT8, PART_TOKENS, STREAM_TOKENS, acts_bytes, padded
-from .decoderlayers cimport DecoderLayers
+from .decoderexperts cimport DecoderExperts
 from .pace cimport Pace, note_step
 from .stepbuffers cimport PIECE, SPLIT_TOKENS, Run, Step, place_step
 from .team cimport join_team, omp_get_num_threads, omp_get_wtime
@@ -39,7 +39,7 @@ cdef int check_range(name, const int[::1] values, int end) except -1:
     return 0
 
 
-cdef class Session(DecoderLayers):
+cdef class Session(DecoderExperts):
     """A KV cache of n_slots sequences and the buffers of a step over the given weights."""
 
     cdef int n_slots, max_batch, n_threads
@@ -79,6 +79,7 @@ cdef class Session(DecoderLayers):
         self.seen = np.zeros(n_slots, np.int32)
         self.scratch = np.empty(place_step(&self.step_, c, max_batch, NULL) + rounded_bytes + 64, np.uint8)
         place_step(&self.step_, c, max_batch, &self.scratch[0])
+        self.place_experts(max_batch)
         self.runs = <Run*>calloc(max_batch, sizeof(Run))
         if self.runs == NULL:
             raise MemoryError()
@@ -175,6 +176,7 @@ cdef class Session(DecoderLayers):
                 s.wanted_scales = &wanted_scales[0, 0]
         if self.weights.n_lora and (self.u is None or self.u.shape[1] < self.weights.max_width):
             self.u = np.zeros((self.max_batch, self.weights.max_width), np.float32)
+        self.room_for_adapters()
         if self.weights.n_lora:
             s.u, s.ldu = &self.u[0, 0], self.u.shape[1]
         self.find_runs()

@@ -23,6 +23,7 @@ cdef class DecoderLayers:
     cdef KvHead kv_head_of(self, int layer, int slot, int kv_head) noexcept nogil
     cdef void run(self, int i, int n) noexcept nogil
     cdef void layer(self, int layer, int i, int n) noexcept nogil
+    cdef void mlp(self, const Block* b, int i, int n) noexcept nogil
     cdef float* own_normed(self, int i) noexcept nogil
     cdef uint8_t* own_rounded(self, int i) noexcept nogil
     cdef void inputs(self, Acts* a, const Linear* first, int n_linear, const float* x, size_t ld, int rows, uint8_t* memory, int i) noexcept nogil

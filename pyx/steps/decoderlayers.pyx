@@ -70,9 +70,15 @@ cdef class DecoderLayers:
         if b.parallel:
             self.gate_rows(b, i, n)                                             # normed, rounded; u; gate
         self.add_linear(&b.linear[ATTN_OUTPUT], &b.post_attention_norm, s.q if fewer else s.att, c.q_p, i, n)  # rounded; u; (normed;) x
-        if not b.parallel:
-            self.gate_rows(b, i, n)                                             # normed, rounded; u; gate
-        self.add_linear(&b.linear[FFN_DOWN], &b.post_ffw_norm, s.gate, c.ff_p, i, n)    # rounded; u; (normed;) x
+        if b.parallel:
+            self.add_linear(&b.linear[FFN_DOWN], &b.post_ffw_norm, s.gate, c.ff_p, i, n)    # rounded; u; (normed;) x
+        else:
+            self.mlp(b, i, n)
+
+    cdef void mlp(self, const Block* b, int i, int n) noexcept nogil:
+        """x through the second half of a layer whose halves follow each other"""
+        self.gate_rows(b, i, n)                                                 # normed, rounded; u; gate
+        self.add_linear(&b.linear[FFN_DOWN], &b.post_ffw_norm, self.step_.gate, self.weights.config.ff_p, i, n)  # rounded; u; (normed;) x
 
     cdef float* own_normed(self, int i) noexcept nogil:
         return <float*>(&self.own[0] + i * self.own_bytes)

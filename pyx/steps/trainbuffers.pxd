@@ -7,8 +7,9 @@
 from libc.stdint cimport int16_t, uint8_t
 
 from ..layers.attention cimport CHUNK, KV_F32, UNIT_ROWS, KvHead, attend_backward_bytes, attend_bytes, tile_part_bytes
-from ..layers.block cimport Config
+from ..layers.block cimport N_SLOTS, Config
 from ..layers.dropout cimport dropout_floats
+from ..layers.experts cimport OF_EXPERT
 from ..products.gemm cimport unpacking_bytes
 from ..products.inputs cimport BACK_ROWS, INT16, acts_bytes, padded
 from .stepbuffers cimport take
@@ -25,6 +26,7 @@ cdef struct Extent:         # what the layout depends on, besides the model
     int n_segments
     int first_layer         # the first one with a pair: the layers below keep nothing
     int ldu                 # columns of all pairs' low-rank inputs of the widest layer
+    int expert_ldu          # the same of one expert's pairs
     int item                # bytes of a kept activation: 2 (bf16) or 4 (f32)
     bint checkpointing      # keep each layer's input only; the rest is computed again when the backward pass comes to it
 
@@ -40,6 +42,12 @@ cdef struct Kept:           # one layer's activations, all (T, ...); in the last
     void* up                # with gated MLPs
     void* attention         # E: what attention adds to x, before its norm; with post_norms
     void* mlp               # E: the same of the MLP
+    float* logits           # of layers with experts: (T, n padded to 16),
+    int* chosen             # (T, k),
+    float* weights          # (T, k),
+    float* expert_u         # and of R = T k rows, (R, expert_ldu)
+    void* expert_gate       # (R, expert_p)
+    void* expert_up
 
 cdef struct Gradient:       # dy of one matrix, and the form that its backward product wants
     const float* dy
@@ -80,18 +88,23 @@ cdef struct Buffers:        # shared by all threads, (T, ...) where not said oth
 cdef inline Extent extent_of(const Config* c, dict ranks, int T, int n_segments, activations, bint checkpointing):
     """What the memory of calls of T tokens in n_segments sequences depends on."""
     cdef Extent e
-    widths = [0] * c.n_layer
-    for (layer, _), (rank, _) in ranks.items():
-        widths[layer] += padded(rank, 16)
+    widths, of_expert = [0] * c.n_layer, {}
+    for (layer, slot), (rank, _) in ranks.items():
+        if slot < N_SLOTS:
+            widths[layer] += padded(rank, 16)
+        else:
+            expert = layer, (slot - N_SLOTS) // OF_EXPERT
+            of_expert[expert] = of_expert.get(expert, 0) + padded(rank, 16)
     e.T, e.n_segments, e.checkpointing = T, n_segments, checkpointing
     e.first_layer, e.ldu = min([layer for layer, _ in ranks] or [c.n_layer]), max(widths)
+    e.expert_ldu = max(of_expert.values(), default=0)
     e.item = 4 if activations == "f32" else 2
     return e
 
 
 cdef inline size_t work_bytes(const Config* c, int T) noexcept nogil:
     """Bytes of scratch per thread."""
-    cdef size_t dropped = 4 * dropout_floats(T, max(c.q_p, c.embd_p, c.ff_p))
+    cdef size_t dropped = 4 * dropout_floats(T, max(c.q_p, c.embd_p, c.ff_p, c.expert_p))
     return padded(max(attend_bytes(UNIT_ROWS + c.n_head // c.n_head_kv, c.head_dim), attend_backward_bytes(T, c.head_dim),
                       dropped, unpacking_bytes()), 4096)
 
@@ -137,6 +150,18 @@ cdef inline size_t place_layer(Kept* k, const Config* c, const Extent* e, uint8_
     k.gate, k.up = take(base, &at, quarter * c.ff_p // 4), take(base, &at, quarter * c.ff_p // 4 if c.gated else 0)
     if c.post_norms:
         k.attention, k.mlp = take(base, &at, quarter * c.embd_p // 4), take(base, &at, quarter * c.embd_p // 4)
+    if c.n_expert:
+        at = place_experts(k, c, e, base, at)
+    return at
+
+
+cdef inline size_t place_experts(Kept* k, const Config* c, const Extent* e, uint8_t* base, size_t at) noexcept nogil:
+    """The same of what its experts keep"""
+    cdef size_t T = e.T, R = T * c.n_used, quarter = e.item * R
+    k.logits = take(base, &at, T * padded(c.n_expert, 16))
+    k.chosen, k.weights = <int*>take(base, &at, R), take(base, &at, R)
+    k.expert_u = take(base, &at, R * e.expert_ldu)
+    k.expert_gate, k.expert_up = take(base, &at, quarter * c.expert_p // 4), take(base, &at, quarter * c.expert_p // 4)
     return at
 
 

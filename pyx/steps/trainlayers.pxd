@@ -13,7 +13,7 @@ cdef class TrainLayers:
     cdef Weights weights
     cdef RopeTables ropes
     cdef LoraPair* pairs
-    cdef int precision
+    cdef int precision, n_slots             # n_slots: pairs a layer may have
     cdef Extent extent
     cdef Kept* kept
     cdef Buffers b
@@ -47,6 +47,8 @@ cdef class TrainLayers:
     cdef void attention(self, int layer, int i, int n) noexcept nogil
     cdef void attend_units(self, int layer, int i) noexcept nogil
     cdef void mlp(self, int layer, bint onward, int i, int n) noexcept nogil
+    cdef void shared_rows(self, int layer, int lo, int hi) noexcept nogil
+    cdef void shared_rows_backward(self, int layer, int lo, int hi) noexcept nogil
     cdef void loss_head(self, bint backward, int i, int n) noexcept nogil
     cdef Gradient gradient(self, const float* dy, size_t ld, size_t at) noexcept nogil
     cdef void linear_gradients(self, int layer, int slot, const Gradient* g, int rows, int lo, int hi) noexcept nogil

@@ -44,14 +44,14 @@ cdef class TrainLayers:
     trainstep.pyx."""
 
     cdef LoraPair* pair(self, int layer, int slot) noexcept nogil:
-        return self.pairs + layer * N_SLOTS + slot
+        return self.pairs + layer * self.n_slots + slot
 
     cdef void work_through(self, bint backward, int i, int n) noexcept nogil:
         cdef Config* c = &self.weights.config
         cdef int t, layer, slot, lo = share(self.T, i, n), hi = share(self.T, i + 1, n), first = self.extent.first_layer
         cdef LoraPair* p
         for layer in range(first, c.n_layer):
-            for slot in range(N_SLOTS):
+            for slot in range(self.n_slots):
                 p = self.pair(layer, slot)
                 if p.rank:
                     pair_transpose(p, share(max(p.n_in, p.n_out), i, n), share(max(p.n_in, p.n_out), i + 1, n))
@@ -245,14 +245,21 @@ cdef class TrainLayers:
             save_rows(b.gate, k.gate, c.ff_p, lo, hi, self.extent.item)
             if c.gated:
                 save_rows(b.up, k.up, c.ff_p, lo, hi, self.extent.item)
-        self.place_input(&a, b.h, c.ff_p, c.n_ff, rows)
+        self.place_input(&a, b.h, c.ff_p, l.linear[FFN_DOWN].w.n_cols, rows)
         activate_rows(c, l, b, lo, hi)
+        self.shared_rows(layer, lo, hi)
         self.linear_inputs(layer, FFN_DOWN, 1, &a, lo, hi, self.scratch(i))
         barrier(&self.team)      # a (h, rounded) and u
         # the norm after it wants the product
         if onward or l.post_ffw_norm.weight != NULL:
             self.add_linear(layer, FFN_DOWN, &l.post_ffw_norm, k.mlp, &a, self.kept[layer + 1].x if l.parallel else k.mid, NULL,
                             self.kept[layer + 1].x, i, n)
+
+    cdef void shared_rows(self, int layer, int lo, int hi) noexcept nogil:
+        """What is done to rows lo..hi of h where the layer has experts beside this MLP: see TrainExperts"""
+
+    cdef void shared_rows_backward(self, int layer, int lo, int hi) noexcept nogil:
+        """The same to those of dh"""
 
     # ---- head and loss, HEAD_ROWS tokens at a time; logits become their gradient and are thrown away ----
 
@@ -385,9 +392,11 @@ cdef class TrainLayers:
         if c.gated:
             restore_rows(k.up, b.up, c.ff_p, lo, hi, self.extent.item)
         activate_rows(c, l, b, lo, hi)
+        self.shared_rows(layer, lo, hi)
         self.linear_gradients(layer, FFN_DOWN, &down, rows, lo, hi)
         barrier(&self.team)      # h; dy of all tokens: rounded, du, transposes
         self.linears_backward(layer, FFN_DOWN, 1, b.h, c.ff_p, &down, rows, b.dh, c.ff_p, i)
+        self.shared_rows_backward(layer, lo, hi)
         activate_rows_backward(c, l, b, lo, hi)
         input_rows(c, &l.ffn_norm, k.mid, b.normed, lo, hi)
         for j in range(l.n_of_mlp):

@@ -9,12 +9,13 @@ from libc.stdint cimport uint8_t
 from libc.stdlib cimport calloc, free
 
 from ..layers.block cimport N_SLOTS, Config
+from ..layers.experts cimport OF_EXPERT
 from ..layers.linear cimport Linear
 from ..layers.lowrank cimport LoraPair, pair_size
 from ..products.inputs cimport EXACT, INT16
 from .team cimport join_team, omp_get_num_threads
 from .trainbuffers cimport Buffers, Extent, Kept, cache_bytes, extent_of, place_buffers, place_kept, work_bytes
-from .trainlayers cimport TrainLayers
+from .trainexperts cimport ExpertBuffers, TrainExperts, place_expert_buffers
 from .weights cimport Weights, set_sizes
 
 import numpy as np
@@ -27,6 +28,7 @@ def memory_needed(sizes, dict ranks, int T, int n_segments, int n_threads=1, act
     """
     cdef Config c
     cdef Buffers b
+    cdef ExpertBuffers x
     cdef Extent e
     cdef Kept* kept
     set_sizes(&c, sizes)
@@ -34,13 +36,13 @@ def memory_needed(sizes, dict ranks, int T, int n_segments, int n_threads=1, act
     kept = <Kept*>calloc(c.n_layer + 1, sizeof(Kept))
     if kept == NULL:
         raise MemoryError()
-    found = {"activations": place_kept(kept, &c, &e, NULL), "buffers": place_buffers(&b, &c, &e, NULL) + cache_bytes(&c, &e),
+    found = {"activations": place_kept(kept, &c, &e, NULL), "buffers": place_buffers(&b, &c, &e, NULL) + place_expert_buffers(&x, &c, &e, NULL) + cache_bytes(&c, &e),
              "work": n_threads * work_bytes(&c, T)}
     free(kept)
     return found
 
 
-cdef class TrainStep(TrainLayers):
+cdef class TrainStep(TrainExperts):
     """LoRA pairs on a model's matrices, their gradients, and the pass that computes them."""
 
     cdef readonly object params, grads      # f32 (n,): every A (r, K) and B^T (r, N), padded to 16 columns
@@ -60,7 +62,8 @@ cdef class TrainStep(TrainLayers):
         self.precision = {"int16": INT16, "f32": EXACT}[activations]
         self.dropout.threshold = <int>round(65536 * dropout)
         self.dropout.gain = <float>(65536.0 / (65536 - self.dropout.threshold))
-        self.pairs = <LoraPair*>calloc(c.n_layer * N_SLOTS, sizeof(LoraPair))
+        self.n_slots = N_SLOTS + OF_EXPERT * c.n_expert
+        self.pairs = <LoraPair*>calloc(c.n_layer * self.n_slots, sizeof(LoraPair))
         self.kept = <Kept*>calloc(c.n_layer + 1, sizeof(Kept))
         self.scored = <int*>calloc(max_tokens, sizeof(int))
         self.rank_of = <int*>calloc(max_tokens, sizeof(int))
@@ -71,6 +74,7 @@ cdef class TrainStep(TrainLayers):
         self.make_pairs(ranks)
         self.extent = extent_of(c, ranks, max_tokens, 1, activations, checkpointing)
         self.memory = np.empty(place_buffers(&self.b, c, &self.extent, NULL) + 64, np.uint8)
+        self.expert_memory = np.empty(place_expert_buffers(&self.xb, c, &self.extent, NULL) + 64, np.uint8)
         self.activations_memory = np.empty(place_kept(self.kept, c, &self.extent, NULL) + 64, np.uint8)
         self.work_bytes = work_bytes(c, max_tokens)
         self.work = np.empty(self.work_bytes * n_threads, np.uint8)
@@ -96,16 +100,18 @@ cdef class TrainStep(TrainLayers):
         cdef int part, columns, n_out
         self.layout = []
         for (layer, slot), (rank, scale) in sorted(ranks.items()):
-            if not (0 <= layer < c.n_layer and 0 <= slot < N_SLOTS and rank >= 1 and c.n_parts[slot]):
+            if not (0 <= layer < c.n_layer and 0 <= slot < self.weights.n_slots(layer) and rank >= 1 and self.parts_of(slot)):
                 raise ValueError(f"layer {layer}, matrix {slot}, rank {rank}: not of this model")
             columns = n_out = 0
-            for part in range(c.n_parts[slot]):
-                l, p = &self.weights.blocks[layer].linear[slot + part], self.pair(layer, slot + part)
+            for part in range(self.parts_of(slot)):
+                l, p = self.weights.linear_at(layer, slot + part), self.pair(layer, slot + part)
+                if l.w.tiles == NULL:
+                    raise ValueError(f"layer {layer} has no matrix {slot + part}")
                 pair_size(p, rank, scale, l.w.n_cols, l.w.n_rows)
-                p.part, p.last = part, part == c.n_parts[slot] - 1
+                p.part, p.last = part, part == self.parts_of(slot) - 1
                 n_out = columns + p.n_out
                 columns += p.out_p
-            for part in range(c.n_parts[slot]):
+            for part in range(self.parts_of(slot)):
                 self.pair(layer, slot + part).ldb = columns
             self.layout.append((layer, slot, rank, p.n_in, n_out, n_params, n_params + p.rank * p.in_p))
             n_params += p.rank * (p.in_p + columns)
@@ -115,12 +121,16 @@ cdef class TrainStep(TrainLayers):
         params, grads, transposed = self.params, self.grads, 0
         for layer, slot, _, _, _, a, b in self.layout:
             columns = 0
-            for part in range(c.n_parts[slot]):
+            for part in range(self.parts_of(slot)):
                 p = self.pair(layer, slot + part)
                 p.a, p.bt, p.ga, p.gbt = &params[a], &params[b + columns], &grads[a], &grads[b + columns]
                 p.at, p.bn = &self.transposed[transposed], &self.transposed[transposed + p.width * (p.in_p + columns)]
                 columns += p.out_p
             transposed += p.width * (p.in_p + columns)
+
+    cdef int parts_of(self, int slot) noexcept nogil:
+        """How many matrices from a slot on share a pair's A"""
+        return self.weights.config.n_parts[slot] if slot < N_SLOTS else 1
 
     # ---- the call ----
 
@@ -155,6 +165,7 @@ cdef class TrainStep(TrainLayers):
         self.extent.T, self.extent.n_segments = self.T, self.n_segments
         place_buffers(&self.b, c, &self.extent, &self.memory[0])
         place_kept(self.kept, c, &self.extent, &self.activations_memory[0])
+        place_expert_buffers(&self.xb, c, &self.extent, &self.expert_memory[0])
         if <size_t>self.cache.shape[0] < cache_bytes(c, &self.extent):
             self.cache = None
             self.cache = np.empty(cache_bytes(c, &self.extent), np.uint8)

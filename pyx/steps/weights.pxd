@@ -23,6 +23,7 @@ cdef class Weights:
     cdef list embedding_loras       # their own scales
     cdef dict norms                 # (layer, name) -> vector; layer -1 the output norm
     cdef int max_width          # widest low-rank input of any group of linears, all adapters together
+    cdef int max_expert_width   # and of an expert's
     cdef list keep
     cdef list adapters
     cdef int steps              # that run now; -1: what they read is being changed
@@ -35,7 +36,10 @@ cdef class Weights:
     cdef int fill_block(self, int i, dict parts, config) except -1
     cdef int set_norm_of(self, Norm* norm, int layer, name, config, array, bias) except -1
     cdef int set_head_norm(self, HeadNorm* h, int layer, name, config, array, int n_head) except -1
+    cdef int fill_experts(self, Block* b, dict parts) except -1
     cdef int set_linear(self, Linear* l, matrix, bias) except -1
+    cdef int n_slots(self, int layer) noexcept
+    cdef int widest_expert(self) noexcept
     cdef Linear* linear_at(self, int layer, int slot) noexcept
     cdef void embed(self, int token, const float* scales, float* x) noexcept nogil
     cdef void add_embedding_pair(self, const Lora* l, int token, float factor, float* x) noexcept nogil

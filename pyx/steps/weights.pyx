@@ -5,6 +5,7 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 
 from ..layers.block cimport Block, Config, FFN_GATE, FFN_UP, N_SLOTS, scale_row
+from ..layers.experts cimport MAX_EXPERTS, OF_EXPERT, SIGMOID, SOFTMAX, Experts, Routing
 from ..layers.linear cimport Linear, Lora
 from ..layers.mlp cimport activation
 from ..layers.norm cimport NORMED_HEAD, HeadNorm, Norm, norm_kind
@@ -22,16 +23,21 @@ EMBEDDING = (-2, 0)     # add_adapter's key for the token embedding
 
 # By slot, see layers/block.pxd.
 NAMES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+# Behind them those of a layer's experts: matrix j of expert e is slot N_SLOTS + len(EXPERT_NAMES) e + j.
+EXPERT_NAMES = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+SCORES = {"softmax": SOFTMAX, "sigmoid": SIGMOID}
 # Over n_embd, in the order of Block's fields.
 NORMS = ("attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm")
 
 
 cdef int set_sizes(Config* c, sizes) except -1:
-    """Fill a Config's sizes from their names, n_layer among them."""
+    """Fill a Config's sizes from their names, n_layer among them; n_expert, n_used, n_ff_expert where there are experts."""
     c.n_embd, c.n_head, c.n_head_kv, c.head_dim = sizes["n_embd"], sizes["n_head"], sizes["n_head_kv"], sizes["head_dim"]
     c.n_ff, c.n_layer, c.n_vocab, c.n_rot = sizes["n_ff"], sizes["n_layer"], sizes["n_vocab"], sizes["n_rot"]
     c.n_ropes = sizes.get("n_ropes", 1)
     c.embd_p, c.ff_p, c.vocab_p = padded(c.n_embd, 16), padded(c.n_ff, 16), padded(c.n_vocab, 16)
+    c.n_expert, c.n_used = sizes.get("n_expert", 0), sizes.get("n_used", 0)
+    c.expert_p = padded(sizes.get("n_ff_expert", 0), 16)
     c.q_p, c.kv_p = padded(c.n_head * c.head_dim, 16), padded(c.n_head_kv * c.head_dim, 16)
     c.gated, c.post_norms = sizes.get("gated", True), sizes.get("post_norms", False)
     c.embedding_scale, c.residual_scale, c.logit_scale = (sizes.get(f"{name}_scale", 1) for name in ("embedding", "residual", "logit"))
@@ -57,7 +63,8 @@ cdef class Weights:
         """config: sizes and scales by Config's names, rms_eps, rope_layout, ropes, see RopeTables, temperature (factor, length),
         n_parts {slot: how many matrices from this on are one to adapters} and, where they are not llama's, norm (one of KIND_OF), activation (one of ACTIVATIONS), parallel, score_scale; layers:
         dicts of NAMES' PackedMatrix, without those that the family does not have, optional "<name>.bias" f32, norms by NORMS'
-        names, f32, each with its optional "<name>.bias", and "rope": which of ropes, None where positions turn nothing;
+        names, f32, each with its optional "<name>.bias", "rope": which of ropes, None where positions turn nothing, and
+        "experts": see fill_experts;
         output: PackedMatrix (n_vocab, n_embd); embedding: rows of blocks of type embedding_type, None where the output matrix
         is the embedding too. The biases of the last two are config's: "output.bias", "output_norm.bias"."""
         cdef int i
@@ -90,8 +97,11 @@ cdef class Weights:
         cdef int i, j
         if self.blocks != NULL:
             for i in range(self.config.n_layer):
-                for j in range(N_SLOTS):
-                    free(self.blocks[i].linear[j].loras)
+                for j in range(self.n_slots(i)):
+                    free(self.linear_at(i, j).loras)
+                if self.blocks[i].experts != NULL:
+                    free(self.blocks[i].experts.linear)
+                    free(self.blocks[i].experts)
         free(self.output.loras)
         free(self.embedding_pairs)
         free(self.blocks)
@@ -117,6 +127,40 @@ cdef class Weights:
         for slot in range(N_SLOTS):
             if NAMES[slot] in parts:
                 self.set_linear(&b.linear[slot], parts[NAMES[slot]], parts.get(NAMES[slot] + ".bias"))
+        if "experts" in parts:
+            self.fill_experts(b, parts["experts"])
+            b.experts.activation = activation(config.get("expert_activation", config.get("activation", "swiglu")))
+        return 0
+
+    cdef int fill_experts(self, Block* b, dict parts) except -1:
+        """parts: router, a PackedMatrix (n, n_embd), of each of EXPERT_NAMES a list of n PackedMatrix, "<name>.bias" f32 (n, n_out)
+        or for the router (n,); scores, one of SCORES, renormalised and scale; optional selection f32 (n,), shared_gate f32 (n_embd,).
+
+        The layer's own ffn_gate, ffn_up, ffn_down are the expert that all tokens share; it may have none.
+        """
+        cdef int e, j, n = len(parts["ffn_gate_exps"])
+        cdef Experts* x = <Experts*>calloc(1, sizeof(Experts))
+        if x == NULL:
+            raise MemoryError()
+        b.experts = x
+        if not 1 <= self.config.n_used <= n <= MAX_EXPERTS or n != self.config.n_expert:
+            raise ValueError(f"{self.config.n_used} of {n} experts, wanted 1 to {MAX_EXPERTS}, {self.config.n_expert} by the config")
+        x.routing = Routing(n, self.config.n_used, SCORES[parts["scores"]], parts["renormalised"], parts["scale"])
+        x.linear = <Linear*>calloc(n * OF_EXPERT, sizeof(Linear))
+        if x.linear == NULL:
+            x.routing.n = 0
+            raise MemoryError()
+        self.set_linear(&x.router, parts["router"], parts.get("router.bias"))
+        x.selection = self.vector(parts["selection"]) if parts.get("selection") is not None else NULL
+        x.shared_gate = self.vector(parts["shared_gate"]) if parts.get("shared_gate") is not None else NULL
+        for j, name in enumerate(EXPERT_NAMES):
+            biases = parts.get(name + ".bias")
+            for e in range(n):
+                self.set_linear(&x.linear[OF_EXPERT * e + j], parts[name][e], biases[e] if biases is not None else None)
+        x.n_ff = x.linear[0].w.n_rows
+        x.ff_p = <int>padded(x.n_ff, 16)
+        if x.ff_p > self.config.expert_p:
+            raise ValueError(f"experts of width {x.n_ff}, wanted at most {self.config.expert_p} by the config")
         return 0
 
     cdef int set_norm_of(self, Norm* norm, int layer, name, config, array, bias) except -1:
@@ -242,8 +286,16 @@ cdef class Weights:
 
     # ---- adapters ----
 
+    cdef int n_slots(self, int layer) noexcept:
+        """How many matrices a layer has, those of its experts too; layer -1: the output matrix alone"""
+        if layer < 0:
+            return 1
+        return N_SLOTS + (OF_EXPERT * self.blocks[layer].experts.routing.n if self.blocks[layer].experts != NULL else 0)
+
     cdef Linear* linear_at(self, int layer, int slot) noexcept:
-        return &self.output if layer < 0 else &self.blocks[layer].linear[slot]
+        if layer < 0:
+            return &self.output
+        return &self.blocks[layer].linear[slot] if slot < N_SLOTS else &self.blocks[layer].experts.linear[slot - N_SLOTS]
 
     def add_adapter(self, dict pairs):
         """Append an adapter: {(layer, slot): (a f32 (r, n_in), b f32 (n_out, r), scale)}; returns its index.
@@ -271,7 +323,7 @@ cdef class Weights:
             if first.shape[1] != l.w.n_cols or second.shape[0] != l.w.n_rows or first.shape[0] != second.shape[1]:
                 raise ValueError(f"adapter pair {first.shape}, {second.shape} does not fit a ({l.w.n_rows}, {l.w.n_cols}) matrix")
         for layer in range(-1, self.config.n_layer):
-            for slot in range(N_SLOTS if layer >= 0 else 1):
+            for slot in range(self.n_slots(layer)):
                 l = self.linear_at(layer, slot)
                 grown = <Lora*>realloc(l.loras, n * sizeof(Lora))
                 if grown == NULL:
@@ -294,7 +346,7 @@ cdef class Weights:
         self.add_embedding(embedding)
         self.adapters.append({key: scale for key, (_, _, scale) in pairs.items()})
         self.n_lora = n
-        self.max_width = self.widest()
+        self.max_width, self.max_expert_width = self.widest(), self.widest_expert()
         return n - 1
 
     cdef add_embedding(self, pair):
@@ -327,8 +379,19 @@ cdef class Weights:
         cdef int layer, slot, j, width, best = 16
         for layer in range(-1, self.config.n_layer):
             width = 0
-            for slot in range(N_SLOTS if layer >= 0 else 1):
+            for slot in range(min(self.n_slots(layer), N_SLOTS)):
                 for j in range(self.n_lora):
                     width += self.linear_at(layer, slot).loras[j].width
             best = max(best, width)
+        return best
+
+    cdef int widest_expert(self) noexcept:
+        """The same of what an expert's matrices ask for"""
+        cdef int layer, slot, j, width = 0, best = 0
+        for layer in range(self.config.n_layer):
+            for slot in range(N_SLOTS, self.n_slots(layer)):
+                width = 0 if (slot - N_SLOTS) % OF_EXPERT == 0 else width
+                for j in range(self.n_lora):
+                    width += self.linear_at(layer, slot).loras[j].width
+                best = max(best, width)
         return best

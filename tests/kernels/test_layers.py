@@ -126,6 +126,53 @@ def test_swiglu_slopes(isa):
     assert_gradient(lambda p: module.apply(gate, p), lambda dh: module.apply(gate, up, dh)[1], up, 7)
 
 
+def clamped_gates():
+    """Pairs on both sides of every bound, at it, and where the sigmoid is 0 or 1."""
+    values = np.array([-1e4, -90, -8, -7.0001, -7, -6.9999, -1, 0, 1, 6.9999, 7, 7.0001, 8, 90, 1e4, 0.5], np.float32)
+    return np.repeat(values, 16), np.tile(values, 16)
+
+
+def test_clamped_swiglu(isa):
+    gate, up = clamped_gates()
+    exact = layers.swiglu_clamped(gate, up)
+    # u + 1 is rounded once, in a product of at most 7 * 8
+    g = np.minimum(gate.astype(np.float64), 7)
+    s = 1 / (1 + np.exp(-np.clip(1.702 * g, -700, 700)))
+    # beyond the exponential's clamp the sigmoid is exp(-87)
+    bound = np.abs(g) * (gamma(14) * s + 2e-38) * (1 + np.minimum(np.abs(up), 7))
+    assert_within(kernels.load("mlp", isa).apply(gate, up, name="swiglu_clamped"), exact, bound)
+
+
+def test_clamped_swiglu_backward(isa):
+    gate, up = clamped_gates()
+    dh = normal(4, len(gate))
+    dgate, dup = layers.swiglu_clamped_backward(dh, gate, up)
+    found_gate, found_up = kernels.load("mlp", isa).apply(gate, up, dh, "swiglu_clamped")
+    g = np.minimum(gate.astype(np.float64), 7)
+    s = 1 / (1 + np.exp(-np.clip(1.702 * g, -700, 700)))
+    terms = np.abs(dh) * (1 + 1.702 * np.abs(g)) * (1 + np.minimum(np.abs(up), 7))
+    assert_within(found_gate, dgate, (gamma(20) * s + 2e-38) * terms)
+    assert_within(found_up, dup, np.abs(dh * g) * (gamma(14) * s + 2e-38))
+    assert not dgate[gate > 7].any() and not dup[np.abs(up) > 7].any()
+
+
+def test_clamped_swiglu_slopes(isa):
+    module, gate, up = kernels.load("mlp", isa), normal(1, 32), normal(2, 32)
+
+    def run(gate, up, dh=None):
+        return module.apply(gate, up, dh, "swiglu_clamped")
+
+    assert_gradient(lambda p: run(p, up), lambda dh: run(gate, up, dh)[0], gate, 6)
+    assert_gradient(lambda p: run(gate, p), lambda dh: run(gate, up, dh)[1], up, 7)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_clamped_swiglu_of_no_number_is_none(isa, place):
+    pair = [np.ones(16, np.float32), np.ones(16, np.float32)]
+    pair[place][3] = np.nan
+    assert np.isnan(kernels.load("mlp", isa).apply(*pair, name="swiglu_clamped")).sum() == 1
+
+
 # --- cross entropy ---------------------------------------------------------------------------------------------------
 
 

@@ -104,7 +104,7 @@ def test_a_mixture_of_experts_is_called_so_by_its_tensors(tmp_path, name):
     """Also where the dense matrices are missing, and behind tensors that are strange for other reasons."""
     dense = {key: value for key, value in WEIGHTS.items() if ".ffn_gate." not in key}
     words = refused(tmp_path / "m.gguf", {"blk.0.attn_q_norm.weight": np.ones(HEAD)} | dense | {name: np.ones((8, 64))})
-    assert words.startswith(f"a mixture of experts (tensor {name!r}), which is not supported")
+    assert words.startswith(f"a mixture of experts (tensor {name!r}) whose llama.expert_count is missing or 0")
 
 
 def test_tensors_that_say_nothing_new(tmp_path, plain):
@@ -175,12 +175,17 @@ def test_the_override_that_an_error_names_works(tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("expert_count", 8), ("expert_used_count", 2), ("moe_every_n_layers", 2), ("experts_per_group", 4)],
+    [("expert_group_count", 8), ("expert_used_count", 2), ("moe_every_n_layers", 2), ("experts_per_group", 4)],
 )
 def test_a_mixture_of_experts_is_called_so_by_its_keys(tmp_path, key, value):
     words = refused(tmp_path / "m.gguf", change={f"llama.{key}": value})
-    assert words.startswith(f"a mixture of experts ('llama.{key}' is {value}), which is not supported")
+    assert words.startswith(f"a mixture of experts ('llama.{key}' is {value}) of a kind that is not supported")
     opened(tmp_path / "m.gguf", change={f"llama.{key}": 0})
+
+
+def test_experts_without_a_router(tmp_path):
+    words = refused(tmp_path / "m.gguf", change={"llama.expert_count": 8, "llama.expert_used_count": 2})
+    assert words.startswith("llama.expert_count is 8, and no layer has a tensor ffn_gate_inp")
 
 
 def test_a_key_of_no_consequence_is_named_and_ignored(tmp_path, plain):

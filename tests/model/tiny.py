@@ -36,6 +36,15 @@ def metadata(config):
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": 2,
     }
+    if config.n_expert:
+        values |= {
+            "llama.expert_count": config.n_expert,
+            "llama.expert_used_count": config.n_used,
+            "llama.expert_feed_forward_length": config.n_ff_expert,
+            "llama.expert_weights_norm": config.renormalised,
+            "llama.expert_weights_scale": config.expert_scale,
+            "llama.expert_gating_func": 2 if config.scores == "sigmoid" else 1,
+        }
     if config.rope_scale != 1:
         values |= {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": config.rope_scale}
     return values
@@ -51,9 +60,9 @@ def write_llama(path, config, weights, type_name="F32", *, change=None, leave_ou
         weights = weights | {"rope_freqs.weight": np.array(config.rope_factors)}
     tensors, exact = [], {}
     for name, values in weights.items():
-        kind = kind_of(name) if values.ndim == 2 else "F32"
-        rows = quants.quantize(kind, values)
-        exact[name] = quants.dequantize(kind, rows, np.float64)
+        kind = kind_of(name) if values.ndim >= 2 else "F32"
+        rows = quants.quantize(kind, values.reshape(-1, values.shape[-1]))
+        exact[name] = quants.dequantize(kind, rows, np.float64).reshape(values.shape)
         if name not in leave_out:
             tensors.append((name, types.by_name(kind), values.shape, rows))
     values = metadata(config) | (change or {})

@@ -177,6 +177,21 @@ def swiglu_backward(dy, gate, up):
     return dy * up * s * (1 + gate * (1 - s)), dy * gate * s
 
 
+def swiglu_clamped(gate, up):
+    """g sigmoid(1.702 g) (u + 1) with g = min(gate, 7) and u = up between -7 and 7: gpt-oss's."""
+    g, u = np.minimum(_f64(gate), 7), np.clip(_f64(up), -7, 7)
+    return g * _sigmoid(1.702 * g) * (u + 1)
+
+
+def swiglu_clamped_backward(dy, gate, up):
+    """Return dgate and dup; what is cut off has no gradient."""
+    dy, gate, up = _f64(dy, gate, up)
+    g, u = np.minimum(gate, 7), np.clip(up, -7, 7)
+    s = _sigmoid(1.702 * g)
+    dgate = dy * (u + 1) * s * (1 + 1.702 * g * (1 - s))
+    return dgate * (gate <= 7), dy * g * s * (np.abs(up) <= 7)
+
+
 # --- other curves: of gate with up, or of one matrix's output, which is called gate, alone ----------------------------
 
 
@@ -212,23 +227,26 @@ _CURVES = {
 }
 
 
+_GATED = {"swiglu": (swiglu, swiglu_backward), "swiglu_clamped": (swiglu_clamped, swiglu_clamped_backward)}
+
+
 def is_gated(name):
     """Whether an MLP's activation is of two matrices."""
-    return name == "swiglu" or _CURVES[name][1]
+    return name in _GATED or _CURVES[name][1]
 
 
 def activate(name, gate, up):
     """What is between the matrices of an MLP; up is not looked at where the activation has one input."""
-    if name == "swiglu":
-        return swiglu(gate, up)
+    if name in _GATED:
+        return _GATED[name][0](gate, up)
     curve, gated = _CURVES[name]
     return curve(gate)[0] * (_f64(up) if gated else 1)
 
 
 def activate_backward(name, dy, gate, up):
     """Return dgate and dup, which is None where there is no up."""
-    if name == "swiglu":
-        return swiglu_backward(dy, gate, up)
+    if name in _GATED:
+        return _GATED[name][1](dy, gate, up)
     curve, gated = _CURVES[name]
     value, slope = curve(gate)
     dy = _f64(dy)

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from llamacy.kernels.reference import layers
+from llamacy.kernels.reference import experts, layers
 from llamacy.kernels.reference.quants import round_activations
 
 
@@ -29,6 +29,8 @@ class Config:
     norm of x; biases: matrices that have one, "output" among them; scales multiply embeddings, what attention and MLP
     add, scores (None: 1 / sqrt(head_dim)) and logits; activation_bits 8 or 16 rounds what enters the matrices (their
     adapters see it exact).
+    n_expert: experts of all layers but the first n_dense, 0 for a dense model; each of width n_ff_expert, n_used of
+    them for a token, chosen as experts.route has it. n_ff_shared: the width of the expert beside them, 0 for none.
     """
 
     n_vocab: int
@@ -61,11 +63,28 @@ class Config:
     score_scale: float | None = None
     logit_scale: float = 1.0
     activation_bits: int | None = None
+    n_expert: int = 0
+    n_used: int = 0
+    n_dense: int = 0
+    n_ff_expert: int = 0
+    n_ff_shared: int = 0
+    scores: str = "softmax"
+    renormalised: bool = True
+    expert_scale: float = 1.0
 
     @property
     def head_dim(self):
         """Elements of a head."""
         return self.key_length or self.n_embd // self.n_head
+
+    def has_experts(self, layer):
+        """Whether a layer has experts."""
+        return self.n_expert > 0 and layer >= self.n_dense
+
+    @property
+    def routing(self):
+        """How they are chosen: arguments of experts.route."""
+        return {"k": self.n_used, "scores": self.scores, "renormalised": self.renormalised, "scale": self.expert_scale}
 
     def has_rope(self, layer):
         """Whether positions turn a layer's heads."""
@@ -90,11 +109,23 @@ def norm_shapes(config):
     return dict.fromkeys(config.norms, (config.n_embd,)) | of_heads
 
 
+def layer_shapes(config, n):
+    """Return {name within layer n: shape} of its matrices: experts' stacked, (n_expert, n_out, n_in)."""
+    shapes = linear_shapes(config)
+    if not config.has_experts(n):
+        return shapes
+    c, f, s, e = config.n_embd, config.n_ff_expert, config.n_ff_shared, config.n_expert
+    shapes = {name: shape for name, shape in shapes.items() if not name.startswith("ffn_")}
+    shapes |= {"ffn_gate_inp": (e, c), "ffn_gate_exps": (e, f, c), "ffn_up_exps": (e, f, c), "ffn_down_exps": (e, c, f)}
+    shared = {"ffn_gate_shexp": (s, c), "ffn_up_shexp": (s, c), "ffn_down_shexp": (c, s)}
+    return shapes | (shared if s else {})
+
+
 def tensor_shapes(config, tied=False):
     """Return {GGUF name: shape} of all tensors, in file order."""
     shapes = {"token_embd.weight": (config.n_vocab, config.n_embd)}
     for n in range(config.n_layer):
-        for name, shape in linear_shapes(config).items():
+        for name, shape in layer_shapes(config, n).items():
             shapes[f"blk.{n}.{name}.weight"] = shape
         shapes |= {f"blk.{n}.{name}.weight": shape for name, shape in norm_shapes(config).items()}
     shapes["output_norm.weight"] = (config.n_embd,)
@@ -132,14 +163,26 @@ def random_weights(config, seed, tied=False):
 
 
 def random_lora(config, rank, seed):
-    """Return LoRA pairs for all linear matrices, exact in float32; B (A x) is a quarter of x in size, B not zero."""
+    """Return LoRA pairs for all linear matrices but routers, exact in float32; B (A x) is a quarter of x in size.
+
+    B is not zero. Each expert has its own: of "blk.0.ffn_up.5.weight".
+    """
     lora = {}
     for n in range(config.n_layer):
-        for i, (name, (n_out, n_in)) in enumerate(linear_shapes(config).items()):
+        for i, (name, (n_out, n_in)) in enumerate(_adapted(config, n)):
             a = uniform((seed, n, i, 0), (rank, n_in)) * np.sqrt(3 / n_in)
             b = uniform((seed, n, i, 1), (n_out, rank)) * np.sqrt(3 / rank) / 4
-            lora[f"blk.{n}.{name}.weight"] = tuple(x.astype(np.float32).astype(np.float64) for x in (a, b))
+            lora[name] = tuple(x.astype(np.float32).astype(np.float64) for x in (a, b))
     return lora
+
+
+def _adapted(config, n):
+    """Yield (name, (n_out, n_in)) of a layer's matrices that adapters sit on."""
+    for name, shape in layer_shapes(config, n).items():
+        if len(shape) == 3:
+            yield from ((f"blk.{n}.{name.removesuffix('_exps')}.{e}.weight", shape[1:]) for e in range(shape[0]))
+        elif name != "ffn_gate_inp":
+            yield f"blk.{n}.{name}.weight", shape
 
 
 def next_token_targets(tokens, segments, trained=None):
@@ -158,19 +201,25 @@ class _Linears:
     """The matrices of a model by name, adapters applied; collects the adapters' gradients on the way back."""
 
     def __init__(self, config, weights, lora, scale):
-        self.bits, self.weights, self.lora, self.scale = config.activation_bits, weights, lora or {}, scale
+        self.bits, self.lora, self.scale = config.activation_bits, lora or {}, scale
+        self.weights = weights | experts.unstacked(weights)
         self.gradients = {}
 
-    def forward(self, name, x):
+    def _scale_of(self, tokens):
+        """The adapters' scale of those tokens; None for all."""
+        return self.scale if tokens is None or np.ndim(self.scale) == 0 else np.asarray(self.scale)[tokens]
+
+    def forward(self, name, x, tokens=None):
+        """y (T, n_out) of x (T, n_in); tokens (T,): which of the call's they are."""
         y = layers.linear(round_activations(x, self.bits), self.weights[name])
         y = y + self.weights.get(name.removesuffix("weight") + "bias", 0)
-        return y + layers.low_rank(x, *self.lora[name], self.scale) if name in self.lora else y
+        return y + layers.low_rank(x, *self.lora[name], self._scale_of(tokens)) if name in self.lora else y
 
-    def backward(self, name, dy, x):
+    def backward(self, name, dy, x, tokens=None):
         """Return dx; rounding is taken as the identity, and no frozen matrix has its gradient formed."""
         if name not in self.lora:
             return dy @ self.weights[name]
-        dx, da, db = layers.lora_linear_backward(dy, x, self.weights[name], *self.lora[name], self.scale)
+        dx, da, db = layers.lora_linear_backward(dy, x, self.weights[name], *self.lora[name], self._scale_of(tokens))
         self.gradients[name] = (da, db)
         return dx
 
@@ -249,11 +298,11 @@ def _attention_parts(config, p):
     return [f"{p}{name}.weight" for name in names], [q, kv, kv]
 
 
-def _mlp_parts(config, p):
-    """The same for gate and up."""
-    gated = layers.is_gated(config.activation)
+def _mlp_parts(config, p, shared):
+    """The same for gate and up, of the expert that all tokens share or of the only MLP."""
+    gated, end = layers.is_gated(config.activation), "_shexp.weight" if shared else ".weight"
     names = ["ffn_gate", "ffn_up"] if gated and not config.fused else ["ffn_up"]
-    return [f"{p}{name}.weight" for name in names], [config.n_ff] * (1 + gated)
+    return [p + name + end for name in names], [config.n_ff_shared if shared else config.n_ff] * (1 + gated)
 
 
 def _layer_forward(config, linears, n, x, positions, mask):
@@ -272,14 +321,11 @@ def _layer_forward(config, linears, n, x, positions, mask):
 
     seen = x if config.parallel else middle
     ffn_normed = norm_row(config, weights, _second_norm(weights, p), seen)
-    gate, *up = linears.forward_parts(ffn_normed, *_mlp_parts(config, p))
-    up = up[0] if up else None
-    hidden = layers.activate(config.activation, gate, up)
-    mlp = linears.forward(p + "ffn_down.weight", hidden)
+    mlp, inside = _mlp_forward(config, linears, n, ffn_normed)
     y = middle + config.residual_scale * norm_row(config, weights, p + "post_ffw_norm", mlp)
     return y, SimpleNamespace(
         x=x, normed=normed, plain_q=plain_q, plain_k=plain_k, q=q, k=k, v=v, attended=attended, attention=attention,
-        seen=seen, ffn_normed=ffn_normed, gate=gate, up=up, hidden=hidden, mlp=mlp,
+        seen=seen, ffn_normed=ffn_normed, inside=inside, mlp=mlp,
     )  # fmt: skip
 
 
@@ -288,15 +334,43 @@ def _second_norm(weights, p):
     return p + ("ffn_norm" if p + "ffn_norm.weight" in weights else "attn_norm")
 
 
+def _mlp_forward(config, linears, n, x):
+    """What layer n's MLP, or its experts, make of x (T, C), and what the backward pass needs."""
+    saved, out, suffix = SimpleNamespace(), 0, ""
+    if config.has_experts(n):
+        out, saved.experts = experts.experts(linears, n, x, config.routing, config.activation)
+        if not config.n_ff_shared:
+            return out, saved
+        suffix, saved.weight = "_shexp", experts.shared_weight(linears, n, x)
+    saved.gate, *up = linears.forward_parts(x, *_mlp_parts(config, f"blk.{n}.", bool(suffix)))
+    saved.up = up[0] if up else None
+    saved.hidden = layers.activate(config.activation, saved.gate, saved.up)
+    saved.y = linears.forward(f"blk.{n}.ffn_down{suffix}.weight", saved.hidden)
+    return out + (saved.weight * saved.y if suffix else saved.y), saved
+
+
+def _mlp_backward(config, linears, n, dout, x, saved):
+    """dout (T, C) -> dx (T, C)"""
+    dx, suffix = 0, ""
+    if config.has_experts(n):
+        dx = experts.experts_backward(linears, n, dout, x, saved.experts, config.routing, config.activation)
+        if not config.n_ff_shared:
+            return dx
+        suffix, dweight = "_shexp", (dout * saved.y).sum(axis=1, keepdims=True)
+        dx = dx + experts.shared_weight_backward(linears, n, dweight, saved.weight)
+        dout = saved.weight * dout
+    dhidden = linears.backward(f"blk.{n}.ffn_down{suffix}.weight", dout, saved.hidden)
+    dparts = layers.activate_backward(config.activation, dhidden, saved.gate, saved.up)
+    dparts = [d for d in dparts if d is not None]
+    return dx + linears.backward_parts(dparts, x, _mlp_parts(config, f"blk.{n}.", bool(suffix))[0])
+
+
 def _layer_backward(config, linears, n, dy, saved, positions, mask):
     """dy (T, C) -> dx (T, C); the adapters' gradients go to linears.gradients."""
     weights, p = linears.weights, f"blk.{n}."
 
     dmlp = norm_row_backward(config, weights, p + "post_ffw_norm", saved.mlp, config.residual_scale * dy)
-    dhidden = linears.backward(p + "ffn_down.weight", dmlp, saved.hidden)
-    dparts = layers.activate_backward(config.activation, dhidden, saved.gate, saved.up)
-    dparts = [d for d in dparts if d is not None]
-    dffn_normed = linears.backward_parts(dparts, saved.ffn_normed, _mlp_parts(config, p)[0])
+    dffn_normed = _mlp_backward(config, linears, n, dmlp, saved.ffn_normed, saved.inside)
     dseen = norm_row_backward(config, weights, _second_norm(weights, p), saved.seen, dffn_normed)
     dmiddle = dy if config.parallel else dy + dseen
 
