@@ -120,7 +120,7 @@ def _norms(loader, config, layer):
 
 
 def _matrix_parts(loader, config, key, i, shape):
-    """Return {Weights' word: a matrix, a bias} of a matrix of layer i, of its parts where it is fused; experts' as lists."""
+    """Return {Weights' word: a matrix, a bias} of a matrix of layer i, of its parts where fused; experts' as lists."""
     name, bias, family = BY_NAME[key].tensor(i), BY_NAME[key].tensor(i, "bias"), config.family
     biased = key in family.biases or bias in loader.file.tensors
     if key == "ffn_gate_inp_shexp":
