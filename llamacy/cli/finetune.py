@@ -130,7 +130,7 @@ def _add_adapter_flags(group):
         optional(group, flag, dest=f"rank_{target}", type=whole(1, MAX_RANK), metavar="N",
                  help=f"rank of {target} instead of --rank")  # fmt: skip
     optional(group, "--target-modules", dest="targets", metavar="LIST",
-             help="matrices to adapt, such as attn_q,attn_v or q_proj,v_proj; all-linear is all of each layer but routed "
+             help="matrices to adapt, such as attn_q,attn_v or q_proj,v_proj; all-linear: all but routed "
                   "experts, which `experts` adds (default: all-linear)")  # fmt: skip
     optional(group, "--num-layers", dest="num_layers", type=int, metavar="N",
              help="adapt only the last N layers; the others need no backward pass (default: all)")  # fmt: skip

@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 
 from llamacy.errors import UsageError
-from llamacy.train.options import TARGETS, TrainOptions, target_modules
+from llamacy.train.options import USUAL, TrainOptions, target_modules
 
 BAD = {
     "n_ctx": (1, 0, -5),
@@ -51,10 +51,10 @@ def test_every_option_with_a_range_is_covered():
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("all-linear", tuple(TARGETS)),
+        ("all-linear", USUAL),
         ("q_proj,v_proj", ("attn_q", "attn_v")),
-        ("ffn_down, attn_q", ("attn_q", "ffn_down")),
-        ("wq,wk,wv,wo,w1,w2,w3", tuple(TARGETS)),
+        ("ffn_down, attn_q", ("attn_q", "ffn_down", "ffn_down_shexp")),
+        ("wq,wk,wv,wo,wqkv,w1,w2,w3", USUAL),
         ("Q_PROJ,attn_q.weight", ("attn_q",)),
     ],
 )
