@@ -7,6 +7,7 @@ from .four_tokens cimport four_tokens
 from .inputs cimport Acts
 from .panels cimport BackPanel, Gradients, PanelProducts
 from .tiles cimport Panel
+from ..simd.verbs cimport U8_OFFSET
 
 
 cdef inline int code8(const uint8_t* q, int b, int r, int c) noexcept nogil:
@@ -39,7 +40,7 @@ cdef inline float counted(const Panel* p, int r, const Acts* x, int n, size_t at
         s = 0
         for j in range(i, min(i + 8, n)):
             for c in range(32):
-                s += p.s[32 * j + 2 * r] * <int8_t>code8(p.q, j, r, c) * (<int><uint8_t>x.q8[32 * (at + j) + c] - 128)
+                s += p.s[32 * j + 2 * r] * <int8_t>code8(p.q, j, r, c) * <int8_t>(<uint8_t>x.q8[32 * (at + j) + c] ^ U8_OFFSET)
         total += <float>s * x.scale8[at + i]
     return total
 
