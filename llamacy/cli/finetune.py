@@ -9,6 +9,7 @@ from llamacy.default_model import default_model
 from llamacy.errors import UsageError
 from llamacy.formats.architectures import adapted
 from llamacy.train.options import DEFAULT_CTX, MAX_RANK, TrainOptions, target_modules
+from llamacy.train.preference import METHODS
 from llamacy.train.schedule import SCHEDULES
 
 D = TrainOptions
@@ -32,6 +33,9 @@ ADAMW_FLAGS = [
 ]
 # llama.cpp's flags for one matrix's rank, named as Meta names the matrices
 RANKS = {f"--rank-{matrix.meta.rpartition('.')[2]}": matrix.name for matrix in adapted() if matrix.meta}
+METHOD_FLAGS = [
+    (("--beta",), "beta", float, "F", "how much the answers' preference counts: beta of DPO and KTO, lambda of ORPO"),
+]
 VALIDATION_FLAGS = [
     (("--val-split", "-val-split"), "val_split", float, "F", "hold out this share of the training data"),
     (("--eval-every",), "eval_every", int, "N", "measure every N steps, 0 = after every epoch"),
@@ -61,6 +65,7 @@ def build_parser():
     parser.set_defaults(activations="int16")
     _add_data_flags(parser.add_argument_group("data"))
     _add_run_flags(parser.add_argument_group("run"))
+    _add_method_flags(parser.add_argument_group("method"))
     _add_adapter_flags(parser.add_argument_group("adapter"))
     group = parser.add_argument_group("optimiser (AdamW)")
     _add_rows(group, ADAMW_FLAGS)
@@ -115,6 +120,12 @@ def _add_run_flags(group):
     optional(group, "--checkpoint-out", dest="checkpoint_out", metavar="FILE",
              help="where to save the state of the run, '' = nowhere (default: OUTDIR/checkpoint.gguf)")  # fmt: skip
     group.add_argument("--resume", action="store_true", help="go on from the checkpoint of the run before")
+
+
+def _add_method_flags(group):
+    group.add_argument("--method", choices=list(METHODS), default=D.method,
+                       help="plain fine-tuning (sft), or learning from preferences, chosen and rejected")  # fmt: skip
+    _add_rows(group, METHOD_FLAGS)
 
 
 def _add_adapter_flags(group):

@@ -20,7 +20,7 @@ from llamacy.train.notes import Notes
 from llamacy.train.readers import HEAD, InstructionText, MarkedText, PlainText
 from llamacy.train.readers_json import json_reader
 from llamacy.train.samples import Encoder, Record, Sample, has_answer
-from llamacy.train.shapes import Shapes
+from llamacy.train.shapes import PREFERENCES, Shapes
 from llamacy.train.sources import open_sources
 from llamacy.train.tables import table_reader
 
@@ -34,16 +34,17 @@ WEIGHT_STREAM = 1 << 33
 
 
 def open_data(
-    paths, encoder, *, render=None, sample_start="", include_sample_start=False, keep_empty=False, max_samples=None
-):
+    paths, encoder, *, render=None, sample_start="", include_sample_start=False, keep_empty=False, max_samples=None,
+    needs="",
+):  # fmt: skip
     """Return the Data in `paths`, which are told apart by content (see examples/README.md).
 
     paths: files, folders of datasets, or these with `:WEIGHT` behind. `render(messages, add_generation_prompt,
     **variables) -> str` is the model's chat template, for data made of messages. keep_empty: empty answers are taught.
-    max_samples: of each file no more than its first so many.
+    max_samples: of each file no more than its first so many. needs: what a method's data must be, see Shapes.
     LlamacyError: a file is missing, empty, broken or not text, or no sample has anything to train on.
     """
-    reading = _Reading(encoder, render, sample_start, include_sample_start, keep_empty, max_samples)
+    reading = _Reading(encoder, render, sample_start, include_sample_start, keep_empty, max_samples, needs)
     parts, told = [], []
     for argument in paths:
         parts += [reading.part(source) for source in open_sources(argument, told.append)]
@@ -164,11 +165,12 @@ def _times(weight):
 class _Reading:
     """How files are read: what `open_data` was told, once for all of them."""
 
-    def __init__(self, encoder, render, sample_start, include_sample_start, keep_empty, max_samples):
+    def __init__(self, encoder, render, sample_start, include_sample_start, keep_empty, max_samples, needs):
         self.encoder, self.keep_empty, self.most = encoder, keep_empty, max_samples
         self.sample_start, self.include_sample_start = sample_start, include_sample_start
         self.notes = Notes()
-        self.shapes = Shapes(render, encoder.end_text, keep_empty, self.notes)
+        self.needs = needs
+        self.shapes = Shapes(render, encoder.end_text, keep_empty, self.notes, needs)
 
     def part(self, source):
         """Look at a Source's beginning; return its samples as Records or Windows."""
@@ -180,6 +182,8 @@ class _Reading:
             file.seek(-len(head), os.SEEK_CUR)
             check_head(head, path)
             reader = self._reader(head, path)
+            if self.needs and not hasattr(reader, "shapes"):
+                raise LlamacyError(f"{path}: no preferences: wanted JSON or a table of {PREFERENCES[self.needs]}")
             if reader is None:
                 part = Windows(PlainText(path), file, self.encoder, self.most)
             else:

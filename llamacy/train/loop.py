@@ -13,6 +13,7 @@ from llamacy.system import peak_rss_bytes
 from llamacy.train.batches import Plan
 from llamacy.train.checkpoint import UNKNOWN, save_checkpoint
 from llamacy.train.health import WORSE, astray
+from llamacy.train.options import recipe
 from llamacy.train.schedule import learning_rate, warmup_steps
 from llamacy.train.state import LOSSES, Progressed, check_trainer, load_state
 
@@ -35,6 +36,7 @@ FIXED = {
     "ranks": "--rank-wq and so on, and --init-lora",
     "lora_dropout": "--lora-dropout",
     "pairs": "--init-lora",
+    "recipe": "--method, --beta, --loraplus-ratio, --init-weights, --neftune-alpha and patterns",
 }
 # Those whose values say nothing to a person, and what they stand for.
 DIGESTS = {"model": "another model", "data": "other data", "pairs": "other ranks or scales of its pairs"}
@@ -69,11 +71,12 @@ class Run:
         self.fixed = {name: self.ids[name] if name in self.ids else getattr(options, name, None) for name in FIXED}
         self.fixed.update(n_samples=len(data), alpha=options.file_alpha, targets=list(options.targets),
                           ranks=dict(options.ranks) or None, lora_dropout=options.lora_dropout or None)  # fmt: skip
+        self.fixed["recipe"] = recipe(options)
         self._saved = self._first = None
 
     def resume(self, path):
         """Go on from a checkpoint; LlamacyError names what differs where this run is not its continuation."""
-        state = load_state(path, FIXED)
+        state = load_state(path, FIXED, {"recipe": None})
         for name, flags in FIXED.items():
             was, now = state.fixed[name], self.fixed[name]
             if was is not UNKNOWN and _as_json(was) != _as_json(now):
@@ -195,6 +198,7 @@ class Run:
                "grad_norm": float(result.grad_norm), "tokens": int(result.tokens),
                "trained_tokens": int(result.trained_tokens), "tokens_per_second": speed,
                "flops_per_second": result.flops / seconds}  # fmt: skip
+        row |= result.more
         if self.peak_flops:
             row["flop_utilisation"] = result.flops / seconds / self.peak_flops
         val_loss = self._measure(stop) if self._measuring_is_due(step) else None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 
 from llamacy.errors import UsageError
 from llamacy.formats.architectures import SHARED_EXPERT, STACKED, adapted, aliases
+from llamacy.train.preference import METHODS
 from llamacy.train.schedule import SCHEDULES
 
 # The matrices of a layer that can be adapted -> the names that people call them by (llama.cpp, Hugging Face, Meta).
@@ -68,6 +69,10 @@ SOME_TARGETS = {
 }
 
 
+# The fields by which one way of training is told from another.
+RECIPE = ("method", "beta")
+
+
 @dataclass(frozen=True)
 class TrainOptions:
     """How to train: lengths in tokens, rates per optimiser step; None where a value follows from the others.
@@ -84,6 +89,10 @@ class TrainOptions:
     shuffle: bool = _option(True, "--shuffle")
     seed: int = _option(42, "--seed", lambda value: 0 <= value < 1 << 63, "0 or more")
     mask_prompt: bool = _option(True, "--mask-prompt")
+
+    # what is learnt from the answers
+    method: str = _option("sft", "--method", METHODS.__contains__, f"one of {', '.join(METHODS)}")
+    beta: float = _option(0.1, "--beta", **POSITIVE)
 
     # AdamW
     learning_rate: float = _option(1e-4, "--learning-rate", **POSITIVE)
@@ -119,8 +128,21 @@ class TrainOptions:
             value, test = getattr(self, row.name), row.metadata["test"]
             if value is not None and test and not test(value):
                 raise UsageError(f"{row.metadata['flag']}: wanted {row.metadata['wanted']}, got {value!r}")
+        if self.method in ("dpo", "kto") and not self.mask_prompt:
+            raise UsageError(f"--train-on-prompt: --method {self.method} looks at the answers alone; leave it away")
 
     @property
     def file_alpha(self):
         """The alpha to train and write with: rsLoRA divides by sqrt(r) where LoRA divides by r."""
         return self.alpha * math.sqrt(self.rank) if self.rslora else self.alpha
+
+
+def recipe(options):
+    """Return what of the method is not as plain LoRA has it, by the fields' names, None for plain LoRA: runs that go on
+    from a checkpoint must share it.
+    """
+    found = {name: getattr(options, name) for name in RECIPE}
+    changed = {name: value for name, value in found.items() if value != getattr(TrainOptions, name)}
+    if options.method == "sft":
+        changed.pop("beta", None)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()} or None

@@ -17,6 +17,7 @@ from llamacy.text.tokenizer import open_tokenizer
 from llamacy.train.batches import split
 from llamacy.train.data import Subset, open_data
 from llamacy.train.lora import check_targets
+from llamacy.train.preference import needs_of
 from llamacy.train.samples import Encoder
 
 SAMPLE_DATA = Path(llamacy.__file__).resolve().parent.parent / "examples" / "instructions.jsonl"
@@ -36,7 +37,9 @@ class Prepared:
         self.metadata = self.file.metadata
         self.tokenizer = open_tokenizer(self.file)
         self.options = self._fitted(job.options)
-        self.encoder = Encoder(self.tokenizer, self.options.n_ctx, self.options.mask_prompt)
+        # of preferences it is always the answers that count; what else is learnt the method says
+        masked = self.options.mask_prompt or self.options.method != "sft"
+        self.encoder = Encoder(self.tokenizer, self.options.n_ctx, masked)
 
     def _fitted(self, options):
         """Return the options with a context and a number of layers that the model has."""
@@ -82,6 +85,7 @@ class Prepared:
             include_sample_start=self.job.include_sample_start,
             keep_empty=self.job.keep_empty,
             max_samples=self.job.max_samples,
+            needs=needs_of(self.options.method),
         )
 
     @cached_property

@@ -26,6 +26,31 @@ class Sample:
         return int(np.count_nonzero(self.trained))
 
 
+@dataclass(frozen=True)
+class Preference:
+    """One record: `samples`, each with `wanted[i]`, whether it is a good answer; both of a pair, or one with a label.
+
+    ids, trained and n_trained are those of all of them, for whoever counts tokens.
+    """
+
+    samples: tuple
+    wanted: tuple
+
+    @property
+    def ids(self):
+        return np.concatenate([sample.ids for sample in self.samples])
+
+    @property
+    def trained(self):
+        return np.concatenate([sample.trained for sample in self.samples])
+
+    @property
+    def n_trained(self):
+        """The number of tokens of the answers; 0 where one of them has none."""
+        counts = [sample.n_trained for sample in self.samples]
+        return sum(counts) if all(counts) else 0
+
+
 # What a piece of text is to training. An answer is true, so that `(text, True)` says the same.
 ANSWER, PROMPT, CONTEXT = True, False, None
 
@@ -37,10 +62,14 @@ class Record:
     PROMPT is learnt with --train-on-prompt only, CONTEXT never. Each piece is tokenised on its own. `closed` says that
     the pieces end their turns themselves, as chat templates do: no EOS is added after one, and what a template puts
     behind the end of a turn is not trained; they are tokenised as one text.
+
+    rejected: the Record of the answer that is not wanted, of a pair; wanted: the label of one answer, None without.
     """
 
     pieces: tuple
     closed: bool = False
+    rejected: "Record | None" = None
+    wanted: bool | None = None
 
 
 class Encoder:
@@ -64,7 +93,15 @@ class Encoder:
         return "".join(self.tokenizer.token_bytes(token).decode(errors="replace") for token in self.last)
 
     def encode(self, record):
-        """Return (Sample, was it cut); the Sample may be left without a trained token."""
+        """Return (Sample, or Preference of a record with one; was it cut); it may be left without a trained token."""
+        if record.rejected is None and record.wanted is None:
+            return self._encode(record)
+        labels = [(record, True), (record.rejected, False)] if record.rejected else [(record, record.wanted)]
+        found = [self._encode(each) for each, _ in labels]
+        samples = tuple(sample for sample, _ in found)
+        return Preference(samples, tuple(label for _, label in labels)), any(cut for _, cut in found)
+
+    def _encode(self, record):
         ids, trained = list(self.first), [not self.mask_prompt] * len(self.first)
         for piece, learnt in self._whole(record) if record.closed else self._parts(record):
             if ids == self.first and piece[: len(ids)] == ids:
@@ -130,12 +167,14 @@ class Encoder:
 
         Tokenising a large file twice is what this saves. Two tokens more per piece allow for a space prefix.
         """
-        return sum(len(text.encode()) + 2 for text, _ in record.pieces) + 2 <= self.n_ctx
+        rest = self.surely_fits(record.rejected) if record.rejected else True
+        return rest and sum(len(text.encode()) + 2 for text, _ in record.pieces) + 2 <= self.n_ctx
 
 
 def has_answer(record, keep_empty=False):
     """True where a piece to be learnt holds more than white space, or for `keep_empty` where there is one at all."""
-    return any(part is ANSWER and (keep_empty or text.strip()) for text, part in record.pieces)
+    rest = has_answer(record.rejected, True) if record.rejected else True
+    return rest and any(part is ANSWER and (keep_empty or text.strip()) for text, part in record.pieces)
 
 
 def check_text(value, name, where):

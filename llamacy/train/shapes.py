@@ -4,6 +4,7 @@ Keys are known in any case. What is not used of an object is counted (notes.py),
 """
 
 import os
+from dataclasses import replace
 from typing import NamedTuple
 
 from llamacy.errors import LlamacyError, brief, shown
@@ -23,6 +24,13 @@ CHOSEN, REJECTED = ("chosen",), ("rejected",)
 PREFERRED = 'pairs of answers: "chosen" is learnt, "rejected" is not'
 UNWANTED = 'records with "label": false, whose answer is not wanted: left out'
 TWO_SYSTEMS = 'records with "system" beside a system message of their own, which is used'
+
+
+# What the methods' data must be.
+PREFERENCES = {
+    "pairs": '"chosen" and "rejected", for --method dpo and orpo',
+    "labels": '"chosen" and "rejected", or "prompt", "completion" and "label", for --method kto',
+}
 
 
 class Row(NamedTuple):
@@ -97,10 +105,11 @@ class Shapes:
     render      (messages, add_generation_prompt, **variables) -> str, the model's chat template; None: there is none
     end         the text of the token that ends an answer, for answers that others follow
     keep_empty  an empty answer is one too
+    needs       "pairs": records must be preferences; "labels": these, or answers with a label; "": anything
     """
 
-    def __init__(self, render=None, end="", keep_empty=False, notes=None):
-        self.render, self.end, self.keep_empty = render, end, keep_empty
+    def __init__(self, render=None, end="", keep_empty=False, notes=None, needs=""):
+        self.render, self.end, self.keep_empty, self.needs = render, end, keep_empty, needs
         self.notes = notes or Notes()
 
     def record(self, value, where):
@@ -111,6 +120,8 @@ class Shapes:
             if all(names):
                 result = row.make(self, keys, *names)
                 keys.tell_unused(self.notes)
+                if self.needs and result[0].rejected is None and result[0].wanted is None:
+                    raise LlamacyError(f"{where}: no preference: wanted {PREFERENCES[self.needs]}")
                 return result
         got = ", ".join(f'"{brief(key, 24)}"' for key in list(value)[:8]) or "no keys"
         raise LlamacyError(f"{where}: missing keys: wanted {WANTED}; got {got}")
@@ -131,18 +142,33 @@ class Shapes:
         return self._rendered(keys, talk), "chat"
 
     def _preference(self, keys, chosen, rejected):
-        self.notes.remark(PREFERRED, keys.where)
+        if not self.needs:
+            self.notes.remark(PREFERRED, keys.where)
         answer, other = keys.take(chosen), keys.take(rejected)
         if not keys.found(ASKS) and isinstance(answer, str) and isinstance(other, str):
             # a prompt that both begin with, up to the last space, as TRL takes it
             n = len(os.path.commonprefix([answer, other]))
             n -= answer[n - 1 : n] == " "
-            check_text(answer, keys.written(chosen), keys.where)
-            return Record(((answer[:n], PROMPT), (answer[n:], ANSWER))), ""
-        return self._asked(keys, answer, chosen)
+            for text, name in ((answer, chosen), (other, rejected)):
+                check_text(text, keys.written(name), keys.where)
+            records = [Record(((text[:n], PROMPT), (text[n:], ANSWER))) for text in (answer, other)]
+            return self._pair(*records), ""
+        record, template = self._asked(keys, answer, chosen)
+        return (self._pair(record, self._asked(keys, other, rejected)[0]) if self.needs else record), template
+
+    def _pair(self, chosen, rejected):
+        """Return the Record of both answers where the method wants them, else of the chosen one."""
+        return replace(chosen, rejected=rejected) if self.needs else chosen
 
     def _prompt(self, keys, prompt, answer):
-        if isinstance(keys.get("label"), bool) and not keys.take("label"):
+        label = keys.get("label")
+        if self.needs == "labels" and label is not None:
+            if label not in (0, 1):
+                raise LlamacyError(f'{keys.where}: "label" is {shown(label)}, wanted true or false')
+            keys.take("label")
+            record, template = self._asked(keys, keys.take(answer), answer)
+            return replace(record, wanted=bool(label)), template
+        if isinstance(label, bool) and not keys.take("label"):
             self.notes.remark(UNWANTED, keys.where)
             for name in (prompt, answer):
                 keys.take(name)

@@ -51,14 +51,17 @@ class State:
     validation: object
 
 
-def load_state(path, fixed):
+def load_state(path, fixed, defaults=None):
     """Return the State in a checkpoint; `fixed` are the names of settings that it must hold.
 
+    defaults: what settings were before checkpoints held them.
     LlamacyError, one line, for a file that is no checkpoint, damaged, or of a later version.
     """
     values, arrays = load_checkpoint(path)
     check = _Check(path)
     check.keys("the values", values, {"n_steps", "fixed", "trainer", "progressed", "validation"})
+    if isinstance(values["fixed"], dict):
+        values["fixed"] = (defaults or {}) | values["fixed"]
     check.keys("fixed", values["fixed"], set(fixed))
     check.whole("n_steps", values["n_steps"], 1)
     check.that(isinstance(values["trainer"], dict), "trainer", values["trainer"], "a table")

@@ -1,7 +1,8 @@
 """The trainer: batches of samples in, loss and gradients through the compiled pass, AdamW on the pairs."""
 
 import math
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from llamacy.model.weights import kept_rows
 from llamacy.train.flops import Flops
 from llamacy.train.health import astray
 from llamacy.train.lora import as_adapter, places, starting_pairs
+from llamacy.train.preference import objective
 from llamacy.train.prefix import LIMIT, PrefixCache
 
 # Short samples are packed into passes of about this many tokens, where the matrix products run at full speed.
@@ -20,13 +22,16 @@ PACK_TOKENS = 512
 
 @dataclass(frozen=True)
 class StepResult:
-    """loss: mean over the trained tokens; grad_norm: of all A and B, before clipping; tokens: of the samples."""
+    """loss: mean over the trained tokens, or the method's; grad_norm: of all A and B, before clipping; tokens: of the
+    samples; more: what the method says besides, for the log.
+    """
 
     loss: float
     grad_norm: float
     tokens: int
     trained_tokens: int
     flops: int
+    more: dict = field(default_factory=dict)
 
 
 class Trainer:
@@ -39,6 +44,7 @@ class Trainer:
         self.n_steps = 0
         self.prefix = None
         self.good_loss = math.inf
+        self.objective = objective(options)
         self._pass = None
 
     def init_lora(self, rank, alpha, targets, seed, init_from=None, num_layers=None):
@@ -123,12 +129,52 @@ class Trainer:
         if n_trained == 0:
             raise LlamacyError("a batch has no trained token; check the data with --show-sample 1")
         self._pass.grads.fill(0)
-        total = sum(
-            self._run(packed, 1 / n_trained, dropout_key=self._dropout_key(i))
-            for i, packed in enumerate(pack(samples, self.pack_tokens))
-        )
+        if self.objective:
+            loss, weights, more = self.objective.weigh(self, samples)
+            self._add_gradients(self.objective.samples(samples), weights)
+        else:
+            more = {}
+            loss = sum(
+                self._run(packed, 1 / n_trained, dropout_key=self._dropout_key(i))
+                for i, packed in enumerate(pack(samples, self.pack_tokens))
+            ) / n_trained  # fmt: skip
         n_tokens, norm = sum(len(sample.ids) for sample in samples), kernels.adamw.norm(self._pass.grads)
-        return StepResult(total / n_trained, norm, n_tokens, n_trained, self.flops(n_tokens, n_trained))
+        return StepResult(loss, norm, n_tokens, n_trained, self.flops(n_tokens, n_trained), more)
+
+    def log_probabilities(self, samples, dropout=False):
+        """Return for each Sample the log-probabilities of its trained tokens, f64; dropout: as the next step has it."""
+        found = [np.empty(0)] * len(samples)
+        for i, (group, packed) in enumerate(self._groups(samples)):
+            self._run(packed, 1.0, False, self._dropout_key(i) if dropout else None)
+            losses, at = self._pass.target_losses(), 0
+            for index in group:
+                n = samples[index].n_trained
+                found[index], at = -losses[at : at + n], at + n
+        return found
+
+    def _add_gradients(self, samples, weights):
+        """Add the gradients of sum(weights * log-probabilities), weights for each Sample's trained tokens."""
+        for i, (group, packed) in enumerate(self._groups(samples)):
+            factors = np.zeros(len(packed[0]), np.float32)
+            # the pass has gradients of negative log-likelihoods
+            factors[packed[2] >= 0] = -np.concatenate([weights[index] for index in group])
+            self._run(packed, 1.0, dropout_key=self._dropout_key(i), token_weights=factors)
+
+    def _groups(self, samples):
+        """Yield (indices of samples, what a pass over them is given)."""
+        for group in packs(range(len(samples)), lambda i: n_inputs(samples[i]), self.pack_tokens):
+            yield group, _packed([samples[i] for i in group])
+
+    @contextmanager
+    def without_adapter(self):
+        """While this lasts, the model is as it was before any training."""
+        kept = self._pass.params.copy()
+        for _, _, b in self._views(self._pass.params):
+            b[:] = 0
+        try:
+            yield
+        finally:
+            self._pass.params[:] = kept
 
     def go_back(self):
         """Make the pairs again what they were when a step last found a loss of at most `good_loss`.
@@ -138,15 +184,15 @@ class Trainer:
         self._pass.params[:] = self._good
         return self._good_step
 
-    def _run(self, packed, weight, backward=True, dropout_key=None):
+    def _run(self, packed, weight, backward=True, dropout_key=None, token_weights=None):
         """One pass over packed sequences, past the layers below the first trained one where their outputs are kept."""
         self.model.check_file()
         if self.prefix is None:
-            return self._pass.run(*packed, weight, backward, dropout_key=dropout_key)
+            return self._pass.run(*packed, weight, backward, dropout_key=dropout_key, token_weights=token_weights)
         tokens, starts, _ = packed
         entry = np.empty((len(tokens), self.prefix.width), np.float32)
         known = self.prefix.lookup(tokens, starts, entry)
-        loss = self._pass.run(*packed, weight, backward, entry, known, dropout_key)
+        loss = self._pass.run(*packed, weight, backward, entry, known, dropout_key, token_weights)
         if not known:
             self.prefix.store(tokens, starts, entry)
         return loss
@@ -158,12 +204,23 @@ class Trainer:
         return int(np.random.SeedSequence((self.seed, self.n_steps, i)).generate_state(1, np.uint64)[0])
 
     def evaluate(self, batches):
-        """Return (mean loss over all trained tokens, their number) without training."""
+        """Return (mean loss over all trained tokens, or over items as the method has it, their number) without
+        training.
+        """
+        if self.objective:
+            return self._evaluate_objective(batches)
         total, n_trained = 0.0, 0
         for batch in batches:
             n_trained += sum(sample.n_trained for sample in batch)
             total += sum(self._run(packed, 1.0, False) for packed in pack(batch, self.pack_tokens))
         return total / max(n_trained, 1), n_trained
+
+    def _evaluate_objective(self, batches):
+        total, n_items = 0.0, 0
+        for batch in batches:
+            total += len(batch) * self.objective.weigh(self, batch, dropout=False)[0]
+            n_items += len(batch)
+        return total / max(n_items, 1), n_items
 
     def gradients(self):
         """Return {base tensor name: (dA (r, n_in), dB (n_out, r))} of the last step."""

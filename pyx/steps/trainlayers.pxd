@@ -32,7 +32,9 @@ cdef class TrainLayers:
     cdef int* rank_of                       # (T,): a token's place among them, or -1
     cdef int* position
     cdef double* losses
-    cdef float weight
+    cdef float weight                   # of every target's gradient; times that of its token, where there are any
+    cdef const float* token_weights
+    cdef const float* noise             # (T, E): added to what enters the first layer, NULL for none
     cdef LoraPair* pair(self, int layer, int slot) noexcept nogil
     cdef void work_through(self, bint backward, int i, int n) noexcept nogil
     cdef int rows(self, int layer) noexcept nogil
@@ -49,6 +51,7 @@ cdef class TrainLayers:
     cdef void mlp(self, int layer, bint onward, int i, int n) noexcept nogil
     cdef void shared_rows(self, int layer, int lo, int hi) noexcept nogil
     cdef void shared_rows_backward(self, int layer, int lo, int hi) noexcept nogil
+    cdef float weight_of(self, int target) noexcept nogil
     cdef void loss_head(self, bint backward, int i, int n) noexcept nogil
     cdef Gradient gradient(self, const float* dy, size_t ld, size_t at) noexcept nogil
     cdef void linear_gradients(self, int layer, int slot, const Gradient* g, int rows, int lo, int hi) noexcept nogil

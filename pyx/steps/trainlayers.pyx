@@ -34,8 +34,8 @@ from .trainbuffers cimport (
     HEAD_ROWS, HEAD_TILES, UNIT_BLOCKS, UNIT_COLUMNS, UNIT_TILES, Buffers, Gradient, Kept, cached_kv_head,
 )
 from .trainrows cimport (
-    activate_rows, activate_rows_backward, branch_rows_backward, clear_rows, head_rows, head_rows_backward, input_rows,
-    input_rows_backward, restore_rows, save_rows, store_rows, sum_groups, temper_rows,
+    activate_rows, activate_rows_backward, add_row, branch_rows_backward, clear_rows, head_rows, head_rows_backward,
+    input_rows, input_rows_backward, restore_rows, save_rows, store_rows, sum_groups, temper_rows,
 )
 
 
@@ -59,6 +59,8 @@ cdef class TrainLayers:
             self.ropes.angles(self.position[t], self.b.cosine + angles_at(c, NULL, t), self.b.sine + angles_at(c, NULL, t))
             if not self.entered:
                 self.weights.embed(self.tokens[t], NULL, self.kept[0].x + t * c.embd_p)
+                if self.noise != NULL:
+                    add_row(self.noise + t * <size_t>c.embd_p, c.embd_p, self.kept[0].x + t * <size_t>c.embd_p)
         if self.entered:
             memcpy(self.kept[first].x + lo * c.embd_p, self.entry + lo * c.embd_p, 4 * <size_t>c.embd_p * (hi - lo))
         barrier(&self.team)      # x of the first layer, angles, the pairs' transposes
@@ -263,6 +265,10 @@ cdef class TrainLayers:
 
     # ---- head and loss, HEAD_ROWS tokens at a time; logits become their gradient and are thrown away ----
 
+    cdef float weight_of(self, int target) noexcept nogil:
+        """What a target's gradient is multiplied by"""
+        return self.weight * (self.token_weights[self.scored[target]] if self.token_weights != NULL else 1)
+
     cdef void loss_head(self, bint backward, int i, int n) noexcept nogil:
         cdef Config* c = &self.weights.config
         cdef const Linear* l = &self.weights.output
@@ -292,7 +298,7 @@ cdef class TrainLayers:
             g = self.gradient(b.logits, c.vocab_p, 0)
             for m in range(mine, end):
                 finish_logits(c, b.logits + m * <size_t>c.vocab_p, c.vocab_p)
-                self.losses[first + m] = cross_entropy(b.logits + m * <size_t>c.vocab_p, c.n_vocab, self.targets[self.scored[first + m]], self.weight)
+                self.losses[first + m] = cross_entropy(b.logits + m * <size_t>c.vocab_p, c.n_vocab, self.targets[self.scored[first + m]], self.weight_of(first + m))
                 finish_logits_backward(c, b.logits + m * <size_t>c.vocab_p, c.vocab_p)
                 if backward and g.q != NULL:
                     quantize_gradient(b.logits, c.vocab_p, c.n_vocab, rows, m, m + 1, g.q, g.scale)

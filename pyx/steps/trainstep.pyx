@@ -135,22 +135,24 @@ cdef class TrainStep(TrainExperts):
     # ---- the call ----
 
     def run(self, const int[::1] tokens, const int[::1] starts, const int[::1] targets, double weight, bint backward=True,
-            float[:, ::1] entry=None, bint entered=False, dropout_key=None):
+            float[:, ::1] entry=None, bint entered=False, dropout_key=None, const float[::1] token_weights=None,
+            const float[:, ::1] noise=None):
         """Loss of packed sequences, and with `backward` the gradients of weight * loss added to self.grads.
 
         tokens (T,); starts (n + 1,): sequence i is tokens[starts[i]:starts[i + 1]], positions count from 0 in each;
         targets (T,): the id to predict at each token, or -1. entry (T, n_embd padded to 16): what enters the first layer
-        with a pair, written here, or with `entered` read, and the layers below left out. dropout_key: 64 random bits.
+        with a pair, written here, or with `entered` read, and the layers below left out. dropout_key: 64 random bits. token_weights (T,): factors, of any sign, of each target's gradient.
+        noise (T, n_embd padded to 16): added to what enters the first layer of all.
         Returns the sum of the targets' negative log-likelihoods. LlamacyError while another thread's call runs, or after fork().
         """
         self.weights.begin_step(self.n_threads, &self.busy)
         try:
-            return self.compute(tokens, starts, targets, weight, backward, entry, entered, dropout_key)
+            return self.compute(tokens, starts, targets, weight, backward, entry, entered, dropout_key, token_weights, noise)
         finally:
             self.weights.end_step(&self.busy)
 
     cdef double compute(self, const int[::1] tokens, const int[::1] starts, const int[::1] targets, double weight, bint backward,
-                        float[:, ::1] entry, bint entered, dropout_key) except? -1:
+                        float[:, ::1] entry, bint entered, dropout_key, const float[::1] token_weights, const float[:, ::1] noise) except? -1:
         """What run does, in one thread at a time"""
         cdef int t, i
         cdef double total = 0
@@ -161,6 +163,12 @@ cdef class TrainStep(TrainExperts):
         if entry is not None and (entry.shape[0] != self.T or entry.shape[1] != c.embd_p) or entered and entry is None:
             raise ValueError(f"entry: wanted ({self.T}, {c.embd_p})")
         self.entry, self.entered, self.keeping = &entry[0, 0] if entry is not None else NULL, entered, backward
+        if token_weights is not None and token_weights.shape[0] != self.T:
+            raise ValueError(f"token_weights: wanted ({self.T},)")
+        if noise is not None and (noise.shape[0] != self.T or noise.shape[1] != c.embd_p or entered):
+            raise ValueError(f"noise: wanted ({self.T}, {c.embd_p}), and all layers computed")
+        self.token_weights = &token_weights[0] if token_weights is not None else NULL
+        self.noise = &noise[0, 0] if noise is not None else NULL
         self.dropping, self.dropout.key = dropout_key is not None and self.dropout.threshold > 0, dropout_key or 0
         self.extent.T, self.extent.n_segments = self.T, self.n_segments
         place_buffers(&self.b, c, &self.extent, &self.memory[0])
@@ -182,6 +190,11 @@ cdef class TrainStep(TrainExperts):
         for t in range(self.n_targets):
             total += self.losses[t]
         return total
+
+    def target_losses(self):
+        """f64 (n,): the negative log-likelihoods of the last call's targets, in the order of their tokens."""
+        cdef int t
+        return np.array([self.losses[t] for t in range(self.n_targets)], np.float64)
 
     cdef check(self, tokens, starts, targets):
         T, n_vocab = len(tokens), self.weights.config.n_vocab

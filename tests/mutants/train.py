@@ -141,6 +141,20 @@ TRAIN = table(
         "train/test_data_text.py::test_a_sample_that_just_fits_is_not_cut",
     ),
     (
+        "the reference is the model with its adapter",
+        "trainer.py",
+        "            b[:] = 0",
+        "            b[:] = b",
+        "train/test_preference.py::test_the_reference_is_the_model_without_the_adapter",
+    ),
+    (
+        "DPO pulls the rejected answers up too",
+        "preference.py",
+        "zip(logps, [*pull, *-pull], strict=True)",
+        "zip(logps, [*pull, *pull], strict=True)",
+        "train/test_preference.py::test_gradients_are_finite_differences_of_the_loss",
+    ),
+    (
         "a turn with weight 0 is learnt",
         "turns.py",
         "part = CONTEXT if learn is False else ANSWER",

@@ -299,3 +299,38 @@ def test_matrices_may_have_ranks_of_their_own(make, rslora):
     losses = [made.step([samples()], 0.01).loss for _ in range(5)]
     assert losses[-1] < losses[0]
     assert all(np.all(np.any(g != 0, axis=1)) for pair in made.gradients().values() for g in pair)
+
+
+def test_a_token_s_weight_multiplies_its_gradient(make):
+    """Gradients are sums over targets: of each target alone, times its weight of whatever sign."""
+    made = make(activations="f32")
+    (tokens, starts, targets), *rest = pack(samples()[:2], 512)
+    assert not rest
+    weights = np.linspace(-1.5, 2, len(tokens)).astype(np.float32)
+    loss, found = one_pass(made, (tokens, starts, targets), token_weights=weights)
+    losses, scored = made._pass.target_losses(), np.flatnonzero(targets >= 0)
+    assert loss == pytest.approx(losses.sum(), rel=1e-12)
+    wanted = np.zeros(len(found))
+    for row, at in enumerate(scored):
+        alone = np.full_like(targets, -1)
+        alone[at] = targets[at]
+        one, gradient = one_pass(made, (tokens, starts, alone))
+        assert one == pytest.approx(losses[row], rel=1e-6)
+        wanted += float(weights[at]) * gradient
+    np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=2e-5 * np.abs(wanted).max())
+    with pytest.raises(ValueError, match="token_weights"):
+        one_pass(made, (tokens, starts, targets), token_weights=weights[1:])
+
+
+def test_noise_is_added_to_what_enters_the_first_layer(make):
+    made = make(activations="f32")
+    (packed,) = pack(samples()[:2], 512)
+    entry = np.empty((len(packed[0]), WIDTH), np.float32)
+    noise = np.random.default_rng(1).uniform(-0.1, 0.1, entry.shape).astype(np.float32)
+    plain, _ = one_pass(made, packed, entry=entry)
+    loss, gradients = one_pass(made, packed, noise=noise)
+    entered, wanted = one_pass(made, packed, entry=entry + noise, entered=True)
+    assert loss == entered != plain
+    np.testing.assert_array_equal(gradients, wanted)
+    with pytest.raises(ValueError, match="noise"):
+        one_pass(made, packed, noise=noise[1:])
