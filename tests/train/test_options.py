@@ -16,6 +16,8 @@ BAD = {
     "max_steps": (0, -1),
     "seed": (-1, 1 << 63),
     "learning_rate": (0, -1e-4, math.nan, math.inf),
+    "method": ("ppo", ""),
+    "beta": (0, -1, math.nan),
     "lr_schedule": ("cosin", ""),
     "warmup_steps": (-1,),
     "weight_decay": (-0.1, math.nan, math.inf),
