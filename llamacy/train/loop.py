@@ -39,7 +39,12 @@ FIXED = {
     "recipe": "--method, --beta, --loraplus-ratio, --init-weights, --neftune-alpha and patterns",
 }
 # Those whose values say nothing to a person, and what they stand for.
-DIGESTS = {"model": "another model", "data": "other data", "pairs": "other ranks or scales of its pairs"}
+DIGESTS = {
+    "model": "another model",
+    "data": "other data",
+    "pairs": "other ranks or scales of its pairs",
+    "recipe": "another method",
+}
 
 
 class Run:

@@ -50,6 +50,7 @@ class StepResult(NamedTuple):
     tokens: int
     trained_tokens: int
     flops: int = 1000
+    more: dict = {}
 
 
 class FakeTrainer:
