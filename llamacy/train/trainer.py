@@ -169,7 +169,7 @@ class Trainer:
     def without_adapter(self):
         """While this lasts, the model is as it was before any training."""
         kept = self._pass.params.copy()
-        for _, _, b in self._views(self._pass.params):
+        for _, _, b, _ in self._views(self._pass.params):
             b[:] = 0
         try:
             yield
