@@ -2,7 +2,7 @@
 
 tests/mutants/ has the list: for each mutant a file, a line, what becomes of it, and the tests that must fail then.
 All happens in a copy in build/mutants; the project itself is never changed. Lines of pyx/ need their module compiled,
-which takes a minute or so each: only with --all or by name.
+those of a header all that include it, which takes a minute or so each: only with --all or by name.
 
 Exit code 1 where a mutant survives, its tests do not pass without it, or its line is not in its file exactly once.
 """
@@ -33,7 +33,7 @@ def main():
     unknown = [name for name in arguments.names if name not in known]
     if unknown:
         parser.error(f"no mutant {unknown[0]!r}, wanted of: {', '.join(known)}")
-    chosen = [known[name] for name in arguments.names] or [m for m in MUTANTS if arguments.all or not m.module]
+    chosen = [known[name] for name in arguments.names] or [m for m in MUTANTS if arguments.all or not m.modules]
     wrong = [complaint for mutant in chosen for complaint in misplaced(mutant)]
     if wrong:
         sys.exit("\n".join(f"mutants: {complaint}" for complaint in wrong))
@@ -73,7 +73,7 @@ def verdict(mutant):
     before = {path: path.read_bytes() for path in [source, *compiled]}
     try:
         source.write_text(changed(mutant, source.read_text(encoding="utf-8")), encoding="utf-8")
-        built = compile_module(mutant.module) if mutant.module else ""
+        built = compile_modules(mutant.modules) if mutant.modules else ""
         code, said = (None, built) if built else run_tests(mutant.tests)
     finally:
         for path, content in before.items():
@@ -90,15 +90,15 @@ def verdict(mutant):
 
 
 def modules_of(mutant):
-    """The compiled files that a mutant of a .pyx replaces."""
-    return [*(COPY / "llamacy" / "kernels").rglob(f"{mutant.module}.*.so")] if mutant.module else []
+    """The compiled files that a mutant of pyx/ replaces."""
+    return [path for name in mutant.modules for path in (COPY / "llamacy" / "kernels").rglob(f"{name}.*.so")]
 
 
-def compile_module(name):
-    """Compile one module of the copy in place; return "" or what the compiler said."""
+def compile_modules(names):
+    """Compile modules of the copy in place; return "" or what the compiler said."""
     done = subprocess.run(
         [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--parallel", "2"], cwd=COPY, text=True,
-        env={**environment(), "LLAMACY_ONLY": name}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**environment(), "LLAMACY_ONLY": ",".join(names)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     return "" if done.returncode == 0 else done.stdout + "\nnot compiled"
 

@@ -126,9 +126,10 @@ cdef inline void temper_queries(const Config* c, float* x, int n_head, int posit
 cdef inline void add_branch(const Config* c, const float* x, const float* y, int n, float* out) noexcept nogil:
     """out[n] = x + residual_scale * y; out may be x, n is a multiple of 16. Backward, x has the gradient of out, y that times
     the scale."""
+    cdef float scale = c.residual_scale
     cdef int i
     for i in range(0, n, 16):
-        vf_store(out + i, vf_fma1(vf_load(y + i), c.residual_scale, vf_load(x + i)))
+        vf_store(out + i, vf_fma1(vf_load(y + i), scale, vf_load(x + i)))
 
 
 cdef inline void scale_row(const float* x, float scale, int n, float* out) noexcept nogil:

@@ -5,6 +5,7 @@ import pytest
 
 from llamacy import kernels
 from llamacy.errors import LlamacyError
+from llamacy.formats.lora import Adapter, LoraPair
 from llamacy.kernels.reference import model as twin
 from llamacy.model import load_model
 from tests.model import parts, tiny
@@ -55,6 +56,41 @@ def test_rounded_activations(make, case):
     session = model.new_session(1, 64)
     alone = [session.step(tokens[t : t + 1], [t], [0], [0])[0] for t in range(len(tokens))]
     np.testing.assert_array_equal(alone, found)
+
+
+@pytest.mark.parametrize("case", parts.CASES)
+def test_adapters(make, case):
+    """On every matrix, and each token with its own scale of them."""
+    model, weights = make(case, activations="f32")
+    config = parts.CASES[case]
+    tokens, lora = tiny.tokens_of(config, 20), twin.random_lora(config, 3, 2)
+    pairs = {name: LoraPair(a.astype(np.float32), b.astype(np.float32), 0.5) for name, (a, b) in lora.items()}
+    model.add_adapter(Adapter(parts.NAME, pairs, 1.5))
+    for scale in (np.ones(20), np.linspace(0, 2, 20)):
+        exact = twin.forward(config, weights, tokens, lora=lora, scale=0.5 * scale)
+        found = tiny.logits_of(model, tokens, lora_scales=scale[:, None])
+        np.testing.assert_allclose(found, exact, atol=F32 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize(
+    ("case", "names"),
+    [
+        ("parallel", ["blk.1.attn_norm", "output_norm"]),
+        ("head norms", ["blk.0.attn_q_norm", "blk.2.attn_k_norm", "blk.2.ffn_norm"]),
+        ("row norms", ["blk.0.attn_q_norm", "blk.1.attn_k_norm"]),
+        ("layer norms before and behind", ["blk.1.post_ffw_norm", "blk.1.post_attention_norm", "output_norm"]),
+    ],
+)
+def test_adapters_of_norms(make, case, names):
+    model, weights = make(case, activations="f32")
+    config, tokens = parts.CASES[case], tiny.tokens_of(parts.BASE, 12)
+    deltas = {f"{name}.weight": np.linspace(-0.4, 0.4, len(weights[f"{name}.weight"])) for name in names}
+    model.add_adapter(Adapter(parts.NAME, {}, norms={name: d.astype(np.float32) for name, d in deltas.items()}))
+    for scale in (1.0, 0.5, 0.0):
+        model.set_adapter_scale(0, scale)
+        moved = weights | {name: weights[name] + scale * delta for name, delta in deltas.items()}
+        exact = twin.forward(config, moved, tokens)
+        np.testing.assert_allclose(tiny.logits_of(model, tokens), exact, atol=F32 * np.abs(exact).max())
 
 
 @pytest.mark.parametrize("case", ["head norms", "row norms", "all at once", "all at once, parallel"])

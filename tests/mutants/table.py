@@ -7,12 +7,14 @@ Whoever changes a line that is listed here changes it here too: `old` has to be 
 from dataclasses import dataclass
 from pathlib import Path
 
+from llamacy.kernels.layout import ROOMS, SOURCES, digests
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """In `file` the text `old` becomes `new`, within one line; `module` is compiled anew where the file is a .pyx."""
+    """In `file` the text `old` becomes `new`, within one line; `modules` are compiled anew where it is in pyx/."""
 
     name: str
     file: str
@@ -21,9 +23,16 @@ class Mutant:
     tests: tuple
 
     @property
-    def module(self):
-        """The compiled module's name, "" for Python."""
-        return Path(self.file).stem if self.file.endswith(".pyx") else ""
+    def modules(self):
+        """The compiled modules' names: of a header all that include it; none for Python."""
+        path = Path(self.file)
+        if path.suffix == ".pxd":
+            sources = [source for room in ROOMS for source in (SOURCES / room).glob("*.pyx")]
+            header = f"{path.parent.name}.{path.stem}"
+            return tuple(
+                source.stem for source in sources if header in digests(f"{source.parent.name}.{source.stem}", "generic")
+            )
+        return (path.stem,) if path.suffix == ".pyx" else ()
 
 
 def misplaced(mutant):

@@ -9,7 +9,7 @@ from llamacy.kernels.reference import model as twin
 from llamacy.model import load_model
 from llamacy.train.options import TARGETS, TrainOptions
 from llamacy.train.samples import Sample
-from llamacy.train.trainer import Trainer
+from llamacy.train.trainer import Trainer, pack
 from tests.model import parts, tiny
 
 RANK, ALPHA = 3, 4.5
@@ -27,11 +27,11 @@ def samples(config):
 def make(tmp_path, monkeypatch):
     """A function that sets a Trainer up on a case's model: (trainer, weights, pairs)."""
 
-    def trainer(name, activations="f32", num_layers=None, **change):
+    def trainer(name, activations="f32", num_layers=None, threads=2, **change):
         config = parts.CASES[name]
         parts.use(monkeypatch, config)
         weights = parts.write(tmp_path / "m.gguf", config)
-        model = load_model(tmp_path / "m.gguf", activations=activations, threads=2)
+        model = load_model(tmp_path / "m.gguf", activations=activations, threads=threads)
         made = Trainer(model, TrainOptions(n_ctx=64, max_grad_norm=0.0, **change))
         first = 0 if num_layers is None else config.n_layer - num_layers
         lora = twin.random_lora(config, RANK, 9)
@@ -97,6 +97,23 @@ def test_rounded_activations(make, case):
     for name, pair in found[0].items():
         for side, again in zip(pair, found[1][name], strict=True):
             np.testing.assert_array_equal(side, again)
+
+
+@pytest.mark.parametrize("case", ["row norms", "norms before and behind", "all at once", "all at once, parallel"])
+def test_threads_and_the_place_where_a_pass_begins_change_no_bit(make, case):
+    config, found = parts.CASES[case], []
+    width = -(-config.n_embd // 16) * 16
+    for threads in (1, 2, 3):
+        made, _, _ = make(case, "int8", num_layers=2, threads=threads, lora_dropout=0.25)
+        (packed,) = pack(samples(config), 512)
+        entry = np.full((len(packed[0]), width), np.nan, np.float32)
+        for entered in (False, True):
+            made._pass.grads.fill(0)
+            loss = made._pass.run(*packed, 1.0, entry=entry, entered=entered, dropout_key=77)
+            found.append((loss, made._pass.grads.copy()))
+    for loss, gradients in found[1:]:
+        assert loss == found[0][0]
+        np.testing.assert_array_equal(gradients, found[0][1])
 
 
 def test_what_is_kept_is_counted():
