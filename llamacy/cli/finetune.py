@@ -8,8 +8,7 @@ from llamacy.cli.run import make_parser
 from llamacy.default_model import default_model
 from llamacy.errors import UsageError
 from llamacy.formats.architectures import adapted
-from llamacy.train.options import DEFAULT_CTX, MAX_RANK, TrainOptions, target_modules
-from llamacy.train.preference import METHODS
+from llamacy.train.options import DEFAULT_CTX, INITIAL, MAX_RANK, METHODS, TrainOptions, target_modules
 from llamacy.train.schedule import SCHEDULES
 
 D = TrainOptions
@@ -34,6 +33,8 @@ ADAMW_FLAGS = [
 # llama.cpp's flags for one matrix's rank, named as Meta names the matrices
 RANKS = {f"--rank-{matrix.meta.rpartition('.')[2]}": matrix.name for matrix in adapted() if matrix.meta}
 METHOD_FLAGS = [
+    (("--loraplus-ratio",), "loraplus_ratio", float, "F", "LoRA+: B learns at F times the rate of A"),
+    (("--neftune-alpha",), "neftune_alpha", float, "F", "NEFTune: noise on the embeddings while training, 5 is usual"),
     (("--beta",), "beta", float, "F", "how much the answers' preference counts: beta of DPO and KTO, lambda of ORPO"),
 ]
 VALIDATION_FLAGS = [
@@ -73,6 +74,13 @@ def build_parser():
                        help="course of the learning rate after the warm-up")  # fmt: skip
     optional(group, "--warmup-steps", "--warmup", dest="warmup_steps", type=int, metavar="N",
              help="steps in which the learning rate rises from 0 (default: 5 %% of the run)")  # fmt: skip
+    optional(
+        group, "--warmup-ratio", dest="warmup_ratio", type=float, metavar="F", help="the same as a share of the run"
+    )
+    optional(group, "--min-lr-ratio", dest="min_lr_ratio", type=float, metavar="F",
+             help="where cosine_with_min_lr (0.1 by default), polynomial and wsd end: a share of it")  # fmt: skip
+    optional(group, "--decay-ratio", dest="decay_ratio", type=float, metavar="F",
+             help="wsd: the share of the run in which the rate falls (default: 0.1)")  # fmt: skip
     _add_validation_flags(parser.add_argument_group("validation"))
     _add_output_flags(parser.add_argument_group("output"))
     return parser
@@ -106,6 +114,8 @@ def _add_data_flags(group):
 
 def _add_run_flags(group):
     _add_rows(group, RUN_FLAGS)
+    optional(group, "--save-total-limit", dest="save_total_limit", type=int, metavar="N",
+             help="of files with ITERATION in their names keep the N newest (default: all)")  # fmt: skip
     optional(group, "--max-steps", "--adam-iter", dest="max_steps", type=int, metavar="N",
              help="end after N optimiser steps, if the epochs do not end before")  # fmt: skip
     optional(group, "--use-checkpointing", dest="checkpointing", action="store_true",
@@ -135,6 +145,12 @@ def _add_adapter_flags(group):
     optional(group, "--lora-alpha", dest="alpha", type=float, metavar="F",
              help=f"its scale is this / rank (default: {D.alpha:g})")  # fmt: skip
     group.add_argument("--rslora", action="store_true", help="divide by the root of the rank instead")
+    group.add_argument(
+        "--init-weights",
+        choices=list(INITIAL),
+        default=D.init_weights,
+        help="what a new adapter begins as: by chance, or from the matrix's largest singular values (pissa)",
+    )
     group.add_argument("--lora-dropout", type=float, default=D.lora_dropout, metavar="F",
                        help="leave out this share of the adapter's inputs while training")  # fmt: skip
     for flag, target in RANKS.items():

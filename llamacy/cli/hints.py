@@ -66,7 +66,6 @@ ELSEWHERE = {
     "--lr-scheduler-type": ("--lr-schedule",),
     "--scheduler": ("--lr-schedule",),
     "--num-warmup-steps": ("--warmup-steps",),
-    "--warmup-ratio": ("--warmup-steps", "a number of steps, no share of them; 5 % without it"),
     "--adam-beta1": ("--beta1",),
     "--adam-beta2": ("--beta2",),
     "--adam-epsilon": ("--adam-eps",),

@@ -23,6 +23,8 @@ class Budget:
         where = places(self.config, prepared.options.targets, prepared.options.num_layers)
         self.ranks = {where[name]: rank for name, rank in pair_ranks(self.config, prepared.options, start).items()}
         self.limit = None
+        if self.options.init_weights == "pissa":  # what each pair began with is kept beside it
+            self.ranks = {place: 2 * rank for place, rank in self.ranks.items()}
 
     def loading(self):
         """Return the bytes that loading the model will add, and those of them that come after the weights."""

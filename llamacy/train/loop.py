@@ -70,7 +70,7 @@ class Run:
         self.progress, self.log, self.peak_flops = progress, log, peak_flops
         self.describe = describe or (lambda progressed: {})
         self.plan = Plan(len(data), options)
-        self.n_warmup = warmup_steps(options.warmup_steps, self.plan.n_steps)
+        self.n_warmup = warmup_steps(options.warmup_steps, self.plan.n_steps, options.warmup_ratio)
         self.done = Progressed()
         self.ids = {"validation": None if validation is None else 0} | (ids or {})
         self.fixed = {name: self.ids[name] if name in self.ids else getattr(options, name, None) for name in FIXED}
@@ -187,7 +187,8 @@ class Run:
         """Do optimiser step `step` (from 0), measure where that is due, and tell."""
         began = time.monotonic()
         lr = learning_rate(step, schedule=self.options.lr_schedule, peak=self.options.learning_rate,
-                           n_warmup=self.n_warmup, n_steps=self.plan.n_steps)  # fmt: skip
+                           n_warmup=self.n_warmup, n_steps=self.plan.n_steps, floor=self.options.min_lr_ratio,
+                           decay=self.options.decay_ratio)  # fmt: skip
         result = self.trainer.step([[self.data[i] for i in batch] for batch in self.plan.step(step)], lr)
         seconds = max(time.monotonic() - began, 1e-9)
         speed = result.tokens / seconds
@@ -256,6 +257,8 @@ class Run:
         self._write_adapter(filter(None, [numbered_adapter, newest]))
         for path in filter(None, [numbered_checkpoint, self.outputs.checkpoint]):
             self._write_checkpoint(path)
+        if self.options.save_total_limit:
+            self.outputs.prune(self.options.save_total_limit)
         self._saved = self.done.step
 
     def _write_adapter(self, paths):

@@ -99,3 +99,37 @@ def starting_pairs(model, targets, rank_and_scale, seed, num_layers=None, init=N
 def as_adapter(model, pairs, alpha):
     """The pairs as an Adapter of this model, ready to save."""
     return Adapter(model.config.architecture, pairs, alpha).bound(model.metadata)
+
+
+def principal_pair(weight, rank, scale):
+    """Return PiSSA's start for a matrix W (n_out, n_in), f32: a pair of twice the rank whose update is zero.
+
+    (Meng et al., 2024): A0 = sqrt(S / scale) V^T and B0 = U sqrt(S / scale) of the `rank` largest singular values. The
+    first half of the pair, A0 and B0, is trained; the second, A0 and -B0, takes the start away from W and stays.
+    """
+    u, s, vt = _largest(weight.astype(np.float64), rank)
+    root = np.sqrt(s / scale)
+    a, b = (root[:, None] * vt).astype(np.float32), (u * root).astype(np.float32)
+    return LoraPair(np.concatenate([a, a]), np.concatenate([b, -b], axis=1), scale)
+
+
+# Matrices up to this size are taken apart whole; of larger ones the largest values are found by iteration.
+WHOLE, ITERATIONS = 1024, 12
+
+
+def _largest(w, rank):
+    """Return (u (n_out, r), s (r,), vt (r, n_in)) of the largest singular values, at most as many as there are."""
+    if w.shape[0] < w.shape[1]:
+        u, s, vt = _largest(w.T, rank)
+        return vt.T, s, u.T
+    rank = min(rank, w.shape[1])
+    if w.shape[1] <= WHOLE:
+        squares, v = np.linalg.eigh(w.T @ w)
+        s, v = np.sqrt(np.maximum(squares[::-1][:rank], 0)), v[:, ::-1][:, :rank]
+        return w @ v / np.maximum(s, 1e-30), s, v.T
+    start = np.random.Generator(np.random.PCG64(0)).normal(size=(w.shape[1], 2 * rank + 16))
+    q = np.linalg.qr(w @ start)[0]
+    for _ in range(ITERATIONS):
+        q = np.linalg.qr(w @ np.linalg.qr(w.T @ q)[0])[0]
+    u, s, vt = np.linalg.svd(q.T @ w, full_matrices=False)
+    return (q @ u)[:, :rank], s[:rank], vt[:rank]

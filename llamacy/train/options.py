@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, fields
 
 from llamacy.errors import UsageError
 from llamacy.formats.architectures import SHARED_EXPERT, STACKED, adapted, aliases
-from llamacy.train.preference import METHODS
 from llamacy.train.schedule import SCHEDULES
 
 # The matrices of a layer that can be adapted -> the names that people call them by (llama.cpp, Hugging Face, Meta).
@@ -69,8 +68,12 @@ SOME_TARGETS = {
 }
 
 
+# --method: plain fine-tuning, or learning from preferences (preference.py has a class for each).
+METHODS = ("sft", "dpo", "orpo", "kto")
 # The fields by which one way of training is told from another.
-RECIPE = ("method", "beta")
+RECIPE = ("method", "beta", "loraplus_ratio", "init_weights", "neftune_alpha")
+# --init-weights -> what new pairs begin as
+INITIAL = {"default": "A by chance, B zero", "pissa": "the largest singular values of the matrix, trained"}
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,11 @@ class TrainOptions:
     learning_rate: float = _option(1e-4, "--learning-rate", **POSITIVE)
     lr_schedule: str = _option("cosine", "--lr-schedule", SCHEDULES.__contains__, f"one of {', '.join(SCHEDULES)}")
     warmup_steps: int | None = _option(None, "--warmup-steps", **_at_least(0))
+    warmup_ratio: float | None = _option(None, "--warmup-ratio", **BELOW_ONE)
+    min_lr_ratio: float | None = _option(None, "--min-lr-ratio", **BELOW_ONE)
+    decay_ratio: float | None = _option(None, "--decay-ratio", **BELOW_ONE)
+    loraplus_ratio: float = _option(1.0, "--loraplus-ratio", **POSITIVE)
+    neftune_alpha: float = _option(0.0, "--neftune-alpha", **NOT_NEGATIVE)
     weight_decay: float = _option(0.0, "--weight-decay", **NOT_NEGATIVE)
     beta1: float = _option(0.9, "--beta1", **BELOW_ONE)
     beta2: float = _option(0.999, "--beta2", **BELOW_ONE)
@@ -109,6 +117,7 @@ class TrainOptions:
     alpha: float = _option(16.0, "--lora-alpha", **POSITIVE)
     rslora: bool = _option(False, "--rslora")
     lora_dropout: float = _option(0.0, "--lora-dropout", **BELOW_ONE)
+    init_weights: str = _option("default", "--init-weights", INITIAL.__contains__, f"one of {', '.join(INITIAL)}")
     ranks: tuple = _option((), "--rank-wq and so on", **SOME_RANKS)
     targets: tuple = _option(USUAL, "--target-modules", **SOME_TARGETS)
     num_layers: int | None = _option(None, "--num-layers", **_at_least(1))
@@ -118,6 +127,7 @@ class TrainOptions:
 
     # measuring and keeping
     save_every: int = _option(1, "--save-every", **_at_least(0))
+    save_total_limit: int | None = _option(None, "--save-total-limit", **_at_least(1))
     save_every_steps: int = _option(0, "--save-every-steps", **_at_least(0))
     val_split: float = _option(0.0, "--val-split", **BELOW_ONE)
     eval_every: int = _option(0, "--eval-every", **_at_least(0))
@@ -128,6 +138,10 @@ class TrainOptions:
             value, test = getattr(self, row.name), row.metadata["test"]
             if value is not None and test and not test(value):
                 raise UsageError(f"{row.metadata['flag']}: wanted {row.metadata['wanted']}, got {value!r}")
+        if self.neftune_alpha and self.method != "sft":
+            raise UsageError(f"--neftune-alpha: --method {self.method} looks at an answer twice; leave the noise away")
+        if self.warmup_steps is not None and self.warmup_ratio is not None:
+            raise UsageError("--warmup-steps and --warmup-ratio are both given: name one")
         if self.method in ("dpo", "kto") and not self.mask_prompt:
             raise UsageError(f"--train-on-prompt: --method {self.method} looks at the answers alone; leave it away")
 

@@ -1,6 +1,9 @@
 """Where a run's adapter and checkpoint go, and that they can, before anything is trained."""
 
+import contextlib
 import os
+import re
+import shutil
 import tempfile
 
 from llamacy.errors import LlamacyError, UsageError
@@ -46,6 +49,19 @@ class Outputs:
         """Return (adapter, checkpoint) paths with the step's number, "" for those that have no place for one."""
         paths = (self._adapter, self._checkpoint)
         return tuple(named(path, str(step)) if named(path, LATEST) != path else "" for path in paths)
+
+    def prune(self, most):
+        """Remove of the files with a step's number all but the `most` newest."""
+        for pattern in filter(None, (self._adapter, self._checkpoint)):
+            folder, name = os.path.split(pattern)
+            if PATTERN not in name:
+                continue
+            number = re.compile(r"(\d+)".join(re.escape(part) for part in name.split(PATTERN)))
+            found = [(int(match[1]), match[0]) for match in map(number.fullmatch, os.listdir(folder or ".")) if match]
+            for _, old in sorted(found)[:-most]:
+                path = os.path.join(folder, old)
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.remove(path)
 
     def save_adapter(self, path, adapter):
         """Write the adapter at `path`, whole or not at all; return the names of what its format cannot carry."""

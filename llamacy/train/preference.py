@@ -185,16 +185,16 @@ def _log1mexp(x):
 
 
 # --method -> what it is, None for plain fine-tuning; `needs` says what its data must be.
-METHODS = {"sft": None, "dpo": DPO, "orpo": ORPO, "kto": KTO}
+CLASSES = {"sft": None, "dpo": DPO, "orpo": ORPO, "kto": KTO}
 
 
 def objective(options):
     """Return the method that the options name, None for plain fine-tuning."""
-    made = METHODS[options.method]
+    made = CLASSES[options.method]
     return made and made(options)
 
 
 def needs_of(method):
     """Return what a method's data must be: "pairs", "labels" (or pairs), "" for plain fine-tuning."""
-    made = METHODS[method]
+    made = CLASSES[method]
     return made.needs if made else ""

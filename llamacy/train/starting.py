@@ -18,6 +18,8 @@ def starting_adapter(prepared):
     path, chosen = prepared.job.init_lora, prepared.job.chosen
     if path is None:
         return None
+    if prepared.options.init_weights != "default":
+        raise UsageError("--init-weights and --init-lora are both given: name one")
     adapter = fitted(load_adapter(path), prepared.file)
     family = prepared.metadata.get("general.architecture")
     if adapter.architecture not in ("", family):

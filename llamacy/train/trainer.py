@@ -12,12 +12,14 @@ from llamacy.formats.lora import LoraPair
 from llamacy.model.weights import kept_rows
 from llamacy.train.flops import Flops
 from llamacy.train.health import astray
-from llamacy.train.lora import as_adapter, places, starting_pairs
+from llamacy.train.lora import as_adapter, places, principal_pair, starting_pairs
 from llamacy.train.preference import objective
 from llamacy.train.prefix import LIMIT, PrefixCache
 
 # Short samples are packed into passes of about this many tokens, where the matrix products run at full speed.
 PACK_TOKENS = 512
+# Keeps the draws of noise apart from those of dropout's keys.
+NOISE_STREAM = 1
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ class Trainer:
     def init_lora(self, rank, alpha, targets, seed, init_from=None, num_layers=None):
         """Set up the pairs: fresh ones, or those of the Adapter `init_from`."""
         pairs = starting_pairs(self.model, targets, self._rank_and_scale(rank, alpha), seed, num_layers, init_from)
+        self._frozen = {}
+        if self.options.init_weights == "pissa" and init_from is None:
+            self._frozen = {name: pair.rank for name, pair in pairs.items()}
+            pairs = {name: principal_pair(self._weight(name), pair.rank, pair.scale) for name, pair in pairs.items()}
         where = places(self.model.config, targets, num_layers)
         # 16 bits and not the 8 of generation: 8-bit activations alone move gradient norms by several percent.
         activations = "f32" if self.model.activations == "f32" else "int16"
@@ -66,11 +72,12 @@ class Trainer:
             a[:], b[:, kept] = pairs[name].a, pairs[name].b.T
         self._m, self._v = np.zeros_like(self._pass.params), np.zeros_like(self._pass.params)
         self._good, self._good_step = self._pass.params.copy(), 0
+        self._segments = list(self._find_segments())
         self.flops = Flops(self.model.config, min(layer for layer, _ in ranks))
 
     def keep_prefix(self, folder, limit=LIMIT):
         """Keep what the layers below the first trained one make of each sample, in a temporary file in `folder`."""
-        if self.flops.first_layer > 0:
+        if self.flops.first_layer > 0 and not self.options.neftune_alpha:
             self.prefix = PrefixCache(folder, -(-self.model.config.n_embd // 16) * 16, limit)
 
     def _rank_and_scale(self, rank, alpha):
@@ -83,6 +90,26 @@ class Trainer:
             return r, alpha / (math.sqrt(rank * r) if rslora else r)
 
         return of
+
+    def _weight(self, name):
+        """Return a base matrix (n_out, n_in) as f32."""
+        file, info = self.model.file, self.model.file.tensors.get(name)
+        if info is None:
+            raise LlamacyError(f"--init-weights pissa: {name} is part of another tensor; leave it away")
+        return kernels.quants.dequantize(np.ascontiguousarray(file.data(name)), info.type.number, self.model.threads)
+
+    def _find_segments(self):
+        """Yield (begin, end, factor) of the trained parts of the flat arrays, factor of the learning rate: LoRA+'s for
+        B; what PiSSA began with is left out.
+        """
+        ratio = self.options.loraplus_ratio
+        if ratio == 1 and not self._frozen:
+            yield 0, len(self._pass.params), 1.0
+            return
+        for layer, slot, rank, n_in, n_out, a, b in self._pass.layout:
+            rank = self._frozen.get(self.names[layer, slot], rank)
+            yield a, a + rank * (-(-n_in // 16) * 16), 1.0
+            yield b, b + rank * (-(-n_out // 16) * 16), ratio
 
     def _views(self, flat):
         """Yield (base tensor name, A (r, n_in), B^T (r, n), which of its columns are rows of B: there are gaps in that
@@ -117,10 +144,14 @@ class Trainer:
         # as torch.nn.utils.clip_grad_norm_
         clip = min(1.0, options.max_grad_norm / (norm + 1e-6)) if options.max_grad_norm else 1.0
         self.n_steps += 1
-        kernels.adamw.step(
-            self._pass.params, self._pass.grads, self._m, self._v, self.n_steps, lr, options.beta1, options.beta2,
-            options.adam_eps, options.weight_decay, clip, self.model.threads, good,
-        )  # fmt: skip
+        if good is not None and len(self._segments) > 1:  # what is not trained is the same before and after
+            good[:] = self._pass.params
+        for begin, end, factor in self._segments:
+            arrays = (array[begin:end] for array in (self._pass.params, self._pass.grads, self._m, self._v))
+            kernels.adamw.step(
+                *arrays, self.n_steps, factor * lr, options.beta1, options.beta2, options.adam_eps,
+                options.weight_decay, clip, self.model.threads, None if good is None else good[begin:end],
+            )  # fmt: skip
         return result
 
     def probe(self, samples):
@@ -135,9 +166,11 @@ class Trainer:
         else:
             more = {}
             loss = sum(
-                self._run(packed, 1 / n_trained, dropout_key=self._dropout_key(i))
+                self._run(packed, 1 / n_trained, dropout_key=self._dropout_key(i), noise=self._noise(i, packed[1]))
                 for i, packed in enumerate(pack(samples, self.pack_tokens))
             ) / n_trained  # fmt: skip
+        for name, a, b, _ in self._views(self._pass.grads) if self._frozen else ():
+            a[self._frozen[name] :], b[self._frozen[name] :] = 0, 0
         n_tokens, norm = sum(len(sample.ids) for sample in samples), kernels.adamw.norm(self._pass.grads)
         return StepResult(loss, norm, n_tokens, n_trained, self.flops(n_tokens, n_trained), more)
 
@@ -184,11 +217,27 @@ class Trainer:
         self._pass.params[:] = self._good
         return self._good_step
 
-    def _run(self, packed, weight, backward=True, dropout_key=None, token_weights=None):
+    def _noise(self, i, starts):
+        """NEFTune (Jain et al., 2023): uniform in +-alpha / sqrt(L d) for each value of each embedding, None without;
+        L the length of its sequence, d the width of the model.
+        """
+        alpha, n_embd = self.options.neftune_alpha, self.model.config.n_embd
+        if not alpha:
+            return None
+        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, self.n_steps, i, NOISE_STREAM))))
+        lengths = np.diff(starts)
+        noise = np.zeros((starts[-1], -(-n_embd // 16) * 16), np.float32)
+        noise[:, :n_embd] = rng.uniform(-1, 1, (starts[-1], n_embd))
+        noise *= np.repeat(alpha / np.sqrt(lengths * n_embd), lengths).astype(np.float32)[:, None]
+        return noise
+
+    def _run(self, packed, weight, backward=True, dropout_key=None, token_weights=None, noise=None):
         """One pass over packed sequences, past the layers below the first trained one where their outputs are kept."""
         self.model.check_file()
         if self.prefix is None:
-            return self._pass.run(*packed, weight, backward, dropout_key=dropout_key, token_weights=token_weights)
+            return self._pass.run(
+                *packed, weight, backward, dropout_key=dropout_key, token_weights=token_weights, noise=noise
+            )
         tokens, starts, _ = packed
         entry = np.empty((len(tokens), self.prefix.width), np.float32)
         known = self.prefix.lookup(tokens, starts, entry)
@@ -234,7 +283,8 @@ class Trainer:
             name: LoraPair(a.copy(), np.ascontiguousarray(b[:, kept].T), self.scales[name])
             for name, a, b, kept in self._views(self._pass.params)
         }
-        return as_adapter(self.model, pairs, self.alpha)
+        # a pair of twice the rank has the scale of the half that is trained
+        return as_adapter(self.model, pairs, (2 if self._frozen else 1) * self.alpha)
 
     def state(self):
         """Return everything that the next step depends on: arrays by name, and the step count."""

@@ -100,8 +100,8 @@ TRAIN = table(
     (
         "the cosine over the whole run",
         "schedule.py",
-        "SCHEDULES[schedule](step - n_warmup, n_steps - n_warmup)",
-        "SCHEDULES[schedule](step, n_steps)",
+        "SCHEDULES[schedule](step - n_warmup, n_steps - n_warmup, floor, n_decay)",
+        "SCHEDULES[schedule](step, n_steps, floor, n_decay)",
         "train/test_schedule.py::test_rates_are_those_of_transformers",
     ),
     (
@@ -139,6 +139,20 @@ TRAIN = table(
         "return self._sample(ids, trained), len(ids) > self.n_ctx",
         "return self._sample(ids, trained), len(ids) > self.n_ctx + 1",
         "train/test_data_text.py::test_a_sample_that_just_fits_is_not_cut",
+    ),
+    (
+        "B learns at the rate of A",
+        "trainer.py",
+        "* 16), ratio",
+        "* 16), 1.0",
+        "train/test_methods.py::test_b_learns_at_so_many_times_the_rate_of_a",
+    ),
+    (
+        "what PiSSA began with is trained too",
+        "trainer.py",
+        "rank = self._frozen.get(self.names[layer, slot], rank)",
+        "pass",
+        "train/test_methods.py::test_pissa_begins_as_the_model_trains_half_and_is_saved_as_plain_lora",
     ),
     (
         "the reference is the model with its adapter",

@@ -52,3 +52,23 @@ def test_what_cannot_be_written_is_refused(tmp_path):
         Outputs(save_path=str(tmp_path / "file"), adapter_format="peft").check()
     with pytest.raises(UsageError, match="--lora-format: wanted one of gguf, .*, got 'onnx'"):
         Outputs(outdir=str(tmp_path), adapter_format="onnx").check()
+
+
+def test_only_the_newest_numbered_files_are_kept(tmp_path):
+    outputs = Outputs(
+        outdir=str(tmp_path), lora_out="a-ITERATION.bin", checkpoint_out=str(tmp_path / "c-ITERATION.gguf")
+    )
+    for step in (2, 10, 9, 30):
+        for name in (f"a-{step}.bin", f"c-{step}.gguf"):
+            (tmp_path / name).write_text("x")
+    (tmp_path / "a-10.bin").unlink()
+    (tmp_path / "a-10.bin").mkdir()  # a PEFT folder
+    others = ("a-LATEST.bin", "b-1.bin", "a-x.bin", "a-1.bin.txt")
+    for name in others:
+        (tmp_path / name).write_text("x")
+    outputs.prune(2)
+    assert sorted(os.listdir(tmp_path)) == sorted([*others, "a-10.bin", "a-30.bin", "c-10.gguf", "c-30.gguf"])
+    outputs.prune(1)
+    assert sorted(os.listdir(tmp_path)) == sorted([*others, "a-30.bin", "c-30.gguf"])
+    Outputs(outdir=str(tmp_path)).prune(1)
+    assert (tmp_path / "a-LATEST.bin").exists()

@@ -9,7 +9,8 @@ from llamacy.errors import LlamacyError, UsageError
 from llamacy.kernels.reference import model as twin
 from llamacy.model import load_model
 from llamacy.train.data import open_data
-from llamacy.train.options import TARGETS, TrainOptions
+from llamacy.train.options import METHODS, TARGETS, TrainOptions
+from llamacy.train.preference import CLASSES
 from llamacy.train.samples import Encoder, Preference, Sample
 from llamacy.train.trainer import Trainer
 from tests.model import golden
@@ -241,3 +242,7 @@ def test_data_that_holds_no_preference_is_refused(load, case):
 def test_prompts_are_not_learnt_from_preferences(method):
     with pytest.raises(UsageError, match=f"--train-on-prompt: --method {method} looks at the answers alone"):
         TrainOptions(method=method, mask_prompt=False)
+
+
+def test_every_method_has_a_class():
+    assert tuple(CLASSES) == METHODS
