@@ -24,6 +24,7 @@ _SHAPE = [
     ("rope factor", "rope.scaling.factor"),
     ("context before", "rope.scaling.original_context_length"),
     ("norm epsilon", "attention.layer_norm_rms_epsilon"),
+    ("LayerNorm epsilon", "attention.layer_norm_epsilon"),
 ]
 
 
