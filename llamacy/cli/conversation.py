@@ -8,8 +8,10 @@ import sys
 from llamacy.cli.run import say
 from llamacy.cli.template_flags import template_override, template_values, warn_of_unused
 from llamacy.errors import LlamacyError
-from llamacy.generate.chat_prompt import chat_ids
+from llamacy.generate.chat_prompt import chat_ids, chat_text
+from llamacy.text.answer_reader import AnswerReader
 from llamacy.text.chat import template_for
+from llamacy.text.tool_formats import thoughts_of
 
 HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer, \\ at a line's end goes on"
 # What the instruction format writes before the next question: a model that goes on asking itself is stopped there.
@@ -43,6 +45,7 @@ class Conversation:
         self._values = template_values(args)
         warn_of_unused(self.template, self._values)
         self.tokenizer, self.n_ctx, self._answer = model.tokenizer, engine.n_ctx, answer
+        self._thoughts = None if args.reasoning_format == "none" else thoughts_of(self.template)
         self._first = first_messages(args)
         self.messages = list(self._first)
 
@@ -58,7 +61,22 @@ class Conversation:
         except (LlamacyError, KeyboardInterrupt):
             self.messages.pop()
             raise
-        self.messages.append({"role": "assistant", "content": reply})
+        self.messages.append(self._said(reply))
+
+    def _said(self, reply):
+        """Return an answer as a message: thoughts apart, which the template may leave out of the next prompt."""
+        message = {"role": "assistant", "content": reply}
+        if self._thoughts is None:
+            return message
+        reader = AnswerReader(self._thoughts, self._begins_inside())
+        parts = [*reader.feed(reply), *reader.flush()]
+        thought, text = ("".join(part.text for part in parts if part.kind == kind) for kind in ("thought", "text"))
+        return message | {"content": text, "reasoning_content": thought} if thought else message
+
+    def _begins_inside(self):
+        """Whether the prompt of the last answer had opened thoughts already."""
+        text = chat_text(self.messages, self.template, self.tokenizer, **self._values)
+        return text.rstrip().endswith(self._thoughts[0])
 
     def _ids(self):
         return chat_ids(self.messages, self.template, self.tokenizer, **self._values)

@@ -5,6 +5,7 @@ import dataclasses
 
 from llamacy.cli.common import add_model_flags, optional, whole
 from llamacy.cli.run import make_parser
+from llamacy.cli.template_flags import template_kwargs
 from llamacy.default_model import default_model
 from llamacy.errors import UsageError
 from llamacy.formats.architectures import adapted
@@ -107,6 +108,8 @@ def _add_data_flags(group):
     optional(group, "--train-on-prompt", dest="mask_prompt", action="store_false", help="train on prompts as well")
     optional(group, "--chat-template", dest="chat_template", metavar="NAME|FILE",
              help="how messages are written out (default: the model's own template)")  # fmt: skip
+    optional(group, "--chat-template-kwargs", dest="template_kwargs", default={}, type=template_kwargs, metavar="JSON",
+             help="names and values for the template, such as '{\"enable_thinking\": false}'")  # fmt: skip
     group.add_argument("--shuffle", choices=["on", "off"], default="on", help="a new order in each epoch")
     optional(group, "--show-sample", dest="show_sample", type=int, metavar="N",
              help="print N samples as tokens, marking those trained on, and stop")  # fmt: skip

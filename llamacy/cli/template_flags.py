@@ -13,10 +13,10 @@ from llamacy.text.chat_formats import FORMATS
 ON, OFF, AUTO = ("on", "true", "enabled", "1"), ("off", "false", "disabled", "0"), ("auto", "-1")
 
 
-NO_READER = "thoughts stay in the text, where the model writes them (the default)"
+IN_SIGHT = "auto = thoughts are shown and reach the next prompt as the template has it (default), none = as text"
 
 
-def add_template_flags(group, text, thoughts=NO_READER, formats=("none", "auto")):
+def add_template_flags(group, text, thoughts=IN_SIGHT, formats=("none", "auto")):
     """Add --chat-template (`text`: its help) and what goes with it; see template_of and template_values."""
     optional(group, "--chat-template", dest="chat_template", metavar="NAME|FILE", help=text)
     optional(group, "--chat-template-file", dest="chat_template_file", metavar="FILE", help="the same, always a file")

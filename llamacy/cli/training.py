@@ -14,9 +14,9 @@ from llamacy.train.prepare import Prepared
 from llamacy.train.progress import clock_time
 
 # Flags that are fields of a Job by the same name
-SAME = ("model", "include_sample_start", "keep_empty", "max_samples", "chat_template", "init_lora", "checkpoint_in",
-        "resume", "outdir", "lora_out", "save_path", "checkpoint_out", "lora_format", "log_json", "plot",
-        "max_ram")  # fmt: skip
+SAME = ("model", "include_sample_start", "keep_empty", "max_samples", "chat_template", "template_kwargs",
+        "init_lora", "checkpoint_in", "resume", "outdir", "lora_out", "save_path", "checkpoint_out", "lora_format",
+        "log_json", "plot", "max_ram")  # fmt: skip
 
 
 def job_from(args, options):

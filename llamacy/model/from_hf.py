@@ -29,7 +29,7 @@ def model_from_hf(folder, outtype=None, n_threads=1):
     keys, notes = family_keys(config, plan.n_vocab)
     metadata = {"general.architecture": config.family, "general.type": "model", "general.name": _name(config)}
     metadata |= {f"{config.family}.{key}": value for key, value in keys.items()}
-    metadata |= tokenizer_metadata(folder, plan.n_vocab, config.values)
+    metadata |= tokenizer_metadata(folder, plan.n_vocab, config.values, config.family)
     tensors, kinds = plan.entries(_targets(outtype, metadata), n_threads)
     for name, factors in _rope_factors(config).items():
         tensors.append((name, by_name("F32"), factors.shape, factors))

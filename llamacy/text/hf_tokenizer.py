@@ -21,13 +21,26 @@ SPECIALS = ("bos", "eos", "unk", "sep", "pad", "mask")
 _SEEM_SPECIAL = re.compile(r"<pad>|<mask>|<2mass>|\[@BOS@\]|<\|.*\|>|<\uff5c.*\uff5c>|<unused.*>", re.DOTALL)
 _BYTE_TOKEN = re.compile(rb"<0x[0-9A-Fa-f]{2}>")
 _SPACE = "\u2581"
+# Special tokens that llama.cpp's converter gives a family whatever its files say, where the vocabulary has them.
+OWN_SPECIALS = {
+    "glm4": {"eos": "<|endoftext|>", "eot": "<|user|>", "unknown": "<|endoftext|>", "bos": "<|endoftext|>"},
+    "gemma": {
+        "prefix": "<|fim_prefix|>", "middle": "<|fim_middle|>", "suffix": "<|fim_suffix|>",
+        "fsep": "<|file_separator|>", "eot": "<end_of_turn>",
+    },
+}  # fmt: skip
+# Families that begin no text with a token, and granite's small models by their vocabulary.
+_WITHOUT_BOS = {"phi2": None, "granite": 49152, "granitemoe": 49152, "llama": 49152}
 # Scores of tokens that are never merged into.
 _ADDED_SCORE, _PADDING_SCORE = -1000.0, -10000.0
 _MAX_TOKENS = 1 << 21
 
 
-def tokenizer_metadata(folder, n_vocab, config):
-    """Return the tokenizer.* metadata of an open HfFolder whose model has `n_vocab` rows; `config` is config.json."""
+def tokenizer_metadata(folder, n_vocab, config, family=None):
+    """Return the tokenizer.* metadata of an open HfFolder whose model has `n_vocab` rows.
+
+    config: config.json's values; family: general.architecture, whose own special tokens are set besides.
+    """
     settings = folder.json(CONFIG, optional=True)
     parsed = folder.json(JSON, optional=True)
     if not 0 < n_vocab <= _MAX_TOKENS:
@@ -49,6 +62,12 @@ def tokenizer_metadata(folder, n_vocab, config):
         if token is not None:
             found[f"tokenizer.ggml.{key}_token_id"] = token
     found |= {f"tokenizer.ggml.add_{name}_token": value for name, value in adds.items()}
+    if family in _WITHOUT_BOS and _WITHOUT_BOS[family] in (None, n_vocab):
+        found["tokenizer.ggml.add_bos_token"] = False
+    known = {text: token for token, text, _ in _added(folder, parsed, settings)}
+    for key, text in OWN_SPECIALS.get(family, {}).items():
+        if text in known:
+            found[f"tokenizer.ggml.{key}_token_id"] = known[text]
     if found["tokenizer.ggml.model"] == "gpt2":
         found["tokenizer.ggml.pre"] = pretokenizer_name(parsed, found)
     return found | _templates(folder, settings)

@@ -81,6 +81,7 @@ DIGESTS = {
     "d30d75d9059f1aa2": "qwen35",
     "6221ad2852e85ce9": "refact",
     "c136ed14d01c2745": "smaug-bpe",
+    "d5f1dd6f980fec56": "seed-coder",
     "855059429035d75a": "smollm",
     "16389f0a1f51ee53": "solar-open",
     "32d85c31273f8019": "stablelm2",

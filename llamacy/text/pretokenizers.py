@@ -23,6 +23,7 @@ LEAD = r"[^\r\n\p{L}\p{N}]?"
 LLAMA3 = rf"{CONTRACTION}|{WORDS}|\p{{N}}{{1,3}}|{SYMBOLS}|{TAIL}"
 QWEN2 = rf"{CONTRACTION}|{WORDS}|\p{{N}}|{SYMBOLS}|{TAIL}"
 QWEN35 = rf"{CONTRACTION}|{LEAD}[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{TAIL}"
+SEED_CODER = rf"{CONTRACTION}|{WORDS}|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{TAIL}"
 TEKKEN = rf"{LEAD}{UPPER}*{LOWER}+|{LEAD}{UPPER}+{LOWER}*|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{TAIL}"
 O200K = (
     rf"{LEAD}{UPPER}*{LOWER}+{CONTRACTION}?|{LEAD}{UPPER}+{LOWER}*{CONTRACTION}?"
@@ -97,6 +98,7 @@ ROWS = (
         ("qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan", "megrez", "kormo", "solar-open", "grok-2", "f2llmv2"),
     ),
     PreTokenizer((QWEN35,), ("qwen35",)),
+    PreTokenizer((SEED_CODER,), ("seed-coder",)),
     PreTokenizer((TEKKEN,), ("tekken",), whole_first=1, add_bos=True),
     PreTokenizer((O200K,), ("gpt-4o", "o200k", "llama4", "kanana2", "minimax-m2")),
     PreTokenizer(

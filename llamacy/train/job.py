@@ -18,6 +18,7 @@ class Job:
     sample_start      where a sample of a plain text begins; "": windows of the context
     keep_empty        teach empty answers, their end alone; max_samples: of each file no more than its first so many
     chat_template     how messages are written out, a name or a file; None: the model's own
+    template_kwargs   what it is given besides the messages, by name; a record's own values go first
     init_lora         path of an adapter to start from
     checkpoint_in     path of a checkpoint to go on from if it is there; resume: from the run's own, which must be there
     outdir, lora_out, save_path, checkpoint_out, lora_format    see Outputs
@@ -38,6 +39,7 @@ class Job:
     keep_empty: bool = False
     max_samples: int | None = None
     chat_template: str | None = None
+    template_kwargs: dict = field(default_factory=dict)
 
     init_lora: str | None = None
     checkpoint_in: str | None = None

@@ -110,7 +110,12 @@ class Prepared:
         if strange:
             raise LlamacyError(f"chat_template_kwargs: {min(strange)!r} is what llamacy itself tells the template")
         return chat.render(
-            messages, self._template, bos=bos, eos=eos, add_generation_prompt=add_generation_prompt, **variables
+            messages,
+            self._template,
+            bos=bos,
+            eos=eos,
+            add_generation_prompt=add_generation_prompt,
+            **self.job.template_kwargs | variables,
         )
 
     def training_data(self):

@@ -197,3 +197,36 @@ def test_the_terminal_prompt(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr(sys, "stdout", SimpleNamespace(isatty=lambda: True))
     assert list(conversation.lines()) == ["one", "two"]
+
+
+THINKING = (
+    "{% for m in messages %}[{{ m.role }}]{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}"
+    "{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{{ opening }}{% endif %}{# </think> #}"
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "reply", "kept"),
+    [
+        ([], "<think>\nhm\n</think>\n\nYes.", "(hm)Yes."),
+        (["--reasoning-format", "none"], "<think>hm</think>Yes.", "<think>hm</think>Yes."),
+        (["--chat-template-kwargs", '{"opening": "<think>"}'], "hm\n</think>Yes.", "(hm)Yes."),
+        ([], "Yes.", "Yes."),
+        ([], "Yes <think> no", "Yes <think> no"),
+    ],
+    ids=["apart", "none", "opened by the prompt", "without", "in the middle"],
+)
+def test_thoughts_reach_the_next_prompt_apart(tmp_path, words, reply, kept):
+    (tmp_path / "t.jinja").write_text(THINKING)
+    model, asked = FakeModel(), []
+
+    def answer(ids):
+        asked.append(model.tokenizer.decode(ids, special=True))
+        return reply
+
+    args = flags("--chat-template", str(tmp_path / "t.jinja"), *words)
+    talk = Conversation(args, model, SimpleNamespace(n_ctx=4096), answer)
+    talk.say("one")
+    talk.say("two")
+    opening = "<think>" if "--chat-template-kwargs" in words else ""
+    assert asked[1].removeprefix("<s>").strip() == f"[user]one[assistant]{kept}[user]two[assistant]{opening}"

@@ -117,6 +117,20 @@ def test_special_tokens_by_name_then_by_number(tmp_path):
     assert read(folder, 98, {"eos_token_id": [7, 8], "bos_token_id": [7, 8]})["tokenizer.ggml.bos_token_id"] == 7
 
 
+def test_special_tokens_of_a_family(tmp_path):
+    """GLM-4 ends its turns with <|user|>, phi-2 begins no text with a token; where the vocabulary has them."""
+    added = [{"id": 95 + i, "content": text, "special": True} for i, text in enumerate(("<|endoftext|>", "<|user|>"))]
+    settings = {"add_bos_token": True, "eos_token": "<|user|>"}
+    folder = Folder(tmp_path / "f", tokenizer__json=small_json(added_tokens=added), tokenizer_config__json=settings)
+    found = tokenizer_metadata(folder, 98, {"bos_token_id": 3}, "glm4")
+    ids = {key: found[f"tokenizer.ggml.{key}_token_id"] for key in ("bos", "eos", "eot", "unknown")}
+    assert ids == {"bos": 95, "eos": 95, "eot": 96, "unknown": 95}
+    assert Tokenizer.from_metadata(found).eog_ids == {95, 96}
+    assert "tokenizer.ggml.eot_token_id" not in tokenizer_metadata(folder, 98, {}, "gemma")
+    assert found["tokenizer.ggml.add_bos_token"] is True
+    assert tokenizer_metadata(folder, 98, {"bos_token_id": 3}, "phi2")["tokenizer.ggml.add_bos_token"] is False
+
+
 TEMPLATES = {
     "text": ({"chat_template": "A"}, {}, {"chat_template": "A"}),
     "a file": ({}, {"chat_template__jinja": b"B"}, {"chat_template": "B"}),

@@ -366,6 +366,21 @@ def test_messages_are_written_by_a_chat_template(finetune, tmp_path, flags, n_wa
     assert load_adapter("adapter/adapter.bin").metadata["llamacy.prompt_template"] == "chat"
 
 
+def test_what_the_template_is_given_besides(finetune, tmp_path):
+    """A record's own values go first."""
+    (tmp_path / "t.jinja").write_text("{% for m in messages %}{{ mood }}{{ m.content }}{% endfor %}")
+    messages = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Two."}]
+    records = [{"messages": messages}, {"messages": messages, "chat_template_kwargs": {"mood": "B"}}]
+    (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, records)))
+    words = ["--train-data", "chat.jsonl", "--show-sample", 2, "--chat-template", "t.jinja"]
+    _, out, _ = finetune(*words, "--chat-template-kwargs", '{"mood": "A"}')
+    pieces = [line.split(maxsplit=2 if line[0] == "*" else 1)[-1] for line in out.splitlines()]
+    said = "".join(ast.literal_eval(piece) if piece[0] in "'\"" else "|" for piece in pieces)
+    assert [part.count("A") for part in said.split("|")[1:]] == [2, 0], said
+    assert [part.count("B") for part in said.split("|")[1:]] == [0, 2]
+    assert finetune(*words, "--chat-template-kwargs", "[1]")[0] == 2
+
+
 def test_the_adapter_says_how_it_came_to_be(finetune):
     finetune("--train-data", "finetune-data.txt")
     metadata = load_adapter("adapter/adapter.bin").metadata
