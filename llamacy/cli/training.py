@@ -12,6 +12,7 @@ from llamacy.train.finetune import estimate, set_up, train
 from llamacy.train.job import Job
 from llamacy.train.prepare import Prepared
 from llamacy.train.progress import clock_time
+from llamacy.train.summary import shown_lines
 
 # Flags that are fields of a Job by the same name
 SAME = ("model", "include_sample_start", "keep_empty", "max_samples", "chat_template", "template_kwargs",
@@ -54,9 +55,13 @@ def show_samples(args, options):
     data = prepared.training_data()
     for i in range(min(args.show_sample, len(data))):
         sample = data[i]
+        for line in shown_lines(sample, prepared.tokenizer):
+            say(line)
+        parts = getattr(sample, "samples", (sample,))
         print(f"sample {i + 1} of {len(data)}: {len(sample.ids)} tokens, {sample.n_trained} trained (*)")
-        for token, trained in zip(sample.ids.tolist(), sample.trained.tolist(), strict=True):
-            print(f"{'*' if trained else ' '} {token:6} {quoted(prepared.tokenizer.token_bytes(token))}")
+        for part in parts:
+            for token, trained in zip(part.ids.tolist(), part.trained.tolist(), strict=True):
+                print(f"{'*' if trained else ' '} {token:6} {quoted(prepared.tokenizer.token_bytes(token))}")
     for line in data.report():
         say(line)
     return 0

@@ -69,6 +69,10 @@ class Budget:
         """Return (bytes of the adapter's file, bytes of a checkpoint)."""
         return disk_bytes(self.ranks)
 
+    def n_trained(self):
+        """Return how many numbers are trained: half of those that PiSSA saves."""
+        return self.disk()[0] // 4 // (2 if self.options.init_weights == "pissa" else 1)
+
     def tell_room(self, outputs, say):
         """Warn before hours are spent where what the run will save does not fit on the disk."""
         adapter, checkpoint = self.disk()

@@ -4,6 +4,7 @@ Nothing here knows flags or a terminal: what people are told goes through `say(t
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from llamacy.train.sources import path_and_weight
 from llamacy.train.starting import checkpoint_to_resume, ids_of, starting_adapter
 from llamacy.train.state import Progressed
 from llamacy.train.stop import Stop
+from llamacy.train.summary import shown_lines, summary
 from llamacy.train.trainer import Trainer
 
 
@@ -157,7 +159,8 @@ def train(setup, say, progress=None, stop=None):
         limit = shown(setup.budget.limit)
         say(f"activations are computed again in the backward pass: without, more than {limit} are needed")
     progress = progress or Progress(options.epochs)
-    run = Run(setup.trainer, setup.train, options, outputs, progress, validation=setup.held,
+    guess = math.log(setup.budget.config.n_vocab) if options.method == "sft" else None
+    run = Run(setup.trainer, setup.train, options, outputs, progress, validation=setup.held, guess=guess,
               ids=ids_of(setup.prepared, setup.data, setup.held),
               describe=lambda done: description(setup.prepared, setup.data, done))  # fmt: skip
     if checkpoint:
@@ -167,6 +170,7 @@ def train(setup, say, progress=None, stop=None):
     if log:
         run.log, run.peak_flops = log, peak_flops(job.loading.threads)
     progress.begin(run.plan.n_steps, run.done.step)
+    _tell_before(setup, say)
     say(
         f"training {run.plan.n_steps} steps of {options.batch_size} x {options.grad_acc} samples: "
         f"{setup.budget.in_words()}, "
@@ -182,6 +186,23 @@ def train(setup, say, progress=None, stop=None):
     if job.plot:
         write_plot(job.plot, f"{Path(job.model).name}, rank {options.rank}", run.done.losses, run.done.validation)
     return Result(ended, stop.signum, run.done, outputs, shaped=bool(template_of(setup.data)))
+
+
+def _tell_before(setup, say):
+    """Say what is about to be trained, on what, and show one sample."""
+    found = summary(setup.train)
+    for line in found.lines():
+        say(line)
+    config, every = setup.budget.config, setup.budget.n_trained()
+    weights = config.n_layer * sum(n_out * n_in for n_out, n_in in config.shapes.values())
+    weights += config.n_rows * config.n_embd
+    say(
+        f"adapter: {every:,} trained parameters, {100 * every / weights:.2f} % of the matrices' {weights:,}; at most "
+        f"{shown(setup.peak)} of memory"
+    )
+    say("the first sample, what is learnt of it in \u27e6\u27e7:")
+    for line in shown_lines(setup.train[0], setup.prepared.tokenizer):
+        say(line)
 
 
 def description(prepared, data, done):

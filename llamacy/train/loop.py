@@ -58,16 +58,18 @@ class Run:
     progress    shows steps and notes to a person; log, if any, gets a dict per step
     validation  samples to measure the loss on, None without
     describe    progressed -> metadata to put in the adapter
+    guess       the loss of a model that knows nothing, ln(vocabulary): a first loss above it is told; None where a
+                loss means something else
     peak_flops  what the log's flop_utilisation is a share of; 0 leaves it out
     """
 
     def __init__(
         self, trainer, data, options, outputs, progress, *, ids=None, validation=None, log=None, describe=None,
-        peak_flops=0.0,
+        peak_flops=0.0, guess=None,
     ):  # fmt: skip
         self.trainer, self.data, self.validation = trainer, data, validation
         self.options, self.outputs = options, outputs
-        self.progress, self.log, self.peak_flops = progress, log, peak_flops
+        self.progress, self.log, self.peak_flops, self.guess = progress, log, peak_flops, guess
         self.describe = describe or (lambda progressed: {})
         self.plan = Plan(len(data), options)
         self.n_warmup = warmup_steps(options.warmup_steps, self.plan.n_steps, options.warmup_ratio)
@@ -77,7 +79,7 @@ class Run:
         self.fixed.update(n_samples=len(data), alpha=options.file_alpha, targets=list(options.targets),
                           ranks=dict(options.ranks) or None, lora_dropout=options.lora_dropout or None)  # fmt: skip
         self.fixed["recipe"] = recipe(options)
-        self._saved = self._first = None
+        self._saved = self._first = self._before = None
 
     def resume(self, path):
         """Go on from a checkpoint; LlamacyError names what differs where this run is not its continuation."""
@@ -119,6 +121,8 @@ class Run:
         ended = "end"
         first = self._first = self.done.step
         self._tell_good_loss()
+        if first == 0:
+            self._measure_before(stop)
         for step in range(first, self.plan.n_steps):
             try:
                 self._train(step, stop)
@@ -139,6 +143,14 @@ class Run:
         if self._saved != self.done.step:
             self.save()
         return ended
+
+    def _measure_before(self, stop):
+        """Say what the validation loss is before any training: what the adapter has to be better than."""
+        if self.validation is not None:
+            loss = self._validation_loss(stop)
+            if loss is not None and math.isfinite(loss):
+                self._before = loss
+                self.progress.note(f"step 0: validation loss {loss:.4f}, before training")
 
     def _tell_good_loss(self):
         """From the first step on the trainer knows which pairs are worth keeping."""
@@ -205,12 +217,24 @@ class Run:
                "trained_tokens": int(result.trained_tokens), "tokens_per_second": speed,
                "flops_per_second": result.flops / seconds}  # fmt: skip
         row |= result.more
+        if step == 0:
+            self._tell_first(result.loss, row)
         if self.peak_flops:
             row["flop_utilisation"] = result.flops / seconds / self.peak_flops
         val_loss = self._measure(stop) if self._measuring_is_due(step) else None
         if self.log:
             measured = {} if val_loss is None else {"val_loss": val_loss}
             self.log.write({**row, "peak_rss_bytes": peak_rss_bytes(), **measured})
+
+    def _tell_first(self, loss, row):
+        """Put what was measured before into the first row, and say so where the first loss is that of no knowledge."""
+        if self._before is not None:
+            row["val_loss_before"] = self._before
+        if self.guess is not None and loss > self.guess:
+            self.progress.note(
+                f"warning: the first loss, {loss:.4f}, is above that of guessing, {self.guess:.2f}: the chat template "
+                "or the form of the prompts may not fit this model; look at --show-sample 1"
+            )
 
     def _measuring_is_due(self, step):
         if self.validation is None:
@@ -219,16 +243,21 @@ class Run:
         regular = (step + 1) % every == 0 if every else self.plan.ends_epoch(step)
         return regular or step + 1 == self.plan.n_steps
 
-    def _measure(self, stop):
-        """Return the loss on the validation samples and keep the best adapter; None if stopped meanwhile."""
+    def _validation_loss(self, stop):
+        """Return the loss on the validation samples, None if stopped meanwhile."""
         if stop:
             return None
         size, n = self.options.batch_size, len(self.validation)
         batches = ([self.validation[i] for i in range(at, min(at + size, n))] for at in range(0, n, size) if not stop)
         loss, _ = self.trainer.evaluate(batches)
-        if stop:
+        return None if stop else float(loss)
+
+    def _measure(self, stop):
+        """Return the loss on the validation samples and keep the best adapter; None if stopped meanwhile."""
+        loss = self._validation_loss(stop)
+        if loss is None:
             return None
-        done, loss = self.done, float(loss)
+        done = self.done
         if not math.isfinite(loss):
             self._end_astray(f"step {done.step}: the validation loss is {loss}")
         done.validation.append((done.step, loss))

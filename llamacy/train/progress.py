@@ -11,6 +11,9 @@ INTERVAL = 2.0
 SHARE = 1 / 200
 # The pace is a running mean: the share of the newest step.
 FRESH = 0.1
+# The loss is smoothed by running means of these shares, a quick and a slow one; which of them is the higher is its
+# trend, if they differ by more than a share of STEADY, and only after ENOUGH steps.
+MEANS, STEADY, ENOUGH = (0.1, 0.03), 0.01, 20
 
 
 class Progress:
@@ -32,6 +35,7 @@ class Progress:
         self.n_steps, self.first = n_steps, n_done + 1
         self.began = self.last = self.shown = self.clock()
         self.seconds_per_step = None
+        self.means = [None, None]
 
     def step(self, step, epoch, loss, tokens_per_second):
         """Say that step `step` (from 1) of epoch `epoch` (from 1) is done."""
@@ -44,7 +48,7 @@ class Progress:
         facts = [
             f"epoch {epoch}/{self.n_epochs}",
             f"step {step}/{self.n_steps}",
-            f"loss {loss:.4f}",
+            f"loss {loss:.4f}{self._trend(step, loss)}",
             f"{tokens_per_second:.0f} tokens/s",
             f"{left} left" if step < self.n_steps else f"{clock_time(now - self.began)} in all",
         ]
@@ -53,6 +57,17 @@ class Progress:
         elif step in (self.first, self.n_steps) or now - self.shown >= max(INTERVAL, SHARE * (now - self.began)):
             self.shown = now
             self._write("  ".join(facts) + "\n")
+
+    def _trend(self, step, loss):
+        """Return the smoothed loss and where it goes, "" before there are enough steps to say."""
+        self.means = [loss if mean is None else mean + share * (loss - mean)
+                      for mean, share in zip(self.means, MEANS, strict=True)]  # fmt: skip
+        if step - self.first < ENOUGH:
+            return ""
+        quick, slow = self.means
+        change = (quick - slow) / max(abs(slow), 1e-9)
+        word = "steady" if abs(change) < STEADY else "rising" if change > 0 else "falling"
+        return f" (mean {quick:.4f}, {word})"
 
     def _draw(self, step, facts):
         """Redraw the bar, in what the terminal's width leaves for it; facts that do not fit are left out."""

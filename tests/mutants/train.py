@@ -141,6 +141,13 @@ TRAIN = table(
         "train/test_data_text.py::test_a_sample_that_just_fits_is_not_cut",
     ),
     (
+        "what is learnt is not marked to its end",
+        "summary.py",
+        "parts.append(OPEN + text + CLOSE if inside else text)",
+        "parts.append(text)",
+        "train/test_summary.py::test_a_sample_is_shown_as_text_with_what_is_learnt_marked",
+    ),
+    (
         "B learns at the rate of A",
         "trainer.py",
         "* 16), ratio",

@@ -273,6 +273,8 @@ def test_a_table_is_learnt_row_by_row_as_often_as_its_weight_says(finetune, tmp_
     assert "training 3 steps" in err and "1 sample skipped" in err
     code, _, err = finetune("--train-data", "data.CSV", "--epochs", 1, "--keep-empty", "--max-samples", 9)
     assert code == 0 and "data.CSV: 2 samples (table" in err and "training 2 steps" in err
+    assert "an epoch: 2 samples, " in err and "the first sample, what is learnt of it in ⟦⟧:\n  | " in err
+    assert re.search(r"adapter: [\d,]+ trained parameters, \d+\.\d\d % of the matrices' [\d,]+; at most", err)
 
 
 def test_a_checkpoint_of_other_data_is_told_without_numbers(finetune, tmp_path):
@@ -344,6 +346,7 @@ def test_samples_are_shown_as_tokens_and_nothing_is_trained(finetune, tmp_path):
     (tmp_path / "data.jsonl").write_text('{"prompt": "Hi", "completion": "鱼"}\n')
     code, out, err = finetune("--train-data", "data.jsonl", "--show-sample", 5)
     assert code == 0 and "data.jsonl: 1 sample" in err
+    assert "  | <s> Hi⟦" in err
     lines = out.splitlines()
     assert re.fullmatch(r"sample 1 of 1: \d+ tokens, \d+ trained \(\*\)", lines[0])
     assert lines[1] == "       1 '<s>'" and not lines[2].startswith("*") and lines[-1] == "*      2 '</s>'"

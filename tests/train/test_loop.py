@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -180,7 +181,8 @@ class Measured(FakeTrainer):
         self.losses = iter(losses)
 
     def evaluate(self, batches):
-        return next(self.losses), len(list(batches))
+        # before the first step the model alone is measured
+        return (next(self.losses) if self.n_steps else 9.0), len(list(batches))
 
 
 @pytest.mark.parametrize(
@@ -412,3 +414,22 @@ def test_a_log_is_appended_to_when_a_run_goes_on(tmp_path):
 def test_every_fixed_option_exists():
     names = {row.name for row in dataclasses.fields(TrainOptions)}
     assert set(Run(FakeTrainer(), samples(1), TrainOptions(), None, None).fixed) - {*DIGESTS, "n_samples"} <= names
+
+
+def test_the_validation_loss_before_training_is_said_and_logged(tmp_path):
+    bench = Bench(tmp_path, Measured([3.0] * 99), validation=samples(3, seed=5), eval_every=1, epochs=1)
+    rows = []
+    bench.run.log = SimpleNamespace(write=rows.append)
+    bench.run.go()
+    assert "step 0: validation loss 9.0000, before training" in bench.shown.getvalue()
+    assert rows[0]["val_loss_before"] == 9.0 and not any("val_loss_before" in row for row in rows[1:])
+    # it is no measurement of an adapter
+    assert bench.run.done.validation[0] == (1, 3.0)
+
+
+@pytest.mark.parametrize(("guess", "told"), [(1e-6, True), (99.0, False), (None, False)])
+def test_a_first_loss_above_guessing_is_told(tmp_path, guess, told):
+    bench = Bench(tmp_path, FakeTrainer(), epochs=1)
+    bench.run.guess = guess
+    bench.run.go()
+    assert ("is above that of guessing" in bench.shown.getvalue()) == told
