@@ -201,7 +201,8 @@ class Converter:
             what = f"{', '.join(TYPES)} or a list of those, got {str(wrong[0])[:60]!r}"
             raise RequestError(f"{where}.type: wanted one of {what}")
         for key, about in UNBUILT.items():
-            if key in schema and (about is None or not types or about in types) and schema[key] not in ({}, []):
+            says_nothing = key != "not" and schema.get(key) in ({}, [])
+            if key in schema and not says_nothing and (about is None or not types or about in types):
                 raise RequestError(f"{where}: the keyword {key!r} is not supported here")
         if not types:
             return VALUE
