@@ -135,6 +135,14 @@ cdef inline const Product* product_of(const WeightType* k, const Acts* x, int pr
     return &table.superblocks8[k.fifth] if x.superblock > 1 else &table.blocks8[k.fifth]
 
 
+cdef inline void copy_rows(const float* source, size_t lds, float* to, size_t ldt, int n, bint zero) noexcept nogil:
+    """n rows of 16; zero: zeros instead"""
+    cdef int _i
+    for _i in range(n):
+        vf_store(to, vf_set1(0) if zero else vf_load(source))
+        source, to = source + lds, to + ldt
+
+
 cdef void many_tokens(const Packed* w, const Product* p, const Acts* x, Panel* panels, int most_groups, Unpacking* work, float* y, size_t ldy,
                       int lo, int hi) noexcept nogil:
     """panels: room for most_groups of them; work: for what 8-bit inputs set aside, of others NULL"""
@@ -156,9 +164,14 @@ cdef void many_tokens(const Packed* w, const Product* p, const Acts* x, Panel* p
                     p.unpack(w.type, tile_at(w, tile + g, b), n, units_at(w, tile + g), panels + g)
                 while t < t1:
                     new = next_tokens(&r, t, t1, p.tokens)
-                    load_sums(sums, groups, out + t * ldy, ldy, &r, new, b == 0)
-                    p.multiply(panels, groups, x, b, n, r.first, r.stride, sums)
-                    store_sums(sums, groups, out + t * ldy, ldy, &r, new)
+                    if r.skip == 0 and groups == 1:
+                        copy_rows(out + t * ldy, ldy, sums, TILE_ROWS, new, b == 0)
+                        p.multiply(panels, 1, x, b, n, r.first, r.stride, sums)
+                        copy_rows(sums, TILE_ROWS, out + t * ldy, ldy, new, False)
+                    else:
+                        load_sums(sums, groups, out + t * ldy, ldy, &r, new, b == 0)
+                        p.multiply(panels, groups, x, b, n, r.first, r.stride, sums)
+                        store_sums(sums, groups, out + t * ldy, ldy, &r, new)
                     t += new
                 for g in range(groups if work != NULL else 0):
                     add_columns(panels[g].q, panels[g].d, &work.found, t1 - t0, work.columns, out + t0 * ldy + TILE_ROWS * g, ldy)
