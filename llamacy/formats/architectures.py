@@ -130,11 +130,7 @@ BY_NAME = {part.name: part for part in (*MATRICES, *OTHER_MATRICES, *NORMS, *OTH
 # Parts that no compiled step has so far: what `needs` calls them -> what is said of them. A part that is built leaves
 # this table, and the families that need nothing else here run.
 MISSING = {
-    "logit cap": "capped logits",
     "two ropes": "another rope in layers with a window",
-    "windows": "attention within a window",
-    "score cap": "capped attention scores",
-    "sinks": "attention sinks",
     "low-rank attention": "queries, keys and values of low rank",
     "short convolution": "short convolutions",
 }
@@ -168,10 +164,15 @@ class Architecture:
                  adapters and quantisation, several to the compiled steps
     routing      how a token's experts are chosen, where the file does not say
     optional     parts that not all files of the family have
+    vectors      names of OTHER_VECTORS that its layers have
     biases       matrices with a bias, without which a file is incomplete; others may have one
     has_rope     layer -> whether positions turn its heads
+    rope_in_windows  positions turn no heads but those of layers with a window, where any has one
+    plain_in_windows positions turn heads of layers with a window without the file's scaling of rope
     tempered     queries grow with the position as attention.temperature_scale says
     truncates    factor and original length of yarn -> whether its range is rounded outwards, where a file does not tell
+    windowed     layer -> whether it has a window, where the file tells one and no pattern
+    window, score_cap, logit_cap    where the file does not tell; 0: none
     sizes_of     {part: keys of `sizes`} where a part has another size than its row says: (n_out, n_in) or (n,)
     hf_names     {part: Hugging Face's module} where the family calls it otherwise than the part's row
     gguf_names   {part: GGUF's name} where the family's files call it otherwise
@@ -198,10 +199,17 @@ class Architecture:
     routing: Routing = Routing()
     optional: tuple = ()
     norms: tuple = ("attn_norm", "ffn_norm")
+    vectors: tuple = ()
     biases: tuple = ()
     has_rope: Callable = lambda layer: True
+    rope_in_windows: bool = False
+    plain_in_windows: bool = False
     tempered: bool = False
     truncates: Callable = lambda factor, original: True
+    windowed: Callable = lambda layer: True
+    window: int = 0
+    score_cap: float = 0.0
+    logit_cap: float = 0.0
     sizes_of: dict = field(default_factory=dict)
     hf_names: dict = field(default_factory=dict)
     gguf_names: dict = field(default_factory=dict)
@@ -267,6 +275,12 @@ class Architecture:
         return self.hf_names.get(part, (BY_NAME[part] if part in BY_NAME else _TOP[part]).hf)
 
 
+def one_without(period):
+    """Return layer -> whether it has a window, where the last of every `period` layers has none; 0: all have one."""
+    return lambda layer: period == 0 or layer % period < period - 1
+
+
+_CAPS = dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"))
 _TOP = {part.name: part for part in WHOLE_MODEL}
 _EXPERT_TENSOR = re.compile(
     rf"(blk\.\d+\.(?:{'|'.join(name.removesuffix('_exps') for name in STACKED)}))\.(0|[1-9]\d{{0,4}})\.weight"
@@ -297,7 +311,7 @@ _GEMMA = {
     "norm_shift": 1.0,
     "activation": "geglu_tanh",
     "embedding_scale": lambda config: struct.unpack("f", struct.pack("f", config.n_embd**0.5))[0],
-    "keys": KEYS | {"attention.scale": None},
+    "keys": KEYS | {"attention.scale": None} | _CAPS,
 }
 
 
@@ -319,14 +333,15 @@ ARCHITECTURES = {
     "gemma": Architecture(("GemmaForCausalLM",), HALVES, ("geglu", "multipliers"), **_GEMMA),
     "gemma2": Architecture(
         ("Gemma2ForCausalLM",), HALVES,
-        ("geglu", "multipliers", "post norms", "score cap", "logit cap"),
-        norms=_SANDWICH, hf_names=_GEMMA_2, score_scale=_of_the_largest(46), **_GEMMA,
+        ("geglu", "multipliers", "post norms"),
+        norms=_SANDWICH, hf_names=_GEMMA_2, score_scale=_of_the_largest(46),
+        windowed=one_without(2), window=4096, score_cap=50.0, logit_cap=30.0, **_GEMMA,
     ),
     "gemma3": Architecture(
         ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"), HALVES,
-        ("geglu", "multipliers", "post norms", "head norms", "windows", "two ropes"),
+        ("geglu", "multipliers", "post norms", "head norms", "two ropes"),
         norms=(_SANDWICH[0], *_HEAD_NORMS, *_SANDWICH[1:]), hf_names=_GEMMA_2, score_scale=_of_the_largest(62),
-        **_GEMMA,
+        windowed=one_without(6), **_GEMMA,
     ),
     "phi2": Architecture(
         ("PhiForCausalLM",), HALVES, ("layer norm", "gelu", "parallel", "output bias"),
@@ -348,7 +363,8 @@ ARCHITECTURES = {
     ),
     "olmo2": Architecture(
         ("Olmo2ForCausalLM", "Olmo3ForCausalLM"), HALVES, ("row norms", "post norms"),
-        norms=(*_HEAD_NORMS, *_BEHIND), sizes_of=_ROW_NORMS, row_norms=True,
+        norms=(*_HEAD_NORMS, *_BEHIND), sizes_of=_ROW_NORMS, row_norms=True, windowed=one_without(4),
+        plain_in_windows=True,
     ),
     "granite": Architecture(
         ("GraniteForCausalLM",), needs=("multipliers",), permuted=True, logit_divisor=True, keys=_GRANITE,
@@ -369,8 +385,8 @@ ARCHITECTURES = {
         hf_names={"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
     ),
     "cohere2": Architecture(
-        ("Cohere2ForCausalLM",), needs=("layer norm", "parallel", "multipliers", "windows"),
-        norms=("attn_norm",), has_rope=lambda layer: layer % 4 != 3,
+        ("Cohere2ForCausalLM",), needs=("layer norm", "parallel", "multipliers"),
+        norms=("attn_norm",), windowed=one_without(4), rope_in_windows=True,
         norm="layer", parallel=True, keys=KEYS | {"logit_scale": None},
     ),
     "glm4": Architecture(
@@ -383,7 +399,8 @@ ARCHITECTURES = {
     ),
     "ernie4_5": Architecture(("Ernie4_5ForCausalLM", "Ernie4_5_ForCausalLM")),
     "exaone4": Architecture(
-        ("Exaone4ForCausalLM",), HALVES, ("head norms", "post norms", "windows"), norms=(*_HEAD_NORMS, *_BEHIND),
+        ("Exaone4ForCausalLM",), HALVES, ("head norms", "post norms"), norms=(*_HEAD_NORMS, *_BEHIND),
+        windowed=one_without(4), rope_in_windows=True,
     ),
     "seed_oss": Architecture(
         ("SeedOssForCausalLM",), HALVES, biases=_QKV_BIASES, gguf_names={"ffn_norm": "post_attention_norm"},
@@ -408,8 +425,8 @@ ARCHITECTURES = {
         hf_names={"ffn_gate_inp": "block_sparse_moe.router.layer"}, logit_divisor=True, keys=_GRANITE,
     ),
     "gpt-oss": Architecture(
-        ("GptOssForCausalLM",), HALVES, ("sinks", "windows"), expert_activation="swiglu_clamped",
-        biases=(*_ATTENTION, *EXPERTS), experts=(*EXPERTS, "attn_sinks"),
+        ("GptOssForCausalLM",), HALVES, expert_activation="swiglu_clamped", windowed=one_without(2),
+        biases=(*_ATTENTION, *EXPERTS), experts=EXPERTS, vectors=("attn_sinks",),
         gguf_names={"ffn_norm": "post_attention_norm"}, hf_names={"ffn_gate_inp": "mlp.router"},
         # not in the published models, whose files cannot say it
         truncates=lambda factor, original: (factor, original) != (32, 4096),

@@ -29,7 +29,6 @@ _HARMLESS = (
     *("vocab_size", "context_length", "embedding_length", "block_count", "feed_forward_length"),
     *("attention.head_count", "attention.head_count_kv", "attention.key_length"),
     *("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"),
-    # contexts that reach beyond a window are refused
     *("attention.sliding_window", "attention.sliding_window_pattern"),
     *("rope.dimension_count", "rope.freq_base", "rope.scale_linear", "rope.scaling.type", "rope.scaling.factor"),
     *("rope.scaling.attn_factor", "rope.scaling.original_context_length", "rope.scaling.yarn_truncate"),

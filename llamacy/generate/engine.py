@@ -70,7 +70,8 @@ class Engine:
         eog_ids = model.tokenizer.eog_ids
         self._breakers = BreakerTable(model.tokenizer, self.n_vocab)
         self.slots = [
-            Slot(i, n_ctx, self.n_vocab, eog_ids, self._breakers, draft_lookup, context_shift) for i in range(n_slots)
+            Slot(i, self.session, self.n_vocab, eog_ids, self._breakers, draft_lookup, context_shift)
+            for i in range(n_slots)
         ]
         self._scales = Scales(model)
         self.lora = self._scales.defaults

@@ -48,7 +48,7 @@ class PromptCache:
         self._read = True
         if not os.path.exists(self._path) or os.path.getsize(self._path) == 0:
             return
-        found, cached, tiles = _load(self._path)
+        found, cached, tiles, held_from = _load(self._path)
         differs = [name for name, value in self._identity().items() if found.get(name) != value]
         if differs:
             self._note(f"{self._path}: made with another {' and '.join(differs)}: the prompt is computed anew")
@@ -57,9 +57,10 @@ class PromptCache:
         n = _common(self._known, ids[:-1])  # the last token is computed for its logits
         slot = self._engine.slots[0]
         try:
-            self._engine.session.write_cache(slot.id, tiles[:, : -(-n // 16)])
+            self._engine.session.write_cache(slot.id, tiles[:, : -(-n // 16)], held_from)
         except ValueError as error:
             raise _damaged(self._path, error) from None
+        n = self._engine.session.reusable(slot.id, n)
         slot.cached, slot.lora = ids[:n], self._engine.lora
         self._note(f"{self._path}: {n} of the prompt's {len(ids)} tokens were computed before")
 
@@ -82,12 +83,16 @@ class PromptCache:
 
         slot = self._engine.slots[0]
         n = min(n, len(slot.cached))
+        if self._engine.session.reusable(slot.id, n) < n:
+            self._note(f"{self._path}: not written: layers with a window hold only what came behind the prompt")
+            return
         tiles = self._engine.session.read_cache(slot.id, n)
         metadata = {
             "general.type": KIND,
             f"{KEY}.version": VERSION,
             f"{KEY}.identity": json.dumps(self._identity()),
             f"{KEY}.tokens": np.array(slot.cached[:n], np.int32),
+            f"{KEY}.held_from": self._engine.session.held_from(slot.id),
             f"{KEY}.checksum": _checksum(slot.cached[:n], tiles),
         }
         write_gguf(self._path, metadata, [(TENSOR, by_name("I8"), tiles.shape, np.ascontiguousarray(tiles))])
@@ -111,7 +116,7 @@ def _common(known, ids):
 
 
 def _load(path):
-    """Return (identity, ids int32 (n), tiles uint8) of a cache file; LlamacyError for anything else."""
+    """Return (identity, ids int32 (n), tiles uint8, their held_from) of a cache file; LlamacyError for all else."""
     source = MappedFile(path)
     if source.bytes[:4].tobytes() != MAGIC:
         raise source.stranger("a prompt cache that bin/main wrote")
@@ -123,17 +128,17 @@ def _load(path):
             raise LlamacyError(f"{path}: a prompt cache of another version of llamacy; remove it")
         try:
             identity = json.loads(file.metadata[f"{KEY}.identity"])
-            tokens = np.asarray(file.metadata[f"{KEY}.tokens"])
+            tokens, held_from = np.asarray(file.metadata[f"{KEY}.tokens"]), file.metadata.get(f"{KEY}.held_from", 0)
             info = file.tensors[TENSOR]
             tiles = np.array(file.data(TENSOR)).view(np.uint8).reshape(info.shape)
             fits = tokens.dtype == np.int32 and len(info.shape) == 3 and info.shape[1] == -(-len(tokens) // 16)
-            if not fits or not isinstance(identity, dict):
+            if not fits or not isinstance(identity, dict) or type(held_from) is not int or not 0 <= held_from < 1 << 31:
                 raise ValueError("its parts do not fit together")
             if _checksum(tokens.tolist(), tiles) != file.metadata[f"{KEY}.checksum"]:
                 raise ValueError("its checksum is wrong")
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise _damaged(path, error) from None
-    return identity, tokens, tiles
+    return identity, tokens, tiles, held_from
 
 
 def _damaged(path, error):

@@ -11,11 +11,12 @@ class Slot:
     """`cached` are the ids in the KV cache, made with the adapter scales `lora`; `request` is None while it is free.
 
     draft_most: ids to guess ahead while generating, at most. context_shift: a full context drops its oldest half and
-    goes on, instead of ending the request.
+    goes on, instead of ending the request. session: the one whose slot this is.
     """
 
-    def __init__(self, id, n_ctx, n_vocab, eog_ids, breakers, draft_most=0, context_shift=False):
-        self.id, self.n_ctx, self.n_vocab, self.eog_ids, self._breakers = id, n_ctx, n_vocab, eog_ids, breakers
+    def __init__(self, id, session, n_vocab, eog_ids, breakers, draft_most=0, context_shift=False):
+        self.id, self._session, self.n_ctx = id, session, session.n_ctx
+        self.n_vocab, self.eog_ids, self._breakers = n_vocab, eog_ids, breakers
         self.draft_most, self.context_shift = draft_most, context_shift
         self.cached = []
         self.lora = ()
@@ -34,11 +35,10 @@ class Slot:
         """Return how many leading tokens of the prompt need no computing; the last one always does, for its logits."""
         if not request.cache_prompt or request.reads_whole_prompt or lora != self.lora:
             return 0
-        most = min(len(self.cached), len(request.prompt) - 1)
-        for i in range(most):
-            if self.cached[i] != request.prompt[i]:
-                return i
-        return most
+        same, most = 0, min(len(self.cached), len(request.prompt) - 1)
+        while same < most and self.cached[same] == request.prompt[same]:
+            same += 1
+        return self._session.reusable(self.id, same)
 
     def begin(self, request, lora):
         """Take the request; LlamacyError when its parameters do not fit this model."""
@@ -216,7 +216,7 @@ class Slot:
         if drop < 1 or len(self.history) - drop >= self.n_ctx:
             return False
         del self.history[keep : keep + drop]
-        del self.cached[keep:]
+        del self.cached[self._session.reusable(self.id, keep) :]
         self._lookup, self._shifted = Lookup() if self.draft_most else None, True
         return True
 

@@ -23,6 +23,7 @@ ROOM_OF = {
     "rope": "layers",
     "mlp": "layers",
     "attention": "layers",
+    "attention_backward": "layers",
     "experts": "layers",
     "loss": "layers",
     "adamw": "layers",

@@ -14,6 +14,7 @@ from llamacy.formats.architectures import (
     STACKED,
     Matrix,
     expert_tensor,
+    one_without,
     running,
     sizes,
 )
@@ -37,12 +38,13 @@ class Place:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes in elements; ropes are the ways in which positions turn queries and keys, the first the usual one.
+    """Sizes in elements; ropes are the ways in which positions turn queries and keys, the last in layers with a window.
 
     n_rows are those of the embedding and output matrices, n_vocab the ids that have a token: some files pad their
     matrices. temperature (factor, length): queries at positions from `length` on are multiplied by
-    1 + factor ln(1 + floor(position / length)), with length 0 none. window: how far back attention was trained to look,
-    None without a limit. The scales multiply embeddings, what attention and the MLP add to x, scores and logits.
+    1 + factor ln(1 + floor(position / length)), with length 0 none. window: positions that a token sees in the layers
+    of `windowed`, its own included; None without a limit. score_cap, logit_cap: what attention's scores and logits stay
+    below, 0 without a limit. The scales multiply embeddings, what attention and the MLP add to x, scores and logits.
     rms_eps: of all norms, LayerNorms too. parallel: attention and the MLP see the same norm of x.
     """
 
@@ -60,6 +62,9 @@ class ModelConfig:
     ropes: tuple[Rope, ...]
     temperature: tuple = (0.0, 0)
     window: int | None = None
+    windowed: tuple = ()
+    score_cap: float = 0.0
+    logit_cap: float = 0.0
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     score_scale: float = 1.0
@@ -88,7 +93,7 @@ class ModelConfig:
     @property
     def kernel_parts(self):
         """What the compiled steps are told of a layer beside its sizes: names and numbers by Weights' words."""
-        scales = ("embedding_scale", "residual_scale", "score_scale", "logit_scale")
+        scales = ("embedding_scale", "residual_scale", "score_scale", "logit_scale", "score_cap", "logit_cap")
         found = {name: getattr(self, name) for name in ("rms_eps", "temperature", "parallel", *scales)}
         words = ("rope_layout", "norm", "activation", "expert_activation", "row_norms")
         return found | {name: getattr(self.family, name) for name in words}
@@ -105,7 +110,11 @@ class ModelConfig:
 
     def rope_of(self, layer):
         """Which of `ropes` turns a layer's heads, None where positions do not."""
-        return 0 if ARCHITECTURES[self.architecture].has_rope(layer) else None
+        family = ARCHITECTURES[self.architecture]
+        turned = layer in self.windowed or not (family.rope_in_windows and self.window)
+        if not (turned and family.has_rope(layer)):
+            return None
+        return len(self.ropes) - 1 if layer in self.windowed else 0
 
     @property
     def shapes(self):
@@ -155,13 +164,9 @@ class ModelConfig:
                     found[expert_tensor(key, layer, e)] = Place(key, layer, slot, shape[1:])
         return found
 
-    def check_context(self, n_ctx, path):
-        """Raise LlamacyError where a context reaches beyond the window: attention is not cut to one here."""
-        if self.window is not None and n_ctx > self.window:
-            raise LlamacyError(
-                f"{path}: {self.architecture}.attention.sliding_window is {self.window}, which is not supported for "
-                f"contexts beyond it, got {n_ctx}; use --ctx-size {self.window} or less"
-            )
+    def layer_window(self, layer):
+        """Return how many positions a token sees in a layer, its own included; None: all up to its own."""
+        return self.window if layer in self.windowed else None
 
 
 def read_config(file, rms_eps=None, rope_theta=None):
@@ -196,6 +201,8 @@ def read_config(file, rms_eps=None, rope_theta=None):
     n_rot, truncates = keys.whole("rope.dimension_count", head_dim), ARCHITECTURES[name].truncates
     rope = read_rope(keys, n_rot, n_ctx_train, truncates, rope_theta)
     n_ff = keys.per_layer("feed_forward_length")
+    window = keys.whole("attention.sliding_window", ARCHITECTURES[name].window) or None
+    windowed = _windowed(keys, ARCHITECTURES[name]) if window else ()
     config = ModelConfig(
         architecture=name,
         n_embd=n_embd,
@@ -208,9 +215,12 @@ def read_config(file, rms_eps=None, rope_theta=None):
         n_rows=n_rows,
         n_ctx_train=n_ctx_train,
         rms_eps=rms_eps if rms_eps is not None else _EPSILON[ARCHITECTURES[name].norm](keys),
-        ropes=(rope,),
+        ropes=(rope, rope.unscaled()) if windowed and ARCHITECTURES[name].plain_in_windows else (rope,),
         temperature=_temperature(keys, rope) if ARCHITECTURES[name].tempered else (0.0, 0),
-        window=keys.whole("attention.sliding_window", 0) or None,
+        window=window,
+        windowed=windowed,
+        score_cap=keys.number("attn_logit_softcapping", ARCHITECTURES[name].score_cap),
+        logit_cap=keys.number("final_logit_softcapping", ARCHITECTURES[name].logit_cap),
         experts=read_experts(keys, ARCHITECTURES[name], n_ff),
     )
     _check(file.path, config)
@@ -275,6 +285,19 @@ class _Keys:
         what = f"{self.name}.{key} is missing, {default} is assumed"
         warnings.warn(f"{self.file.path}: {what}; {flag} sets it", stacklevel=1)
         return default
+
+
+def _windowed(keys, family):
+    """Return the layers that have the window: of the file's pattern, an array or a period, else the family's."""
+    key, layers = "attention.sliding_window_pattern", range(keys.n_layer)
+    pattern = keys.get(key)
+    if pattern is None:
+        return tuple(filter(family.windowed, layers))
+    if not isinstance(pattern, np.ndarray):
+        return tuple(filter(one_without(keys.whole(key)), layers))
+    if len(pattern) != len(layers) or pattern.dtype.kind not in "biu" or not np.isin(pattern, (0, 1)).all():
+        raise keys.error(key, f"a period, or {len(layers)} times whether a layer has a window", pattern)
+    return tuple(np.flatnonzero(pattern).tolist())
 
 
 def _vocabulary(file, embedding):
@@ -359,8 +382,9 @@ def _check(path, c):
     n_rot = c.rope.n_rot
     if not (1 <= c.head_dim <= 4096 and 2 <= n_rot <= c.head_dim and n_rot % 2 == 0):
         raise LlamacyError(f"{path}: head size {c.head_dim} with {n_rot} rotating elements, wanted an even part of it")
-    positive = (c.rms_eps >= 0, c.n_ctx_train >= 1, (c.window or 1) >= 1)
-    if not all(positive) or not np.isfinite(c.rms_eps):
+    positive = (c.rms_eps >= 0, c.n_ctx_train >= 1, (c.window or 1) >= 1, c.score_cap >= 0, c.logit_cap >= 0)
+    if not all(positive) or not np.isfinite([c.rms_eps, c.score_cap, c.logit_cap]).all():
         raise LlamacyError(
-            f"{path}: rms_eps {c.rms_eps}, context length {c.n_ctx_train}, window {c.window}: wanted positive numbers"
+            f"{path}: rms_eps {c.rms_eps}, context length {c.n_ctx_train}, window {c.window}, caps {c.score_cap} and "
+            f"{c.logit_cap}: wanted positive numbers"
         )

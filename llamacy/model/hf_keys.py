@@ -7,7 +7,6 @@ function of the HfConfig; None of either leaves the key out.
 import math
 
 from llamacy.errors import shown
-from llamacy.formats.architectures import MISSING
 from llamacy.model.hf_config import MAX_SIZE
 
 _SIZES = {
@@ -237,8 +236,7 @@ def _window_keys(config, n_ctx):
         found["attention.sliding_window_pattern"] = pattern
     if window >= n_ctx and config.family not in FAMILY_PATTERNS and pattern is None:
         return {}, []
-    notes = [f"attention has a window of {window} tokens: it runs here in contexts up to that"]
-    return found, notes if "windows" in MISSING else []
+    return found, []
 
 
 # Families whose files need no list of which layers have a window: period p, every p-th has none.

@@ -212,7 +212,6 @@ class Session:
 
     def __init__(self, model, n_slots, n_ctx, max_batch):
         self.model = model
-        model.config.check_context(n_ctx, model.path)
         # More tokens than the cache has positions are never in one step: buffers for them are not made.
         self.n_slots, self.n_ctx, self.max_batch = n_slots, n_ctx, min(max_batch, n_slots * n_ctx)
         try:
@@ -234,9 +233,11 @@ class Session:
         hidden: what logits are made of instead, the final norm's output, f32 (len(logits_at), n_embd).
 
         Token i sits at positions[i] of slot slots[i]: it is written to that slot's cache and attends to all positions
-        up to its own there. Positions already used are overwritten, which is how a sequence is cut back.
+        up to its own there, as far as a layer's window lets it see. Positions already used are overwritten, which is
+        how a sequence is cut back: see reusable.
         lora_scales: f32 (T, n_adapters), on top of the adapters' own scales; None for 1. ValueError out of range,
-        FileChanged where the model's file is needed and was written to.
+        FileChanged where the model's file is needed and was written to; LlamacyError where layers with a window no
+        longer hold what a token sees.
         """
         self.model.check_file()
         if lora_scales is not None:
@@ -245,13 +246,24 @@ class Session:
         rows = self._session.step(*arrays, lora_scales, hidden)
         return rows if hidden else rows[:, : self.model.config.n_vocab]
 
+    def reusable(self, slot, n):
+        """Return how many of the n positions that a slot holds a sequence can go on from: n, or 0.
+
+        Layers with a window hold no more than it and a step's tokens: so much may have been stored behind these n.
+        """
+        return self._session.reusable(slot, n)
+
+    def held_from(self, slot):
+        """Return from which position on layers with a window hold what was stored in a slot."""
+        return self._session.held_from(slot)
+
     def read_cache(self, slot, n):
         """Return what a slot holds of its first n positions, uint8 (layers x KV heads, 16 positions each, bytes)."""
         return self._session.read_cache(slot, n)
 
-    def write_cache(self, slot, tiles):
-        """Put back what read_cache returned; ValueError where it is another model's or of other types."""
-        self._session.write_cache(slot, np.ascontiguousarray(tiles, np.uint8))
+    def write_cache(self, slot, tiles, held_from=0):
+        """Put back what read_cache returned, with that session's held_from; ValueError where it does not fit."""
+        self._session.write_cache(slot, np.ascontiguousarray(tiles, np.uint8), held_from)
 
     @property
     def stretched_to(self):

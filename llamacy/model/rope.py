@@ -45,6 +45,10 @@ class Rope:
         exponents = np.arange(0, self.n_rot, 2, dtype=np.float64) / self.n_rot
         return (self.theta if theta is None else theta) ** -exponents
 
+    def unscaled(self):
+        """Return the same without its scaling."""
+        return Rope(self.n_rot, self.theta, "none", original=self.trained, trained=self.trained)
+
     def table(self, n_ctx, factors=None):
         """Return (frequencies f64 (n_rot / 2,), factor on cosines and sines) for a context of n_ctx positions.
 

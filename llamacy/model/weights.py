@@ -19,7 +19,7 @@ def check_tensors(file, config):
     family = ARCHITECTURES[config.architecture]
     known = {family.embedding, family.output_norm, family.output, family.rope_factors, SHORT, LONG}
     norms = [f"{family.gguf_name(name)}.{side}" for name in family.norms for side in norm_sides(config, name)]
-    for part in (*norms, *family.ignored):
+    for part in (*norms, *(f"{name}.weight" for name in family.vectors), *family.ignored):
         known.update(f"blk.{i}.{part}" for i in range(config.n_layer))
     known.update(_biases(family).values())
     for i in range(config.n_layer):
@@ -65,7 +65,9 @@ def load_weights(file, config, factors, n_threads):
     loader.reserve(wanted, wanted | {family.embedding: wanted[output]}, rows)
     layers = []
     for i in range(config.n_layer):
-        layer = {"rope": config.rope_of(i)} | _norms(loader, config, i)
+        layer = {"rope": config.rope_of(i), "window": config.layer_window(i)} | _norms(loader, config, i)
+        if "attn_sinks" in family.vectors:
+            layer["sinks"] = loader.vector(f"blk.{i}.attn_sinks.weight", config.n_head)
         for key, shape in config.layer_shapes(i).items():
             layer |= _matrix_parts(loader, config, key, i, shape)
         if config.experts and i in config.experts.layers:

@@ -71,7 +71,6 @@ class Prepared:
     def check(self):
         """Raise LlamacyError where the model is one that cannot be trained, before time goes into the data."""
         config = self.config()
-        config.check_context(self.options.n_ctx, self.file.path)
         check_targets(config, self.options)
         check_tensors(self.file, config)
 

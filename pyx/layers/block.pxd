@@ -4,7 +4,7 @@
 #     q, k, v = W n + bias + B (A n)                  linear.pyx; training's own pairs: lowrank.pxd
 #     prepare_heads(q), prepare_heads(k)              their norms, rope
 #     temper_queries(q)                               a factor that grows with the position
-#     a = attend(q, k, v), scores times score_scale   attention.pyx
+#     a = attend(q, k, v)                             attention.pyx, attention_backward.pyx; scores.pxd: caps, windows, sinks
 #     x = add_branch(x, post_attention_norm, W a)
 #     n = norm_row(ffn_norm, x)
 #     gate, up = W n
@@ -29,6 +29,7 @@ from .linear cimport Linear
 from .mlp cimport Activation
 from .norm cimport HeadNorm, Norm, norm_heads, norm_heads_backward, norm_row
 from .rope cimport rope, rope_backward
+from .scores cimport Scoring, soft_cap
 
 cdef enum:                      # a layer's matrices in the order of use, as MATRICES in formats/architectures.py has them
     ATTN_Q = 0
@@ -58,7 +59,7 @@ cdef struct Block:              # one layer
     int n_of_mlp                # and how many there are
     bint parallel
     const Rope* rope            # NULL: positions do not turn this layer's heads
-    float score_scale
+    Scoring scores
     Experts* experts            # NULL: one MLP for all tokens
 
 cdef struct Config:             # sizes; *_p are padded to 16, buffers' row strides
@@ -79,6 +80,7 @@ cdef struct Config:             # sizes; *_p are padded to 16, buffers' row stri
     float residual_scale        # of what attention and the MLP add to x
     float logit_scale
     int n_parts[7]              # by slot: how many matrices from this on are one in the model's file, and to adapters; 0: a later one of such
+    float logit_cap             # logits become cap tanh(logit / cap); 0: they stay as they are
     int embd_p
     int q_p
     int kv_p
@@ -139,13 +141,14 @@ cdef inline void scale_row(const float* x, float scale, int n, float* out) noexc
         vf_store(out + i, vf_mul(vf_load(x + i), vf_set1(scale)))
 
 
+cdef inline void scale_logits(const Config* c, float* x, int n) noexcept nogil:
+    """n logits, or their gradient, times what the family says; n is a multiple of 16"""
+    if c.logit_scale != 1:
+        scale_row(x, c.logit_scale, n, x)
+
+
 cdef inline void finish_logits(const Config* c, float* logits, int n) noexcept nogil:
-    """What is done to n logits, a multiple of 16, before they are anyone's"""
-    if c.logit_scale != 1:
-        scale_row(logits, c.logit_scale, n, logits)
-
-
-cdef inline void finish_logits_backward(const Config* c, float* dlogits, int n) noexcept nogil:
-    """Their gradient becomes that of the output matrix's results"""
-    if c.logit_scale != 1:
-        scale_row(dlogits, c.logit_scale, n, dlogits)
+    """What is done to n logits before they are anyone's; the loss goes through the cap itself, see loss.pyx"""
+    scale_logits(c, logits, n)
+    if c.logit_cap:
+        soft_cap(logits, n, c.logit_cap)

@@ -108,41 +108,55 @@ cdef inline void round_query(float* q, int hdp, float d) noexcept nogil:
     q[hdp // 2] = d
 
 
-cdef inline float softmax16(float* s, int n, const uint8_t* values, size_t tile, int step_at, float* peak) noexcept nogil:
-    """Scores s[n] become weights for the values: codes of exp(s - peak) * step of the value; returns the sum of exp.
-
-    values: the first tile's part, `tile` bytes from one to the next; codes up to a multiple of 16; s[step_at] = their step.
-    s has room for 16 more.
-    """
+cdef inline float softmax16_of(float* s, int first, int n, const uint8_t* values, size_t tile, int step_at, float* peak) noexcept nogil:
+    """softmax16, below; first: zero is a constant"""
     cdef vf top = vf_set1(-INFINITY), total = vf_set1(0), most = vf_set1(0), sum = vf_set1(0), shift, a
-    cdef Py_ssize_t i, end = (n + 15) // 16 * 16
+    cdef Py_ssize_t i, begin = first // 16 * 16, end = (n + 15) // 16 * 16
     cdef float d
-    cdef const uint8_t* steps = values
+    cdef const uint8_t* steps = values + begin // 16 * tile
     vf_store(s + n, top)
-    for i in range(0, end, 16):
+    for i in range(begin, first):
+        s[i] = -INFINITY
+    for i in range(begin, end, 16):
         top = vf_max(top, vf_load(s + i))
     peak[0] = vf_hmax(top)
     shift = vf_set1(-LOG2_E * peak[0])
-    for i in range(0, end, 16):
+    for i in range(begin, end, 16):
         a = vf_exp2(vf_fma1(vf_load(s + i), LOG2_E, shift))
         total = vf_add(total, a)
         # behind the last position the cache holds anything, also NaN
         a = vf_mul(a, load_some(<const float*>steps, n - <int>i))
         vf_store(s + i, a)
+        if i < first:
+            memset(s + i, 0, 4 * (first - i))
+            a = vf_load(s + i)
         most, sum = vf_max(most, a), vf_add(sum, a)
         steps += tile
     # NaN is seen by the sum
     d = vf_hsum(sum) * OF_SUM
     d = vf_hmax(most) * OF_MOST if vf_hmax(most) * OF_MOST > d else d
     a = vf_set1(1 / d if d >= LEAST else 0)
-    for i in range(0, end, 16):
+    for i in range(begin, end, 16):
         # at most MOST and a rounding
         vi_store_s16(<int16_t*>s + i, vf_to_i(vf_mul(vf_load(s + i), a)))
-    # a row beside this one may end a tile later
+    # a row beside this one may begin sooner, or end a tile later
+    memset(s, 0, 2 * begin)
     if end < 2 * step_at:
         memset(<int16_t*>s + end, 0, 32)
     s[step_at] = d
     return vf_hsum(total)
+
+
+cdef inline float softmax16(float* s, int first, int n, const uint8_t* values, size_t tile, int step_at, float* peak) noexcept nogil:
+    """Scores s[first:n] become weights for the values: codes of exp(s - peak) * step of the value, zero before them; returns
+    the sum of exp.
+
+    values: the first tile's part, `tile` bytes from one to the next; codes up to a multiple of 16; s[step_at] = their step.
+    s has room for 16 more.
+    """
+    if first:
+        return softmax16_of(s, first, n, values, tile, step_at, peak)
+    return softmax16_of(s, 0, n, values, tile, step_at, peak)
 
 
 cdef inline void some_scores(const uint8_t* part, const float* q, size_t ldq, int rows, float* s, size_t lds) noexcept nogil:

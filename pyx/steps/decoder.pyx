@@ -9,10 +9,12 @@ from libc.stdint cimport uint8_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from ..layers.attention cimport CHUNK, attend_bytes, part_floats, tile_part_bytes
+from ..layers.attention cimport attend_bytes, part_floats
 from ..layers.block cimport Config
+from ..layers.kvcache cimport CHUNK
 from ..products.gemm cimport unpacking_bytes
 from ..products.inputs cimport EXACT, INT16, INT8, PART_TOKENS, STREAM_TOKENS, acts_bytes, padded
+from .cachelayout cimport CacheLayout, cache_layout, in_ring, slot_bytes
 from .decoderexperts cimport DecoderExperts
 from .pace cimport Pace, note_step
 from .stepbuffers cimport PIECE, SPLIT_TOKENS, Run, Step, place_step
@@ -23,7 +25,7 @@ from ..layers.attention import KV_TYPES
 
 import numpy as np
 
-from llamacy.errors import NotFinite
+from llamacy.errors import LlamacyError, NotFinite
 
 cdef enum:
     PACED = 16              # tokens of a step up to which a thread is left out where that is quicker
@@ -46,6 +48,7 @@ cdef class Session(DecoderExperts):
     cdef float[::1] parts
     cdef uint8_t[::1] scratch
     cdef int[::1] seen                  # per slot: the last call of find_runs that met it
+    cdef int[::1] held                  # per slot: from which position on the ring has all that was stored
     cdef int n_calls
     cdef Pace pace
     cdef float[:, ::1] u
@@ -60,14 +63,8 @@ cdef class Session(DecoderExperts):
         self.weights, self.n_slots, self.n_threads, self.ropes = weights, n_slots, n_threads, weights.tables(ropes)
         self.n_ctx, self.max_batch, self.precision = n_ctx, max_batch, PRECISIONS[activations]
         usual = "f32" if self.precision == EXACT else "s16"
-        self.k_type, self.v_type = KV_TYPES[k_type or usual], KV_TYPES[v_type or usual]
-        # One chunk of all layers and heads is contiguous, so that the pages of a short sequence (2 MB each) are few.
-        # Zeros: untouched pages cost no memory.
-        self.n_chunks = (max(n_ctx, 1) - 1) // CHUNK + 1
-        self.chunk_bytes = tile_part_bytes(c.head_dim, self.k_type) + tile_part_bytes(c.head_dim, self.v_type)
-        self.chunk_bytes *= padded(min(n_ctx, CHUNK), 16) // 16
-        self.cache = np.zeros(self.chunk_bytes * c.n_head_kv * c.n_layer * self.n_chunks * n_slots, np.uint8)
-        self.parts = np.empty(min(max_batch, SPLIT_TOKENS) * c.n_head * self.n_chunks * part_floats(c.head_dim), np.float32)
+        self.lay_cache_out(KV_TYPES[k_type or usual], KV_TYPES[v_type or usual])
+        self.parts = np.empty(min(max_batch, SPLIT_TOKENS) * c.n_head * self.layout.n_chunks * part_floats(c.head_dim), np.float32)
         rounded_bytes = acts_bytes(max_batch, max(c.q_p, c.embd_p, c.ff_p), INT8 | INT16)
         rows = self.unit_tokens() * (c.n_head // c.n_head_kv)
         self.work_bytes = padded(max(attend_bytes(rows, c.head_dim) + 4 * rows * c.head_dim, 64 * PIECE * PART_TOKENS), 4096)
@@ -84,8 +81,30 @@ cdef class Session(DecoderExperts):
         if self.runs == NULL:
             raise MemoryError()
 
+    cdef int lay_cache_out(self, int k_type, int v_type) except -1:
+        """The cache's memory, and which place in it each layer has"""
+        cdef Config* c = &self.weights.config
+        cdef int i, n_whole = 0, n_ringed = 0
+        windows = [self.weights.blocks[i].scores.window for i in range(c.n_layer)]
+        self.layout = cache_layout(c.n_head_kv, c.head_dim, k_type, v_type, windows, self.n_ctx, self.max_batch)
+        self.held = np.zeros(self.n_slots, np.int32)
+        self.place = <int*>calloc(c.n_layer, sizeof(int))
+        if self.place == NULL:
+            raise MemoryError()
+        for i in range(c.n_layer):
+            if in_ring(&self.layout, self.weights.blocks[i].scores.window):
+                self.place[i] = n_ringed
+                n_ringed += 1
+            else:
+                self.place[i] = n_whole
+                n_whole += 1
+        # zeros: untouched pages cost no memory
+        self.cache = np.zeros(slot_bytes(&self.layout) * self.n_slots, np.uint8)
+        return 0
+
     def __dealloc__(self):
         free(self.runs)
+        free(self.place)
 
     @property
     def shape(self):
@@ -96,41 +115,70 @@ cdef class Session(DecoderExperts):
     def cache_bytes(self):
         return self.cache.shape[0]
 
-    def _tiles(self, int slot, int chunk):
-        """A view of the cache: uint8 (layers x KV heads, tiles of 16 positions, bytes of a tile) of a slot's chunk."""
-        cdef int tiles = <int>padded(min(self.n_ctx, CHUNK), 16) // 16
-        heads = self.weights.config.n_layer * self.weights.config.n_head_kv
-        shape = (self.n_slots, self.n_chunks, heads, tiles, self.chunk_bytes // tiles)
-        return np.asarray(self.cache).reshape(shape)[slot, chunk]
+    def reusable(self, int slot, int n):
+        """Return how many of the n positions that a slot holds a sequence can go on from: n, or 0 where layers with a window
+        no longer hold all that the next token sees."""
+        return n if max(0, n - self.layout.window + 1) >= self.held[slot] else 0
+
+    def held_from(self, int slot):
+        """Return the position from which on layers with a window hold what was stored in a slot; 0 where all do."""
+        return self.held[slot]
+
+    def _places(self, int slot, int first, int n_tiles):
+        """Return, of layers that hold all and of those in the ring: (their rows of read_cache's array, which of its tiles they
+        hold, of the ring's from `first` on, and a view of the cache with a tile's heads at [chunk, :, tile of it])."""
+        cdef CacheLayout* l = &self.layout
+        cdef int layer
+        each = np.asarray(self.cache).reshape(self.n_slots, -1)[slot]
+        rows, at, found = {False: [], True: []}, 0, []
+        for layer in range(self.weights.config.n_layer):
+            rows[in_ring(l, self.weights.blocks[layer].scores.window)] += range(layer * l.n_kv, (layer + 1) * l.n_kv)
+        for ringed, chunks in ((False, l.n_chunks), (True, l.n_ring)):
+            size = chunks * len(rows[ringed]) * l.chunk_bytes
+            if size:
+                tiles = range(max(first, n_tiles - chunks * l.tiles) if ringed else 0, n_tiles)
+                found.append((rows[ringed], tiles, each[at:at + size].reshape(chunks, len(rows[ringed]), l.tiles, -1)))
+            at += size
+        return found
 
     def read_cache(self, int slot, int n):
         """Return what a slot holds of its first n positions, as it lies: uint8 (layers x KV heads, tiles, bytes of a tile).
 
-        Tiles have 16 positions; the last may hold more than was asked for. ValueError out of range, LlamacyError while a step
+        Tiles have 16 positions; the last may hold more than was asked for, and of layers with a window those are zero that
+        are no longer held. ValueError out of range, or where the slot is not `reusable` from n on; LlamacyError while a step
         of this session runs.
         """
+        cdef CacheLayout* l = &self.layout
         if not (0 <= slot < self.n_slots and 0 <= n <= self.n_ctx):
             raise ValueError(f"slot {slot} and {n} positions, wanted below {self.n_slots} and at most {self.n_ctx}")
+        if self.reusable(slot, n) != n:
+            raise ValueError(f"slot {slot} and {n} positions, of which layers with a window hold those from {self.held[slot]} on")
+        n_tiles, heads = (n + 15) // 16, l.n_kv * self.weights.config.n_layer
         self.weights.begin_step(1, &self.busy)
         try:
-            tiles = [self._tiles(slot, chunk) for chunk in range(max(1, (n + CHUNK - 1) // CHUNK))]
-            return np.concatenate(tiles, axis=1)[:, :(n + 15) // 16]
+            found = np.zeros((heads, n_tiles, l.chunk_bytes // l.tiles), np.uint8)
+            for rows, tiles, places in self._places(slot, self.held[slot] // 16, n_tiles):
+                for j in tiles:
+                    found[rows, j] = places[j // l.tiles % len(places), :, j % l.tiles]
+            return found
         finally:
             self.weights.end_step(&self.busy)
 
-    def write_cache(self, int slot, tiles):
-        """Put back what read_cache returned, of a session over the same weights with the same types; else
-        ValueError. LlamacyError while a step of this session runs."""
+    def write_cache(self, int slot, tiles, int held_from=0):
+        """Put back what read_cache returned, of a session over the same weights with the same types, whose `held_from` was
+        this; else ValueError. LlamacyError while a step of this session runs."""
+        cdef CacheLayout* l = &self.layout
         heads, n_tiles, n_bytes = np.shape(tiles)
-        part = self._tiles(0, 0)
-        wanted = part.shape[0], part.shape[2]
+        wanted = l.n_kv * self.weights.config.n_layer, l.chunk_bytes // l.tiles
         if not 0 <= slot < self.n_slots or (heads, n_bytes) != wanted or n_tiles > (self.n_ctx + 15) // 16:
-            raise ValueError(f"slot {slot} and tiles {np.shape(tiles)} do not fit {self.n_slots} slots of {part.shape}")
+            raise ValueError(f"slot {slot} and tiles {np.shape(tiles)} do not fit {self.n_slots} slots of {wanted[0]} heads and {wanted[1]} bytes")
         self.weights.begin_step(1, &self.busy)
         try:
-            for chunk in range((16 * n_tiles + CHUNK - 1) // CHUNK):
-                some = tiles[:, chunk * CHUNK // 16:][:, :CHUNK // 16]
-                self._tiles(slot, chunk)[:, :some.shape[1]] = some
+            for rows, some, places in self._places(slot, 0, n_tiles):
+                for j in some:
+                    places[j // l.tiles % len(places), :, j % l.tiles] = tiles[rows, j]
+            if l.window:
+                self.held[slot] = max(held_from, 16 * n_tiles - l.n_ring * CHUNK if l.n_ring else 0)
         finally:
             self.weights.end_step(&self.busy)
 
@@ -162,6 +210,7 @@ cdef class Session(DecoderExperts):
         self.check(tokens, positions, slots, logits_at, lora_scales)
         if len(tokens) == 0:
             return np.asarray(logits)[:, :width]
+        self.turn_ring(positions, slots)
         s.T, s.M = <int>tokens.shape[0], <int>logits_at.shape[0]
         s.tokens, s.positions, s.slots = &tokens[0], &positions[0], &slots[0]
         s.logits_at, s.logits, s.hidden = NULL, NULL, hidden
@@ -205,6 +254,25 @@ cdef class Session(DecoderExperts):
             raise ValueError(f"lora_scales {np.shape(lora_scales)}, wanted {(T, self.weights.n_lora)}")
         return 0
 
+    cdef int turn_ring(self, const int[::1] positions, const int[::1] slots) except -1:
+        """Note what a step takes the place of; LlamacyError, with nothing changed, where one of its tokens sees some of that"""
+        cdef int room = self.layout.n_ring * CHUNK or 1 << 30, slot, low, high, held
+        if self.layout.window == 0:
+            return 0
+        found = {}
+        for t, slot in enumerate(slots):
+            low, high = found.get(slot, (positions[t], positions[t]))
+            found[slot] = min(low, positions[t]), max(high, positions[t])
+        for slot, (low, high) in found.items():
+            held = max(self.held[slot] if low else 0, high + 1 - room)
+            if max(0, low - self.layout.window + 1) < held:
+                raise LlamacyError(
+                    f"slot {slot}, positions {low} to {high}: layers with a window of {self.layout.window} hold the positions "
+                    f"from {held} on only; begin at position 0, with at most {self.max_batch} tokens at once")
+        for slot, (low, high) in found.items():
+            self.held[slot] = max(self.held[slot] if low else 0, high + 1 - room)
+        return 0
+
     cdef void find_runs(self) noexcept nogil:
         cdef Step* s = &self.step_
         cdef Run* r = self.runs - 1
@@ -223,7 +291,7 @@ cdef class Session(DecoderExperts):
             s.n_runs += 1
         s.split = s.T <= SPLIT_TOKENS and longest > 1
         for r in s.runs[:s.n_runs]:
-            r.chunks = (r.position + r.n - 1) // CHUNK + 1 if s.split else 1
+            r.split, r.chunks = s.split, (r.position + r.n - 1) // CHUNK + 1 if s.split else 1
         self.find_wanted()
 
     cdef void find_wanted(self) noexcept nogil:

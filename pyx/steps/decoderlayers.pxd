@@ -1,11 +1,12 @@
 from libc.stdint cimport uint8_t
 
-from ..layers.attention cimport KvHead
 from ..layers.block cimport Block
+from ..layers.kvcache cimport KvHead
 from ..layers.linear cimport Linear
 from ..layers.norm cimport Norm
 from ..layers.rope cimport RopeTables
 from ..products.inputs cimport Acts
+from .cachelayout cimport CacheLayout
 from .stepbuffers cimport Run, Step
 from .team cimport Team
 from .weights cimport Weights
@@ -13,9 +14,11 @@ from .weights cimport Weights
 cdef class DecoderLayers:
     cdef Weights weights
     cdef RopeTables ropes
-    cdef int n_ctx, n_chunks, precision, k_type, v_type
+    cdef int n_ctx, precision
+    cdef CacheLayout layout
+    cdef int* place                             # each layer's number among those of its kind in the cache
     cdef uint8_t[::1] cache
-    cdef size_t chunk_bytes, work_bytes, own_bytes, unpacking_bytes
+    cdef size_t work_bytes, own_bytes, unpacking_bytes
     cdef uint8_t[::1] work, own, unpacking      # each thread's, one after the other
     cdef Step step_
     cdef Team team

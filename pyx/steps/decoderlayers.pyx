@@ -7,20 +7,28 @@ computes what never changes a result.
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
 
-from ..layers.attention cimport CHUNK, UNIT_ROWS, KvHead, attend, attend_part, join_parts, part_floats, store_kv
+from ..layers.attention cimport UNIT_ROWS, attend, attend_part, join_parts, part_floats
 from ..layers.block cimport (
     ATTN_OUTPUT, ATTN_Q, FFN_DOWN, Block, Config, add_branch, angles_at, finish_logits, prepare_heads, temper_queries,
 )
+from ..layers.kvcache cimport CHUNK, KvHead, store_kv
 from ..layers.linear cimport Linear, linear_precisions, linear_tiles, low_rank_input, low_rank_width
 from ..layers.norm cimport Norm, norm_row
+from ..layers.scores cimport Scoring, first_seen
 from ..layers.vmath cimport all_finite
 from ..products.inputs cimport EXACT, Acts, acts_for_width, acts_place, acts_quantize, padded
+from .cachelayout cimport in_ring, kv_head_at
 from .parts cimport parts_of, some_rows
 from .stepbuffers cimport PIECE, SPLIT_TOKENS, Run, Step
 from .team cimport Walk, barrier, ceil_div, next_dynamic, next_guided, next_static, share
 
 cdef enum:
     ALONE = 64              # blocks of one row that each thread rounds for itself sooner than all do it and meet
+
+
+cdef inline int first_chunk(const Scoring* how, const Run* r) noexcept nogil:
+    """The first of a run's units for each KV head: the first chunk that it sees, where units are chunks"""
+    return first_seen(how, r.position) // CHUNK if r.split else 0
 
 
 cdef class DecoderLayers:
@@ -32,12 +40,8 @@ cdef class DecoderLayers:
         return <int>padded(n, 4) if n > 1 else 1
 
     cdef KvHead kv_head_of(self, int layer, int slot, int kv_head) noexcept nogil:
-        cdef KvHead h
-        cdef size_t n_kv = self.weights.config.n_head_kv, chunk = n_kv * self.weights.config.n_layer * self.chunk_bytes
-        h.tiles = &self.cache[0] + slot * self.n_chunks * chunk + (layer * n_kv + kv_head) * self.chunk_bytes
-        h.stride = chunk
-        h.k_type, h.v_type = self.k_type, self.v_type
-        return h
+        cdef bint ringed = in_ring(&self.layout, self.weights.blocks[layer].scores.window)
+        return kv_head_at(&self.layout, &self.cache[0], slot, kv_head, ringed, self.place[layer])
 
     cdef void run(self, int i, int n) noexcept nogil:
         cdef Step* s = &self.step_
@@ -286,30 +290,30 @@ cdef class DecoderLayers:
         cdef Step* s = &self.step_
         cdef Config* c = &self.weights.config
         cdef int k, unit, end, j, t, h
-        cdef size_t each = self.n_chunks * part_floats(c.head_dim)
+        cdef size_t each = self.layout.n_chunks * part_floats(c.head_dim)
         cdef Walk walk = Walk(0, 0)
         if not s.apart:
             for j in range(share(s.T * c.n_head_kv, i, n), share(s.T * c.n_head_kv, i + 1, n)):
                 self.store_token(b, layer, j // c.n_head_kv, j % c.n_head_kv)
             barrier(&self.team)
         for k in range(s.n_runs):
-            while next_dynamic(&self.team, &walk, s.runs[k].chunks * c.n_head_kv, 1, &unit, &end):
+            while next_dynamic(&self.team, &walk, (s.runs[k].chunks - first_chunk(&b.scores, s.runs + k)) * c.n_head_kv, 1, &unit, &end):
                 self.attend_unit(b, layer, s.runs + k, not fewer or s.runs[k].wanted, unit, <float*>(&self.work[0] + i * self.work_bytes))
         barrier(&self.team)
         if not s.split:
             return
         for j in range(share(s.T * c.n_head, i, n), share(s.T * c.n_head, i + 1, n)):
             t, h = j // c.n_head, j % c.n_head
-            join_parts(s.parts + j * each, s.positions[t] // CHUNK + 1, c.head_dim, s.att + t * c.q_p + h * c.head_dim)
+            join_parts(s.parts + j * each, c.head_dim, &b.scores, h, s.positions[t], s.att + t * c.q_p + h * c.head_dim)
         barrier(&self.team)
 
     cdef void attend_unit(self, const Block* b, int layer, const Run* r, bint wanted, int unit, float* q) noexcept nogil:
         """Keys and, where wanted, queries of one KV head of a run, or of a chunk of its past; q: this thread's scratch"""
         cdef Step* s = &self.step_
         cdef Config* c = &self.weights.config
-        cdef int group = c.n_head // c.n_head_kv, h = unit // r.chunks, chunk = unit % r.chunks, t
+        cdef int group = c.n_head // c.n_head_kv, first = first_chunk(&b.scores, r), h = unit // (r.chunks - first), chunk = first + unit % (r.chunks - first), t
         cdef float* work = q + self.unit_tokens() * group * c.head_dim
-        cdef size_t each = self.n_chunks * part_floats(c.head_dim)
+        cdef size_t each = self.layout.n_chunks * part_floats(c.head_dim)
         cdef KvHead head = self.kv_head_of(layer, r.slot, h)
         for t in range(r.first, r.first + r.n if s.apart else 0):
             if not s.split or s.positions[t] // CHUNK == chunk:
@@ -318,10 +322,10 @@ cdef class DecoderLayers:
             return
         self.queries_of(b, r, h, q)
         if s.split:
-            attend_part(q, group * c.head_dim, r.n, group, c.head_dim, b.score_scale, r.position, chunk, &head,
+            attend_part(q, group * c.head_dim, r.n, group, c.head_dim, &b.scores, r.position, chunk, &head,
                         s.parts + (r.first * <size_t>c.n_head + h * group) * each, c.n_head * each, each, work)
         else:
-            attend(q, group * c.head_dim, r.n, group, c.head_dim, b.score_scale, r.position, &head,
+            attend(q, group * c.head_dim, r.n, group, c.head_dim, &b.scores, h * group, r.position, &head,
                    s.att + r.first * <size_t>c.q_p + h * group * c.head_dim, c.q_p, work)
 
     cdef void gate_rows(self, const Block* b, int i, int n) noexcept nogil:

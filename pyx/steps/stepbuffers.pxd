@@ -15,7 +15,8 @@ cdef struct Run:            # consecutive positions of one slot: for each KV hea
     int n
     int position
     bint wanted             # the last layer needs its queries
-    int chunks              # units per KV head
+    bint split              # into units of a chunk each, joined afterwards
+    int chunks              # where split: the chunks up to its last token's; else 1
 
 cdef struct Step:           # one call: sizes, inputs and the buffers all threads share
     int T

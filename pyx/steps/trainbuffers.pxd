@@ -6,10 +6,12 @@
 
 from libc.stdint cimport int16_t, uint8_t
 
-from ..layers.attention cimport CHUNK, KV_F32, UNIT_ROWS, KvHead, attend_backward_bytes, attend_bytes, tile_part_bytes
+from ..layers.attention cimport UNIT_ROWS, attend_bytes
+from ..layers.attention_backward cimport attend_backward_bytes
 from ..layers.block cimport N_SLOTS, Config
 from ..layers.dropout cimport dropout_floats
 from ..layers.experts cimport OF_EXPERT
+from ..layers.kvcache cimport ALL_CHUNKS, CHUNK, KV_F32, KvHead, tile_part_bytes
 from ..products.gemm cimport unpacking_bytes
 from ..products.inputs cimport BACK_ROWS, INT16, acts_bytes, padded
 from .stepbuffers cimport take
@@ -189,5 +191,5 @@ cdef inline KvHead cached_kv_head(const Buffers* b, const Config* c, const int* 
     cdef size_t before = starts[segment] + 16 * <size_t>segment
     h.tiles = b.cache + 8 * width * (c.n_head_kv * before + kv_head * length)
     h.stride = CHUNK // 16 * 2 * tile_part_bytes(c.head_dim, KV_F32)
-    h.k_type, h.v_type = KV_F32, KV_F32
+    h.k_type, h.v_type, h.ring = KV_F32, KV_F32, ALL_CHUNKS
     return h

@@ -14,11 +14,13 @@ tokens only: nothing reads the others' results.
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy, memset
 
-from ..layers.attention cimport UNIT_ROWS, KvHead, attend, attend_backward
+from ..layers.attention cimport UNIT_ROWS, attend
+from ..layers.attention_backward cimport attend_backward
 from ..layers.block cimport (
-    ATTN_OUTPUT, ATTN_Q, FFN_DOWN, N_SLOTS, Block, Config, add_branch, angles_at, finish_logits, finish_logits_backward,
+    ATTN_OUTPUT, ATTN_Q, FFN_DOWN, N_SLOTS, Block, Config, add_branch, angles_at, scale_logits,
 )
 from ..layers.dropout cimport dropped_backward, dropped_gradient, dropped_input
+from ..layers.kvcache cimport KvHead
 from ..layers.linear cimport Linear, linear_tiles
 from ..layers.loss cimport cross_entropy
 from ..layers.lowrank cimport (
@@ -222,7 +224,7 @@ cdef class TrainLayers:
                 h, first = unit % c.n_head_kv, unit // c.n_head_kv * per
                 kv_head = cached_kv_head(b, c, self.starts, s, h)
                 at = (self.starts[s] + first) * <size_t>c.q_p + h * group * c.head_dim
-                attend(b.q + at, c.q_p, min(per, length - first), group, c.head_dim, self.weights.blocks[layer].score_scale, first, &kv_head,
+                attend(b.q + at, c.q_p, min(per, length - first), group, c.head_dim, &self.weights.blocks[layer].scores, h * group, first, &kv_head,
                        b.att + at, c.q_p, self.scratch(i))
         barrier(&self.team)      # att
 
@@ -297,9 +299,9 @@ cdef class TrainLayers:
             barrier(&self.team)      # logits
             g = self.gradient(b.logits, c.vocab_p, 0)
             for m in range(mine, end):
-                finish_logits(c, b.logits + m * <size_t>c.vocab_p, c.vocab_p)
-                self.losses[first + m] = cross_entropy(b.logits + m * <size_t>c.vocab_p, c.n_vocab, self.targets[self.scored[first + m]], self.weight_of(first + m))
-                finish_logits_backward(c, b.logits + m * <size_t>c.vocab_p, c.vocab_p)
+                scale_logits(c, b.logits + m * <size_t>c.vocab_p, c.vocab_p)
+                self.losses[first + m] = cross_entropy(b.logits + m * <size_t>c.vocab_p, c.n_vocab, self.targets[self.scored[first + m]], self.weight_of(first + m), c.logit_cap)
+                scale_logits(c, b.logits + m * <size_t>c.vocab_p, c.vocab_p)
                 if backward and g.q != NULL:
                     quantize_gradient(b.logits, c.vocab_p, c.n_vocab, rows, m, m + 1, g.q, g.scale)
             if not backward:
@@ -480,7 +482,7 @@ cdef class TrainLayers:
                 at = self.starts[s] * <size_t>c.q_p + h * c.head_dim
                 kv_at = self.starts[s] * <size_t>c.kv_p + h // group * c.head_dim
                 attend_backward(b.q + at, c.q_p, b.k + kv_at, b.v + kv_at, c.kv_p, b.datt + at, c.q_p,
-                                self.starts[s + 1] - self.starts[s], c.head_dim, self.weights.blocks[layer].score_scale,
+                                self.starts[s + 1] - self.starts[s], c.head_dim, &l.scores, h,
                                 b.q + at, c.q_p, b.dk + at, b.dv + at, c.q_p, self.scratch(i))
         barrier(&self.team)      # dq, dk, dv
         for t in range(lo, hi):

@@ -3,8 +3,8 @@
 from libc.stdint cimport int16_t
 from libc.string cimport memcpy, memset
 
-from ..layers.attention cimport KvHead, store_kv
 from ..layers.block cimport Block, Config, angles_at, prepare_heads, prepare_heads_backward, scale_row, temper_queries
+from ..layers.kvcache cimport KvHead, store_kv
 from ..layers.norm cimport HeadNorm, Norm, norm_row
 from ..products.inputs cimport padded
 from ..simd.verbs cimport vf_add, vf_load, vf_load_bf16, vf_store, vf_store_bf16

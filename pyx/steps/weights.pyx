@@ -9,6 +9,7 @@ from ..layers.experts cimport MAX_EXPERTS, OF_EXPERT, SIGMOID, SOFTMAX, Experts,
 from ..layers.linear cimport Linear, Lora
 from ..layers.mlp cimport activation
 from ..layers.norm cimport NORMED_HEAD, HeadNorm, Norm, norm_kind
+from ..layers.scores cimport NO_WINDOW, Scoring
 from ..products.gemm cimport Packed
 from ..products.inputs cimport padded
 from ..products.matmul cimport PackedMatrix
@@ -40,6 +41,7 @@ cdef int set_sizes(Config* c, sizes) except -1:
     c.expert_p = padded(sizes.get("n_ff_expert", 0), 16)
     c.q_p, c.kv_p = padded(c.n_head * c.head_dim, 16), padded(c.n_head_kv * c.head_dim, 16)
     c.gated, c.post_norms = sizes.get("gated", True), sizes.get("post_norms", False)
+    c.logit_cap = sizes.get("logit_cap", 0)
     c.embedding_scale, c.residual_scale, c.logit_scale = (sizes.get(f"{name}_scale", 1) for name in ("embedding", "residual", "logit"))
     return 0
 
@@ -61,12 +63,13 @@ cdef class Weights:
 
     def __cinit__(self, config, list layers, output, output_norm, const uint8_t[:, ::1] embedding=None, int embedding_type=0):
         """config: sizes and scales by Config's names, rms_eps, rope_layout, ropes, see RopeTables, temperature (factor, length),
-        n_parts {slot: how many matrices from this on are one to adapters} and, where they are not llama's, norm (one of KIND_OF), activation (one of ACTIVATIONS), parallel, score_scale; layers:
-        dicts of NAMES' PackedMatrix, without those that the family does not have, optional "<name>.bias" f32, norms by NORMS'
-        names, f32, each with its optional "<name>.bias", "rope": which of ropes, None where positions turn nothing, and
-        "experts": see fill_experts;
-        output: PackedMatrix (n_vocab, n_embd); embedding: rows of blocks of type embedding_type, None where the output matrix
-        is the embedding too. The biases of the last two are config's: "output.bias", "output_norm.bias"."""
+        n_parts {slot: how many matrices from this on are one to adapters} and, where they are not llama's, norm (one of
+        KIND_OF), activation (one of ACTIVATIONS), parallel, score_scale, score_cap, logit_cap; layers: dicts of NAMES'
+        PackedMatrix, without those that the family does not have, optional "<name>.bias" f32, norms by NORMS' names, f32, each
+        with its optional "<name>.bias", "rope": which of ropes, None where positions turn nothing, and where there are such
+        "window": positions that a query sees, "sinks" f32 (n_head,), "experts": see fill_experts; output: PackedMatrix
+        (n_vocab, n_embd); embedding: rows of blocks of type embedding_type, None where the output matrix is the embedding too.
+        The biases of the last two are config's: "output.bias", "output_norm.bias"."""
         cdef int i
         self.keep, self.adapters, self.embedding_loras, self.norms = [], [], [], {}
         set_sizes(&self.config, dict(config, n_layer=len(layers), n_ropes=len(config["ropes"])))
@@ -119,7 +122,10 @@ cdef class Weights:
         if rope is not None and not 0 <= rope < self.ropes.n:
             raise ValueError(f"layer {i}: rope {rope}, wanted below {self.ropes.n}")
         b.rope = &self.rope[<int>rope] if rope is not None else NULL
-        b.score_scale = <float>config.get("score_scale", 1 / (<double>self.config.head_dim) ** 0.5)
+        scale = config.get("score_scale", 1 / (<double>self.config.head_dim) ** 0.5)
+        b.scores = Scoring(scale, config.get("score_cap", 0), parts.get("window") or NO_WINDOW, NULL)
+        if "sinks" in parts:
+            b.scores.sinks = self.vector(parts["sinks"])
         b.activation, b.parallel = activation(config.get("activation", "swiglu")), config.get("parallel", False)
         if b.parallel and "ffn_norm" not in parts:
             b.ffn_norm = b.attn_norm

@@ -68,12 +68,18 @@ class FakeSession:
     cache_types = ("fake", "fake")
     stretched_to = None
 
+    def reusable(self, slot, n):
+        return n
+
+    def held_from(self, slot):
+        return 0
+
     def read_cache(self, slot, n):
         tiles = np.full((1, -(-n // 16), 16), -1)
         tiles.reshape(-1)[:n] = self.ids[slot, :n]
         return tiles.view(np.uint8)
 
-    def write_cache(self, slot, tiles):
+    def write_cache(self, slot, tiles, held_from=0):
         ids = np.ascontiguousarray(tiles).view(np.int64).reshape(-1)[: self.n_ctx]
         self.ids[slot, : len(ids)] = ids
 

@@ -55,12 +55,12 @@ def step_of(x):
     return np.maximum(np.abs(x).max(axis=2) / 32767, np.linalg.norm(x, axis=2) / 46000)
 
 
-def weights_error(q, k, v, mask):
+def weights_error(q, k, v, mask, cap=None):
     """How far an output may be off because its weights, times the step of their value, are whole numbers."""
     group, step = q.shape[1] // v.shape[1], np.abs(v, dtype=np.float64).max(axis=2) / 16383
     keys, codes, steps = (np.repeat(x, group, axis=1) for x in (k, np.abs(v) / step[..., None], step))
     scores = np.einsum("thd,khd->htk", q.astype(np.float64), keys) / np.sqrt(q.shape[2])
-    p = np.exp(layers.log_softmax(np.where(mask, scores, -np.inf))) * steps.T[:, None]
+    p = np.exp(layers.log_softmax(np.where(mask, layers.soft_cap(scores, cap), -np.inf))) * steps.T[:, None]
     of_weights = np.maximum(p.max(axis=2) / 32767, p.sum(axis=2) / 130000)
     return 0.55 * of_weights.T[..., None] * np.einsum("tk,khd->thd", mask.astype(np.float64), codes)
 
@@ -164,7 +164,7 @@ def test_attention_backward(isa, shape):
     (n, n_head, n_head_kv, head_dim), (q, k, v) = shape, qkv(*shape)
     dout = normal(4, n, n_head, head_dim)
     exact = layers.attention_backward(dout, q, k, v, causal(n))
-    found = kernels.load("attention", isa).backward(q, k, v, dout)
+    found = kernels.load("attention_backward", isa).backward(q, k, v, dout)
     # every product of the backward pass with all its terms positive: what relative errors multiply
     group, scale = n_head // n_head_kv, head_dim**-0.5
     qa, da = np.abs(q, dtype=np.float64), np.abs(dout, dtype=np.float64)
@@ -187,10 +187,11 @@ def test_attention_backward(isa, shape):
 
 
 def test_attention_slopes(isa):
-    module, (q, k, v) = kernels.load("attention", isa), qkv(19, 4, 2, 10)
+    forward_of, backward_of = kernels.load("attention", isa).forward, kernels.load("attention_backward", isa).backward
+    q, k, v = qkv(19, 4, 2, 10)
     for i, x in enumerate((q, k, v)):
 
         def forward(point, i=i):
-            return module.forward(*(point if j == i else y for j, y in enumerate((q, k, v))))
+            return forward_of(*(point if j == i else y for j, y in enumerate((q, k, v))))
 
-        assert_gradient(forward, lambda dout, i=i: module.backward(q, k, v, dout)[i], x, 9 + i)
+        assert_gradient(forward, lambda dout, i=i: backward_of(q, k, v, dout)[i], x, 9 + i)

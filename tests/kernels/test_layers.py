@@ -212,10 +212,25 @@ def test_cross_entropy_where_float32_would_overflow_or_vanish(isa):
     np.testing.assert_allclose(dx, [[-1, 1, 0], [0, 0, 0], [1 / 3, -2 / 3, 1 / 3]], atol=1e-6)
 
 
-def test_cross_entropy_slopes(isa):
+@pytest.mark.parametrize("n", [1, 16, 97, 1000])
+@pytest.mark.parametrize(("scale", "cap"), [(1.0, 0.5), (30.0, 30.0), (1e30, 30.0)])
+def test_cross_entropy_of_capped_logits(isa, n, scale, cap):
+    x, targets = normal(n, 6, n, scale=scale), np.random.default_rng(n).integers(0, n, 6)
+    losses, dx = kernels.load("loss", isa).rows(x, targets, 0.25, cap)
+    capped = layers.soft_cap(x, cap)
+    exact = np.array([layers.cross_entropy(capped[i : i + 1], targets[i : i + 1]) for i in range(6)])
+    bound, dbound = loss_bounds(capped, 0.25)
+    # the cap brings an error of 2e-7 of itself to every logit, twice to their differences, and 4e-7 to its slope
+    assert_within(losses, exact, bound + 4e-7 * cap)
+    of_capped = 0.25 * 6 * layers.cross_entropy_backward(capped, targets)
+    assert_within(dx, layers.soft_cap_backward(of_capped, x, cap), dbound + (5e-7 * cap + 1e-6) * np.abs(of_capped))
+
+
+@pytest.mark.parametrize("cap", [0.0, 1.5])
+def test_cross_entropy_slopes(isa, cap):
     module, x, targets = kernels.load("loss", isa), normal(1, 4, 33), np.array([0, 5, 32, 7])
-    assert_gradient(lambda p: module.rows(p, targets, 1.0)[0], lambda dy: _weighted(module, x, targets, dy), x, 8)
 
+    def weighted(dy):
+        return np.vstack([module.rows(x[i : i + 1], targets[i : i + 1], float(dy[i]), cap)[1] for i in range(len(x))])
 
-def _weighted(module, x, targets, dy):
-    return np.vstack([module.rows(x[i : i + 1], targets[i : i + 1], float(dy[i]))[1] for i in range(len(x))])
+    assert_gradient(lambda p: module.rows(p, targets, 1.0, cap)[0], weighted, x, 8)

@@ -99,7 +99,7 @@ def test_attention(isa, kind, split, value):
 
 @pytest.mark.parametrize("value", STRANGE)
 def test_attention_backward(isa, value):
-    module, t, at = kernels.load("attention", isa), 40, 17
+    module, t, at = kernels.load("attention_backward", isa), 40, 17
     q, k, v = attention_inputs(t)
     dout = attention_inputs(t)[0][::-1].copy()
     clean = module.backward(q, k, v, dout)

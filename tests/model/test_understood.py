@@ -248,29 +248,6 @@ def test_a_published_file_opens_without_a_word(tmp_path, plain):
     np.testing.assert_array_equal(logits_of(opened(tmp_path / "m.gguf", WEIGHTS | more, PUBLISHED), TOKENS), plain)
 
 
-# ---- windows ----
-
-
-def test_a_context_beyond_the_window_is_refused(tmp_path, plain):
-    model = opened(tmp_path / "m.gguf", change={"llama.attention.sliding_window": 16})
-    np.testing.assert_array_equal(logits_of(model, TOKENS, n_ctx=16), plain)
-    with pytest.raises(LlamacyError, match=r"llama.attention.sliding_window is 16, .* use --ctx-size 16 or less"):
-        model.new_session(1, 17)
-    for none in (0, 256, 1 << 31):
-        opened(tmp_path / "m.gguf", change={"llama.attention.sliding_window": none}).new_session(1, 256)
-
-
-def test_training_beyond_the_window_is_refused_before_the_data_is_read(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    write_llama(tmp_path / "m.gguf", CONFIG, WEIGHTS, change={"llama.attention.sliding_window": 16})
-    (tmp_path / "d.jsonl").write_text('{"prompt": "<5>", "completion": "<6>"}')
-    words = ["-m", "m.gguf", "--train-data", "d.jsonl", "--epochs", "1"]
-    assert run(finetune.main, words) == 1
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "llama.attention.sliding_window is 16" in err and "--ctx-size 16" in err
-    assert run(finetune.main, [*words, "--ctx-size", "16"]) == 0
-
-
 def test_training_is_refused_by_tensors_too(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_llama(tmp_path / "m.gguf", CONFIG, WEIGHTS | {"blk.0.attn_q_norm.weight": np.ones(HEAD)})

@@ -5,6 +5,13 @@ from tests.mutants.table import table
 FORMATS = table(
     "llamacy/formats",
     (
+        "a pattern of windows one layer off",
+        "architectures.py",
+        "layer % period < period - 1",
+        "layer % period > 0",
+        "model/test_windows.py::test_patterns",
+    ),
+    (
         "a key is neutral where it is not",
         "metadata_keys.py",
         "numbers = [number for number in neutral if not isinstance(number, str)]",

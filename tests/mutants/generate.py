@@ -21,9 +21,16 @@ GENERATE = table(
     (
         "a cache reused under another prompt",
         "slot.py",
-        "if self.cached[i] != request.prompt[i]:",
-        "if False:",
+        "while same < most and self.cached[same] == request.prompt[same]:",
+        "while same < most:",
         "generate/test_engine.py::test_the_longest_common_prefix_is_reused",
+    ),
+    (
+        "a prefix reused that layers with a window no longer hold",
+        "slot.py",
+        "return self._session.reusable(self.id, same)",
+        "return same",
+        "model/test_ring.py::test_an_engine_that_reuses_prefixes_as_far_as_they_are_held",
     ),
     (
         "one token past the context",

@@ -54,13 +54,6 @@ MODEL = table(
         "model/test_rope.py::test_tables_are_transformers",
     ),
     (
-        "a window one position too wide",
-        "config.py",
-        "self.window is not None and n_ctx > self.window",
-        "self.window is not None and n_ctx > self.window + 1",
-        "model/test_understood.py::test_a_context_beyond_the_window_is_refused",
-    ),
-    (
         "one of the layers' sizes stands for all",
         "config.py",
         "if (value != value[0]).any():",

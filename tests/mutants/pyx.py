@@ -68,17 +68,17 @@ LAYERS = table(
         "kernels/test_dense_layers.py::test_curves_backward",
     ),
     (
-        "the logits' gradient without their scale",
+        "logits and their gradient without their scale",
         "block.pxd",
-        "scale_row(dlogits, c.logit_scale, n, dlogits)",
+        "scale_row(x, c.logit_scale, n, x)",
         "pass",
         "train/test_parts.py::test_gradients",
     ),
     (
         "the loss's gradient without its weight",
         "loss.pyx",
-        "logits[target] -= weight",
-        "logits[target] -= 1",
+        "factor = <float>(weight / total)",
+        "factor = <float>(1 / total)",
         "kernels/test_layers.py::test_cross_entropy_slopes",
     ),
     (
@@ -90,10 +90,24 @@ LAYERS = table(
     ),
     (
         "a softmax that sees one position too many",
-        "attention.pyx",
-        "inverse = 1 / softmax(p + r * width, t0 + r + 1, <int>past, &peak)",
-        "inverse = 1 / softmax(p + r * width, t0 + r + 2, <int>past, &peak)",
+        "attention_backward.pyx",
+        "at + 1 - begin, past - begin, &peak)",
+        "min(at + 2, past) - begin, past - begin, &peak)",
         "kernels/test_attention.py::test_attention_backward",
+    ),
+    (
+        "the soft cap's slope without its square",
+        "loss.pyx",
+        "vf_mul(x, vf_fnma(t, t, vf_set1(1)))",
+        "vf_mul(x, vf_sub(vf_set1(1), t))",
+        "kernels/test_layers.py::test_cross_entropy_of_capped_logits",
+    ),
+    (
+        "a window one position too wide in training",
+        "attention_backward.pyx",
+        "max(0, first_seen(how, at) - begin)",
+        "max(0, first_seen(how, at) - 1 - begin)",
+        "kernels/test_attention_scores.py::test_backward",
     ),
     (
         "chunks joined without their peaks",
@@ -158,6 +172,13 @@ STEPS = table(
         "if onward or l.post_ffw_norm.weight != NULL:",
         "if onward:",
         "train/test_parts.py::test_gradients",
+    ),
+    (
+        "a ring that forgets one position too late",
+        "decoder.pyx",
+        "held = max(self.held[slot] if low else 0, high + 1 - room)",
+        "held = max(self.held[slot] if low else 0, high - room)",
+        "model/test_ring.py::test_a_step_that_would_see_what_is_gone_is_refused_and_changes_nothing",
     ),
     (
         "results that are no numbers are returned",

@@ -264,40 +264,57 @@ def segment_positions(segments):
     return index - np.maximum.accumulate(np.where(starts, index, 0))
 
 
-def causal_mask(segments, positions, key_segments=None, key_positions=None):
+def causal_mask(segments, positions, key_segments=None, key_positions=None, window=None):
     """mask[t, k] = key k is in token t's segment (or cache slot) at a position not after its own: bool (T, K).
 
-    Without `key_*` the keys are the tokens themselves; with them, the entries of a cache.
+    Without `key_*` the keys are the tokens themselves; with them, the entries of a cache. `window`: how many positions
+    a token sees, its own the last of them.
     """
     segments, positions = np.asarray(segments), np.asarray(positions)
     key_segments = segments if key_segments is None else np.asarray(key_segments)
     key_positions = positions if key_positions is None else np.asarray(key_positions)
-    return (segments[:, None] == key_segments) & (key_positions <= positions[:, None])
+    mask = (segments[:, None] == key_segments) & (key_positions <= positions[:, None])
+    return mask if window is None else mask & (key_positions > positions[:, None] - window)
 
 
-def attention(q, k, v, mask, scale=None):
+def soft_cap(x, cap):
+    """cap * tanh(x / cap), between -cap and cap; x itself where cap is None."""
+    return _f64(x) if cap is None else cap * np.tanh(_f64(x) / cap)
+
+
+def soft_cap_backward(dy, x, cap):
+    """Return dx: tanh' = 1 - tanh^2."""
+    return _f64(dy) if cap is None else _f64(dy) * (1 - np.tanh(_f64(x) / cap) ** 2)
+
+
+def attention(q, k, v, mask, scale=None, cap=None, sinks=None):
     """softmax(scale * q k^T, where mask) v for each query head h, with key/value head h // (H / G).
 
-    q (T, H, D), k and v (K, G, D), mask (T, K) bool with a key for every token, scale default 1 / sqrt(D).
+    q (T, H, D), k and v (K, G, D), mask (T, K) bool with a key for every token, scale default 1 / sqrt(D). `cap`: see
+    soft_cap, of the scores. `sinks` (H,): a score of no key, which only adds to the denominator.
     Returns out (T, H, D) and lse (T, H), the logarithm of each softmax's denominator, which the backward kernels keep.
     """
     q, k, v, scale = _attention_inputs(q, k, v, scale)
-    scores = _scores(q, k, mask, scale)
-    lse = np.logaddexp.reduce(scores, axis=-1)
+    scores = np.where(mask, soft_cap(_scores(q, k, scale), cap), -np.inf)
+    lse = _denominators(scores, sinks)
     out = np.einsum("htk,khd->thd", np.exp(scores - lse[..., None]), v)
     return out, lse.T
 
 
-def attention_backward(dout, q, k, v, mask, scale=None):
-    """Return dq (T, H, D), dk and dv (K, G, D): ds = p (dp - sum(p dp)), p the softmax; a group's heads add up."""
+def attention_backward(dout, q, k, v, mask, scale=None, cap=None, sinks=None):
+    """Return dq (T, H, D), dk and dv (K, G, D): ds = p (dp - sum(p dp)), p the softmax; a group's heads add up.
+
+    The sinks are frozen.
+    """
     n_head_kv = np.shape(k)[1]
     q, k, v, scale = _attention_inputs(q, k, v, scale)
     dout = _f64(dout)
-    scores = _scores(q, k, mask, scale)
-    p = np.exp(scores - np.logaddexp.reduce(scores, axis=-1, keepdims=True))
+    products = _scores(q, k, scale)
+    scores = np.where(mask, soft_cap(products, cap), -np.inf)
+    p = np.exp(scores - _denominators(scores, sinks)[..., None])
     dv = np.einsum("htk,thd->khd", p, dout)
     dp = np.einsum("thd,khd->htk", dout, v)
-    ds = scale * p * (dp - np.sum(p * dp, axis=-1, keepdims=True))
+    ds = scale * soft_cap_backward(p * (dp - np.sum(p * dp, axis=-1, keepdims=True)), products, cap)
     dq = np.einsum("htk,khd->thd", ds, k)
     dk = np.einsum("htk,thd->khd", ds, q)
     n_keys, n_head, head_dim = dk.shape
@@ -313,8 +330,14 @@ def _attention_inputs(q, k, v, scale):
     return q, np.repeat(k, group, axis=1), np.repeat(v, group, axis=1), scale
 
 
-def _scores(q, k, mask, scale):
-    return np.where(mask, scale * np.einsum("thd,khd->htk", q, k), -np.inf)
+def _scores(q, k, scale):
+    return scale * np.einsum("thd,khd->htk", q, k)
+
+
+def _denominators(scores, sinks):
+    """Return the logarithm of each softmax's denominator (H, T)."""
+    lse = np.logaddexp.reduce(scores, axis=-1)
+    return lse if sinks is None else np.logaddexp(lse, _f64(sinks)[:, None])
 
 
 # --- loss ------------------------------------------------------------------------------------------------------------

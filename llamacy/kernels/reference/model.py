@@ -28,7 +28,8 @@ class Config:
     its own, "rows" of all heads together; activation: see layers.activate; parallel: attention and MLP see the first
     norm of x; biases: matrices that have one, "output" among them; scales multiply embeddings, what attention and MLP
     add, scores (None: 1 / sqrt(head_dim)) and logits; activation_bits 8 or 16 rounds what enters the matrices (their
-    adapters see it exact).
+    adapters see it exact). window: positions that a token sees in the layers `windowed` (None: all). score_cap,
+    logit_cap: see layers.soft_cap. A layer has sinks where the weights have blk.N.attn_sinks.weight.
     n_expert: experts of all layers but the first n_dense, 0 for a dense model; each of width n_ff_expert, n_used of
     them for a token, chosen as experts.route has it. n_ff_shared: the width of the expert beside them, 0 for none.
     """
@@ -71,6 +72,10 @@ class Config:
     scores: str = "softmax"
     renormalised: bool = True
     expert_scale: float = 1.0
+    window: int | None = None
+    windowed: tuple | None = None
+    score_cap: float | None = None
+    logit_cap: float | None = None
 
     @property
     def head_dim(self):
@@ -89,6 +94,11 @@ class Config:
     def has_rope(self, layer):
         """Whether positions turn a layer's heads."""
         return layer not in self.no_rope
+
+    def mask(self, layer, segments, positions):
+        """What a layer's tokens see: see layers.causal_mask."""
+        window = self.window if self.windowed is None or layer in self.windowed else None
+        return layers.causal_mask(segments, positions, window=window)
 
 
 def linear_shapes(config):
@@ -291,6 +301,11 @@ def temper_queries(config, q, positions):
     return q * (1 + factor * np.log(1 + np.asarray(positions) // length))[:, None, None]
 
 
+def _scoring(config, weights, n):
+    sinks = weights.get(f"blk.{n}.attn_sinks.weight")
+    return {"scale": config.score_scale, "cap": config.score_cap, "sinks": sinks}
+
+
 def _attention_parts(config, p):
     """(the tensors that q, k and v come from, how many columns each of the three has)"""
     q, kv = config.n_head * config.head_dim, config.n_head_kv * config.head_dim
@@ -315,7 +330,7 @@ def _layer_forward(config, linears, n, x, positions, mask):
     q = temper_queries(config, q, positions)
     k = prepare_heads(config, weights, n, "k", plain_k, positions)
     v = v.reshape(k.shape)
-    attended = layers.attention(q, k, v, mask, config.score_scale)[0].reshape(len(x), -1)
+    attended = layers.attention(q, k, v, mask, **_scoring(config, weights, n))[0].reshape(len(x), -1)
     attention = linears.forward(p + "attn_output.weight", attended)
     middle = x + config.residual_scale * norm_row(config, weights, p + "post_attention_norm", attention)
 
@@ -377,7 +392,7 @@ def _layer_backward(config, linears, n, dy, saved, positions, mask):
     dattention = config.residual_scale * dmiddle
     dattention = norm_row_backward(config, weights, p + "post_attention_norm", saved.attention, dattention)
     dattended = linears.backward(p + "attn_output.weight", dattention, saved.attended).reshape(saved.q.shape)
-    dq, dk, dv = layers.attention_backward(dattended, saved.q, saved.k, saved.v, mask, config.score_scale)
+    dq, dk, dv = layers.attention_backward(dattended, saved.q, saved.k, saved.v, mask, **_scoring(config, weights, n))
     dq = temper_queries(config, dq, positions)
     dq = prepare_heads_backward(config, weights, n, "q", saved.plain_q, dq, positions)
     dk = prepare_heads_backward(config, weights, n, "k", saved.plain_k, dk, positions)
@@ -395,12 +410,11 @@ def _head(weights):
 
 
 def _forward(config, linears, tokens, segments, positions):
-    """Return logits (T, V), the last layer's output and its norm, and each layer's saved activations."""
-    mask = layers.causal_mask(segments, positions)
+    """Return logits (T, V) without their cap, the last layer's output and its norm, and each layer's activations."""
     x, saved = np.asarray(linears.weights["token_embd.weight"], np.float64)[np.asarray(tokens)], []
     x = x * config.embedding_scale
     for n in range(config.n_layer):
-        x, kept = _layer_forward(config, linears, n, x, positions, mask)
+        x, kept = _layer_forward(config, linears, n, x, positions, config.mask(n, segments, positions))
         saved.append(kept)
     normed = norm_row(config, linears.weights, "output_norm", x)
     return config.logit_scale * linears.forward(_head(linears.weights), normed), x, normed, saved
@@ -414,7 +428,8 @@ def forward(config, weights, tokens, segments=None, lora=None, scale=1.0, positi
     """
     segments = np.zeros(len(tokens), int) if segments is None else segments
     positions = layers.segment_positions(segments) if positions is None else positions
-    return _forward(config, _Linears(config, weights, lora, scale), tokens, segments, positions)[0]
+    logits = _forward(config, _Linears(config, weights, lora, scale), tokens, segments, positions)[0]
+    return layers.soft_cap(logits, config.logit_cap)
 
 
 def loss_and_gradients(config, weights, tokens, targets, segments=None, lora=None, scale=1.0, n_trained=None):
@@ -425,14 +440,15 @@ def loss_and_gradients(config, weights, tokens, targets, segments=None, lora=Non
     """
     segments = np.zeros(len(tokens), int) if segments is None else segments
     positions = layers.segment_positions(segments)
-    mask = layers.causal_mask(segments, positions)
     linears = _Linears(config, weights, lora, scale)
-    logits, x, normed, saved = _forward(config, linears, tokens, segments, positions)
+    raw, x, normed, saved = _forward(config, linears, tokens, segments, positions)
+    logits = layers.soft_cap(raw, config.logit_cap)
     loss = layers.cross_entropy(logits, targets, n_trained)
 
-    dlogits = config.logit_scale * layers.cross_entropy_backward(logits, targets, n_trained)
+    dlogits = layers.cross_entropy_backward(logits, targets, n_trained)
+    dlogits = config.logit_scale * layers.soft_cap_backward(dlogits, raw, config.logit_cap)
     dnormed = linears.backward(_head(weights), dlogits, normed)
     dx = norm_row_backward(config, weights, "output_norm", x, dnormed)
     for n in reversed(range(config.n_layer)):
-        dx = _layer_backward(config, linears, n, dx, saved[n], positions, mask)
+        dx = _layer_backward(config, linears, n, dx, saved[n], positions, config.mask(n, segments, positions))
     return loss, linears.gradients, dx
