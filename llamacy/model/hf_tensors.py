@@ -146,7 +146,9 @@ class Plan:
 
     def known_parts(self):
         """Yield every part that a layer of the family may have."""
-        yield from dict.fromkeys((*self.row.matrices, *self.row.norms, *self.row.vectors, *self.row.experts, *self.row.optional))
+        yield from dict.fromkeys(
+            (*self.row.matrices, *self.row.norms, *self.row.vectors, *self.row.experts, *self.row.optional)
+        )
 
     # ---- from the folder's names to sources ----
 
