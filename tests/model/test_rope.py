@@ -195,7 +195,7 @@ def test_training_stays_within_the_original_length_unasked(tmp_path, monkeypatch
     (tmp_path / "d.jsonl").write_text('{"prompt": "<5>", "completion": "<6>"}')
     words = ["-m", "m.gguf", "--train-data", "d.jsonl", "--epochs", "1", "-t", "1"]
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         assert finetune.main(words) == 0
     with pytest.warns(UserWarning, match="the context of 65 is longer than the original 64"):
         assert finetune.main([*words, "--ctx-size", "65"]) == 0
