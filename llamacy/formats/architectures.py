@@ -130,7 +130,6 @@ BY_NAME = {part.name: part for part in (*MATRICES, *OTHER_MATRICES, *NORMS, *OTH
 # Parts that no compiled step has so far: what `needs` calls them -> what is said of them. A part that is built leaves
 # this table, and the families that need nothing else here run.
 MISSING = {
-    "two ropes": "another rope in layers with a window",
     "low-rank attention": "queries, keys and values of low rank",
     "short convolution": "short convolutions",
 }
@@ -167,8 +166,9 @@ class Architecture:
     vectors      names of OTHER_VECTORS that its layers have
     biases       matrices with a bias, without which a file is incomplete; others may have one
     has_rope     layer -> whether positions turn its heads
+    local_rope   layers with a window are turned by a rope of their own, which nothing scales: its base where the file
+                 does not tell, 0 for that of the others; None: by the others' rope
     rope_in_windows  positions turn no heads but those of layers with a window, where any has one
-    plain_in_windows positions turn heads of layers with a window without the file's scaling of rope
     tempered     queries grow with the position as attention.temperature_scale says
     truncates    factor and original length of yarn -> whether its range is rounded outwards, where a file does not tell
     windowed     layer -> whether it has a window, where the file tells one and no pattern
@@ -203,7 +203,7 @@ class Architecture:
     biases: tuple = ()
     has_rope: Callable = lambda layer: True
     rope_in_windows: bool = False
-    plain_in_windows: bool = False
+    local_rope: float | None = None
     tempered: bool = False
     truncates: Callable = lambda factor, original: True
     windowed: Callable = lambda layer: True
@@ -339,9 +339,9 @@ ARCHITECTURES = {
     ),
     "gemma3": Architecture(
         ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"), HALVES,
-        ("geglu", "multipliers", "post norms", "head norms", "two ropes"),
+        ("geglu", "multipliers", "post norms", "head norms"),
         norms=(_SANDWICH[0], *_HEAD_NORMS, *_SANDWICH[1:]), hf_names=_GEMMA_2, score_scale=_of_the_largest(62),
-        windowed=one_without(6), **_GEMMA,
+        local_rope=10000.0, windowed=one_without(6), **_GEMMA,
     ),
     "phi2": Architecture(
         ("PhiForCausalLM",), HALVES, ("layer norm", "gelu", "parallel", "output bias"),
@@ -363,8 +363,7 @@ ARCHITECTURES = {
     ),
     "olmo2": Architecture(
         ("Olmo2ForCausalLM", "Olmo3ForCausalLM"), HALVES, ("row norms", "post norms"),
-        norms=(*_HEAD_NORMS, *_BEHIND), sizes_of=_ROW_NORMS, row_norms=True, windowed=one_without(4),
-        plain_in_windows=True,
+        norms=(*_HEAD_NORMS, *_BEHIND), sizes_of=_ROW_NORMS, row_norms=True, local_rope=0.0, windowed=one_without(4),
     ),
     "granite": Architecture(
         ("GraniteForCausalLM",), needs=("multipliers",), permuted=True, logit_divisor=True, keys=_GRANITE,

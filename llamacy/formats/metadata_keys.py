@@ -99,7 +99,7 @@ KEYS = {
     "attention.causal": only(True),
     "attention.scale": lambda config: (0, config.score_scale),
     "attention.output_scale": ONE,
-    "rope.freq_base_swa": lambda config: (config.rope.theta,),
+    "rope.freq_base_swa": lambda config: None if len(config.ropes) > 1 else (0, config.rope.theta),
     "rope.dimension_count_swa": lambda config: (config.rope.n_rot,),
     "rope.scaling.yarn_attn_factor": of_yarn(-1, 0, 1),
     "rope.scaling.yarn_ext_factor": of_yarn(-1, 0),

@@ -20,7 +20,7 @@ from llamacy.formats.architectures import (
 )
 from llamacy.formats.metadata_keys import check_keys
 from llamacy.model.experts import FIRST_EXPERT, LIMITS, NO_EXPERTS, Experts, read_experts
-from llamacy.model.rope import Rope, read_rope
+from llamacy.model.rope import Rope, local_rope, read_rope
 
 # Assumed, with a warning, where a file does not say.
 RMS_EPS, N_CTX = 1e-5, 2048
@@ -215,7 +215,7 @@ def read_config(file, rms_eps=None, rope_theta=None):
         n_rows=n_rows,
         n_ctx_train=n_ctx_train,
         rms_eps=rms_eps if rms_eps is not None else _EPSILON[ARCHITECTURES[name].norm](keys),
-        ropes=(rope, rope.unscaled()) if windowed and ARCHITECTURES[name].plain_in_windows else (rope,),
+        ropes=(rope, *(_local_ropes(keys, rope) if windowed else ())),
         temperature=_temperature(keys, rope) if ARCHITECTURES[name].tempered else (0.0, 0),
         window=window,
         windowed=windowed,
@@ -285,6 +285,12 @@ class _Keys:
         what = f"{self.name}.{key} is missing, {default} is assumed"
         warnings.warn(f"{self.file.path}: {what}; {flag} sets it", stacklevel=1)
         return default
+
+
+def _local_ropes(keys, rope):
+    """Return what turns layers with a window where that is not `rope`, which turns the others: one, or none."""
+    base = ARCHITECTURES[keys.name].local_rope
+    return [] if base is None else [local_rope(keys, rope, base)]
 
 
 def _windowed(keys, family):

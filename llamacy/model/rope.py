@@ -45,10 +45,6 @@ class Rope:
         exponents = np.arange(0, self.n_rot, 2, dtype=np.float64) / self.n_rot
         return (self.theta if theta is None else theta) ** -exponents
 
-    def unscaled(self):
-        """Return the same without its scaling."""
-        return Rope(self.n_rot, self.theta, "none", original=self.trained, trained=self.trained)
-
     def table(self, n_ctx, factors=None):
         """Return (frequencies f64 (n_rot / 2,), factor on cosines and sines) for a context of n_ctx positions.
 
@@ -184,6 +180,18 @@ def read_rope(keys, n_rot, n_ctx_train, truncates, theta=None):
     )
     _check(keys, rope)
     return rope
+
+
+def local_rope(keys, rope, base):
+    """Return the Rope of layers with a window in a family where they have one of their own, which nothing scales.
+
+    base: theirs where the file does not tell, 0 for that of `rope`, the other layers'.
+    """
+    key = "rope.freq_base_swa"
+    theta = keys.number(key, 0.0) or base or rope.theta
+    if not 0 < theta < np.inf:
+        raise keys.error(key, "a number above 0", theta)
+    return Rope(rope.n_rot, theta, original=rope.original, trained=rope.trained)
 
 
 def _scaling(keys):

@@ -308,3 +308,32 @@ def test_info_tells_the_scaling(tmp_path, capsys):
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     for line in ("rope scaling yarn", "rope factor 4", "context before 64"):
         assert line.split() in lines
+
+
+def keys_of(path, family, change):
+    """Write the metadata of a small model of another family with its embedding alone; return its ModelConfig."""
+    keys = {key: value for key, value in metadata(CONFIG).items() if key.startswith("llama.")}
+    moved = dict.fromkeys(keys) | {key.replace("llama", family, 1): value for key, value in keys.items()}
+    moved |= {"general.architecture": family} | {f"{family}.{key}": value for key, value in change.items()}
+    write_llama(path, CONFIG, WEIGHTS, change=moved)
+    with open_model(path) as file:
+        return read_config(file)
+
+
+def test_a_rope_of_their_own_in_layers_with_a_window(tmp_path):
+    scaled = {"attention.sliding_window": 16, "rope.freq_base": 1e6, "rope.scaling.type": "linear"}
+    scaled |= {"rope.scaling.factor": 8.0, "block_count": 7}
+    config = keys_of(tmp_path / "m.gguf", "gemma3", scaled)
+    assert [(rope.theta, rope.factor) for rope in config.ropes] == [(1e6, 8.0), (10000.0, 1.0)]
+    assert [config.rope_of(layer) for layer in range(7)] == [1, 1, 1, 1, 1, 0, 1]
+    config = keys_of(tmp_path / "m.gguf", "gemma3", scaled | {"rope.freq_base_swa": 5000.0})
+    assert config.ropes[1].theta == 5000
+    # their base is the others' where the family has no other
+    config = keys_of(tmp_path / "m.gguf", "olmo2", scaled)
+    assert [(rope.theta, rope.factor) for rope in config.ropes] == [(1e6, 8.0), (1e6, 1.0)]
+    assert [config.rope_of(layer) for layer in range(4)] == [1, 1, 1, 0]
+    config = keys_of(tmp_path / "m.gguf", "olmo2", {"rope.freq_base": 1e6})
+    assert len(config.ropes) == 1 and config.rope_of(0) == 0
+    for value in (-1.0, float("nan")):
+        with pytest.raises(LlamacyError, match="freq_base_swa: wanted a number above 0"):
+            keys_of(tmp_path / "m.gguf", "gemma3", scaled | {"rope.freq_base_swa": value})
