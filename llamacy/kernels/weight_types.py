@@ -56,6 +56,8 @@ def floats(size):
 
 
 S8 = Tiles("s8", CODES + 2 * TILE_ROWS)
+# -12 to 12, as codes of five bits: products of 8-bit inputs, in two thirds of the memory of whole bytes.
+LEVELS = nibbles(fifth=True, f32_scales=True)
 WIDE = Tiles("wide", CODES + 4 * TILE_ROWS)
 FOLDED = Tiles("wide", CODES + 4 * TILE_ROWS, fold="FOLD")
 SCALED = Tiles("scaled", CODES + 4 * TILE_ROWS + 4 * TILE_ROWS)
@@ -158,7 +160,7 @@ WEIGHT_TYPES = (
     WeightType("IQ4_NL", 20, 32, 18, WIDE, f16(0), 25, **_SEARCHED),
     WeightType("IQ4_XS", 23, 256, 136, WIDE, f16(0), 30, **_SEARCHED),
     # the exponent, one byte; 255 is none, with 254 and 253 the largest code, 12 * 2^(e - 128), is above any f32
-    WeightType("MXFP4", 39, 32, 17, WIDE, Scales(0, 0xFE, 0xFD), 38, rounds="simple"),
+    WeightType("MXFP4", 39, 32, 17, LEVELS, Scales(0, 0xFE, 0xFD), 38, rounds="simple"),
     # f32 d of 2^121 and more: d q is infinite
     WeightType("Q8_K", 15, 256, 292, WIDE, Scales(0, HIGH, HIGH)),
     WeightType("TQ1_0", 34, 256, 54, WIDE, f16(52), rounds="simple"),

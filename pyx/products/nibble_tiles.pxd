@@ -23,13 +23,14 @@ from .tiles cimport (
 
 cdef inline void pack_nibbles(const uint8_t* rows, size_t row_bytes, int n_rows, int b, uint8_t* tile, group_fn group,
                               int n_groups, int block_bytes, bint fifth, bint has_min, bint wide) noexcept nogil:
-    """Columns 32 b .. of n_rows rows, from blocks of codes or, where scales are wide, by group"""
+    """Columns 32 b .. of n_rows rows, from blocks of codes or, where scales are wide, by group, whose codes without a minimum
+    have signs"""
     cdef uint32_t codes[128]
     cdef float d[16]            # the file's f16 where they are not wide
     cdef float m[16]
     cdef const uint8_t* block
     cdef Group x
-    cdef int r, size = 64 if wide else 32
+    cdef int r, j, size = 64 if wide else 32
     if n_rows < TILE_ROWS:
         memset(codes, 0, sizeof(codes))
         memset(d, 0, sizeof(d))
@@ -38,6 +39,9 @@ cdef inline void pack_nibbles(const uint8_t* rows, size_t row_bytes, int n_rows,
         block = rows + r * row_bytes + <size_t>(b // n_groups) * block_bytes
         if wide:
             group(block, b % n_groups, &x)
+            if not has_min:
+                for j in range(32):
+                    x.q[j] += 16 if fifth else 8
             memcpy(codes + 8 * r, x.q, 32)
             d[r], m[r] = x.d * <float>x.s[0], -x.m[0]
         else:

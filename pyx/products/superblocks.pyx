@@ -20,4 +20,5 @@ cdef void find_units(const uint8_t* tile, int nb, size_t tile_bytes, bint fifth,
     vf_store(d, peak)
     for r in range(16):
         frexpf(d[r], &power)        # d = 0.5 .. 1 times 2 ** power
-        units[r] = ldexpf(1, power - 12) if d[r] > 0 else 1
+        # whose inverse is finite too: scales of 2 ** -114 and less are as good as zero
+        units[r] = ldexpf(1, max(power - 12, -126)) if d[r] > 0 else 1

@@ -2,7 +2,8 @@
 #
 #   nibbles codes [g = 8][32 bytes]: byte 4 r + i holds columns 4 g + i of row r (low nibble) and row r + 8 (high nibble);
 #           5-bit types then have [64 bytes] of fifth bits: bit g of byte 4 r + i;   f16 d[16];   f16 m[16] where there is one;
-#           Q4_K, Q5_K: f32 d[16], f32 m[16], their two levels of scales multiplied out, which f32 holds exactly
+#           Q4_K, Q5_K: f32 d[16], f32 m[16], their two levels of scales multiplied out, which f32 holds exactly;
+#           MXFP4: levels + 16 with five bits, f32 d[16]
 #   s8      codes [p = 16][16 rows][2] int8: columns 2 p, 2 p + 1;   f16 d[16]
 #   wide    codes as s8;   f32 d[16];   Q2_K: f32 m[2 halves][16], d and m for columns 0..15 and 16..31
 #   scaled  codes as s8;   int8 s[2 halves][16 rows][2], each twice;   f32 d[16]:  w = d * (s * code)

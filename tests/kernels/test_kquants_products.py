@@ -10,7 +10,7 @@ from llamacy.kernels.reference import quants as twins
 SETS = kernels.available()
 NAMES = [name for name in twins.TYPES if by_name(name).block_size > 1]
 # The largest integer of an input; types without an 8-bit product take 16 bits, Q2_K takes f32.
-INT8 = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K"]
+INT8 = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "MXFP4"]
 LIMITS = {"int8": 127, "int16": 16319}
 
 

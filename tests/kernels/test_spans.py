@@ -19,6 +19,8 @@ from tests.kernels.rounding import assert_within, gamma
 
 WIDTH = 2048  # a model that has spans
 OFFSETS = {"Q4_0": 8, "Q4_1": 8, "Q5_0": 16, "Q5_1": 16, "Q4_K": 8, "Q5_K": 16}
+# and one whose scales are powers of two, of codes that are levels
+ALL = OFFSETS | {"MXFP4": 16}
 # (N, K): one short span; a span and a bit; two panels of whole spans and a short one; odd rows
 SIZES = {32: [(16, 64), (33, 288), (5, 1440), (40, 1024)], 256: [(16, 256), (33, 1536), (5, 1792)]}
 
@@ -37,6 +39,9 @@ def random_rows(name, n, k, seed=1):
 def scales(name, rows):
     """d and m (n, blocks of 32), float64, read by hand or by gguf's package."""
     block = rows.reshape(len(rows), -1, by_name(name).type_size)
+    if name == "MXFP4":
+        d = 2.0 ** (block[..., 0].astype(np.float64) - 128)
+        return d, -ALL[name] * d
     head = np.ascontiguousarray(block[..., :4]).view(np.float16).astype(np.float64)
     if not name.endswith("K"):
         return head[..., 0], head[..., 1] if name.endswith("1") else -OFFSETS[name] * head[..., 0]
@@ -54,9 +59,9 @@ def half_steps(x):
 
 def bound(name, rows, x, rest):
     """The most that a product may differ from float64, (t, n); rest: x without what is set aside."""
-    w, (d, m), offset = quants.dequantize(name, rows, np.float64), scales(name, rows), OFFSETS[name]
+    w, (d, m), offset = quants.dequantize(name, rows, np.float64), scales(name, rows), ALL[name]
     k, steps = x.shape[1], half_steps(rest)
-    left = np.repeat(m + offset * d if name not in ("Q4_0", "Q5_0") else 0 * d, 32, axis=1)
+    left = np.repeat(m + offset * d if name not in ("Q4_0", "Q5_0", "MXFP4") else 0 * d, 32, axis=1)
     codes = np.abs(w - left) / np.maximum(np.repeat(np.abs(d), 32, axis=1), 1e-30)
     unit = 2.0 ** (np.floor(np.log2(np.abs(d).max(axis=1, keepdims=True))) - 11)
     terms = np.abs(w - left) + np.abs(left) + unit * codes
@@ -64,7 +69,7 @@ def bound(name, rows, x, rest):
     return steps @ np.abs(w).T + scale_error + gamma(k // 8 + 32) * (np.abs(x) + steps) @ terms.T
 
 
-@pytest.mark.parametrize("name", OFFSETS)
+@pytest.mark.parametrize("name", ALL)
 def test_product_is_within_the_rounding_of_inputs_and_scales(isa, name):
     module = kernels.load("matmul", isa)
     for n, k in sizes(name):
@@ -76,7 +81,7 @@ def test_product_is_within_the_rounding_of_inputs_and_scales(isa, name):
             assert_within(y, x.astype(np.float64) @ w.T, bound(name, rows, x, x))
 
 
-@pytest.mark.parametrize("name", OFFSETS)
+@pytest.mark.parametrize("name", ALL)
 def test_one_token_or_many_and_any_number_of_threads_are_bitwise_equal(isa, name):
     module = kernels.load("matmul", isa)
     for (n, k), t in zip([*sizes(name), (80, 512)], (9, 5, 259, 18, 21), strict=False):
@@ -91,7 +96,7 @@ def test_one_token_or_many_and_any_number_of_threads_are_bitwise_equal(isa, name
 
 
 @pytest.mark.parametrize("t", [3, 6, 131])
-@pytest.mark.parametrize("name", OFFSETS)
+@pytest.mark.parametrize("name", ALL)
 def test_values_far_above_the_rest_are_set_aside(isa, name, t):
     """Three values of a block, 1000 times the others, make no step coarse, not even their span's."""
     module, k = kernels.load("matmul", isa), 1536
@@ -157,6 +162,22 @@ def test_scales_near_the_largest_are_exact_and_rows_of_zeros_are_zero(isa):
     y = module.matmul(packed(module, "Q4_0", rows, k), x, "int8", 1, WIDTH)
     assert_within(y, x.astype(np.float64) @ w.T, gamma(4) * np.abs(x.astype(np.float64) @ w.T))
     assert not y[:, 8:].any()
+
+
+def test_scales_too_small_for_units_are_as_good_as_zero(isa):
+    """Blocks of 2 ** -128 and a little more, as all-zero blocks of MXFP4 have them: no NaN, and nothing that counts."""
+    module, k = kernels.load("matmul", isa), 512
+    rows = np.random.default_rng(2).integers(0, 256, (17, k // 32, 17), np.uint8)
+    rows[..., 0] = np.arange(17)[:, None]
+    matrix = packed(module, "MXFP4", rows.reshape(17, -1), k)
+    for t in (1, 4, 18):
+        y = module.matmul(matrix, inputs(t, k), "int8", 1, WIDTH)
+        assert np.abs(y).max() < 1e-28
+    rows[3, 5, 0] = 127  # one that is not small: its neighbours change nothing
+    w = quants.dequantize("MXFP4", rows.reshape(17, -1), np.float64)
+    x = inputs(4, k)
+    y = module.matmul(packed(module, "MXFP4", rows.reshape(17, -1), k), x, "int8", 1, WIDTH)
+    assert_within(y, x.astype(np.float64) @ w.T, bound("MXFP4", rows.reshape(17, -1), x, x) + 1e-28)
 
 
 def test_narrow_models_keep_a_step_for_every_block(isa):

@@ -7,6 +7,7 @@ import pytest
 
 from llamacy import kernels
 from llamacy.errors import LlamacyError
+from llamacy.formats.architectures import ARCHITECTURES
 from llamacy.formats.lora import Adapter, LoraPair
 from llamacy.kernels.reference import model as twin
 from llamacy.model import load_model
@@ -45,6 +46,37 @@ def test_logits_are_the_twin_s(name, isa, tmp_path, monkeypatch):
     np.testing.assert_allclose(
         logits_of(opened(tmp_path), tokens), twin.forward(CONFIGS[name], weights, tokens), atol=EXACT
     )
+
+
+BIASES = ("ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+
+
+def as_gpt_oss(monkeypatch):
+    """Let llama's experts be clamped, and have biases in files that have them; return such a config."""
+    row = replace(ARCHITECTURES["llama"], expert_activation="swiglu_clamped", biases=BIASES)
+    monkeypatch.setitem(ARCHITECTURES, "llama", row)
+    return replace(FIVE, activation="swiglu_clamped", biases=BIASES, n_layer=2)
+
+
+@pytest.mark.parametrize("isa", kernels.available())
+def test_clamped_experts_with_biases(isa, tmp_path, monkeypatch):
+    use_isa(monkeypatch, isa)
+    config, tokens = as_gpt_oss(monkeypatch), tokens_of(FIVE, 50)
+    weights = twin.random_weights(config, 5)
+    # far beyond what is cut off, too
+    weights["blk.1.ffn_gate_exps.weight"] *= 8
+    weights["blk.1.ffn_up_exps.weight"] *= 8
+    write_llama(tmp_path / "m.gguf", config, weights)
+    exact = twin.forward(config, weights, tokens)
+    np.testing.assert_allclose(logits_of(opened(tmp_path), tokens), exact, atol=EXACT)
+    np.testing.assert_array_equal(in_steps(opened(tmp_path), tokens, [1] * 50), logits_of(opened(tmp_path), tokens))
+
+
+def test_a_bias_of_experts_may_not_be_missing_where_the_family_has_them(tmp_path, monkeypatch):
+    config = as_gpt_oss(monkeypatch)
+    written(tmp_path, config, leave_out=("blk.1.ffn_down_exps.bias",))
+    with pytest.raises(LlamacyError, match=r"blk\.1\.ffn_down_exps\.bias is missing"):
+        opened(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q4_0", "Q5_1", "Q8_0", "Q5_0", "MXFP4"])

@@ -60,7 +60,7 @@ def write_llama(path, config, weights, type_name="F32", *, change=None, leave_ou
         weights = weights | {"rope_freqs.weight": np.array(config.rope_factors)}
     tensors, exact = [], {}
     for name, values in weights.items():
-        kind = kind_of(name) if values.ndim >= 2 else "F32"
+        kind = kind_of(name) if values.ndim >= 2 and not name.endswith(".bias") else "F32"
         rows = quants.quantize(kind, values.reshape(-1, values.shape[-1]))
         exact[name] = quants.dequantize(kind, rows, np.float64).reshape(values.shape)
         if name not in leave_out:

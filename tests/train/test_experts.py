@@ -13,6 +13,7 @@ from llamacy.model import load_model
 from llamacy.train.options import TARGETS, USUAL, TrainOptions, target_modules
 from llamacy.train.samples import Sample
 from llamacy.train.trainer import Trainer, pack
+from tests.model.test_experts import as_gpt_oss
 from tests.model.tiny import tokens_of, use_isa, write_llama
 
 FIVE = twin.Config(
@@ -78,6 +79,18 @@ def test_every_gradient_is_the_twin_s(name, isa, tmp_path, monkeypatch):
         for ours, exact in zip(found[key], gradients[key], strict=True):
             np.testing.assert_allclose(ours, exact, atol=3e-5 * largest, err_msg=key)
     assert (idle > 0) == (name == "many")
+
+
+def test_gradients_of_clamped_experts_with_biases(tmp_path, monkeypatch):
+    config = as_gpt_oss(monkeypatch)
+    made, lora = trainer(tmp_path, config)
+    result = made.step([samples()], 0.0)
+    loss, gradients, _ = exact_of(config, lora)
+    assert result.loss == pytest.approx(loss, rel=1e-6)
+    largest = max(np.abs(x).max() for pair in gradients.values() for x in pair)
+    for key, pair in gradients.items():
+        for ours, exact in zip(made.gradients()[key], pair, strict=True):
+            np.testing.assert_allclose(ours, exact, atol=3e-5 * largest, err_msg=key)
 
 
 @pytest.mark.parametrize("name", ["five", "shared"])

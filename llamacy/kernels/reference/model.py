@@ -147,7 +147,8 @@ def _bias_shapes(config, shapes):
     """Return {GGUF name: shape} of the biases that belong to tensors of these shapes."""
     with_bias = {*config.biases, *((*config.norms, "output_norm") if config.norm_biases else ())}
     names = {name: name.removesuffix(".weight") for name in shapes}
-    return {f"{short}.bias": shapes[name][:1] for name, short in names.items() if short.split(".")[-1] in with_bias}
+    found = {f"{short}.bias": shapes[name] for name, short in names.items() if short.split(".")[-1] in with_bias}
+    return {name: shape[: max(1, len(shape) - 1)] for name, shape in found.items()}
 
 
 def uniform(seed, shape):
@@ -166,7 +167,8 @@ def random_weights(config, seed, tied=False):
     for i, (name, shape) in enumerate(tensor_shapes(config, tied).items()):
         u = uniform((seed, i), shape)
         spread = 3.0 if name == "token_embd.weight" else 3.0 / shape[-1]
-        values = 1 + u / 2 if len(shape) == 1 or "_norm." in name else u * np.sqrt(spread)
+        vector = len(shape) == 1 or "_norm." in name or name.endswith(".bias")
+        values = 1 + u / 2 if vector else u * np.sqrt(spread)
         values -= name.endswith(".bias")
         weights[name] = values.astype(np.float32).astype(np.float64)
     return weights
