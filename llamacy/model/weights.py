@@ -113,6 +113,12 @@ def _norms(loader, config, layer):
                     f"{loader.file.path}: layer {layer} has a tensor {end}, which layer 0 does not have; the file is "
                     "incomplete"
                 )
+    longest = kernels.norm.LONGEST_HEAD
+    if "attn_q_norm" in found and not family.row_norms and config.head_dim > longest:
+        raise LlamacyError(
+            f"{loader.file.path}: norms of heads of {config.head_dim} elements, wanted heads of at most {longest}; "
+            "use another program"
+        )
     if ("attn_q_norm" in found) != ("attn_k_norm" in found):
         raise LlamacyError(
             f"{loader.file.path}: layers have norms of queries or of keys alone, wanted both or none; the file is "

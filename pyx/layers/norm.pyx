@@ -109,6 +109,7 @@ cdef NormKind[2] KINDS
 KINDS[0] = NormKind(rms_norm, rms_norm_backward)
 KINDS[1] = NormKind(layer_norm, layer_norm_backward)
 KIND_OF = {"rms": 0, "layer": 1}
+LONGEST_HEAD = NORMED_HEAD
 
 
 cdef const NormKind* norm_kind(name) except NULL:

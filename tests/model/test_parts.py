@@ -149,6 +149,22 @@ def test_numbers_that_cannot_be(tmp_path, monkeypatch, change, message):
         load_model(tmp_path / "m.gguf", threads=1)
 
 
+def test_norms_of_very_long_heads_are_refused(tmp_path, monkeypatch):
+    config = parts.replace(parts.CASES["head norms"], n_head=1, n_head_kv=1, n_layer=1)
+    for length in (1024, 1026):
+        long = parts.replace(config, key_length=length)
+        parts.use(monkeypatch, long)
+        weights = parts.write(tmp_path / "m.gguf", long)
+        if length > 1024:
+            with pytest.raises(LlamacyError, match="norms of heads of 1026 elements, wanted heads of at most 1024"):
+                load_model(tmp_path / "m.gguf", threads=1)
+        else:
+            model = load_model(tmp_path / "m.gguf", activations="f32", threads=1)
+            tokens = tiny.tokens_of(long, 5)
+            exact = twin.forward(long, weights, tokens)
+            np.testing.assert_allclose(tiny.logits_of(model, tokens), exact, atol=5 * F32 * np.abs(exact).max())
+
+
 def test_norms_that_some_layers_have_are_refused(tmp_path, monkeypatch):
     """Of norms that a family's files may leave out, all layers have what the first one has."""
     config = parts.CASES["head norms"]
