@@ -1,5 +1,6 @@
 # make             everything the commands need: .venv, compiled kernels, the default model
 # make test        the tests          make test-peers  those that need torch, PEFT or llama.cpp (own environment)
+# make test-clients  the server with other people's clients: openai, anthropic, ollama, litellm, LangChain (own environment)
 # make bench       compare with them  make demo        fine-tune, generate, serve one request
 # make report      the newest results of make bench into docs/performance.md and the READMEs
 # make lint        ruff, cython-lint  make fuzz        100,000 damaged files against the readers
@@ -75,6 +76,15 @@ test: all build/.compiled-all $(VENV)/.test
 test-peers: all bench/.venv/.installed $(LLAMA_CPP_SOURCE)
 	@PYTHONPATH=. LLAMACY_LLAMA_CPP_SOURCE=$(LLAMA_CPP_SOURCE) $(BENCH_PYTHON) -m pytest tests/peers
 
+tests/clients/.venv/.installed: tests/clients/requirements.txt
+	@echo "make: installing the clients in tests/clients/.venv"
+	@$(PYTHON) -m venv tests/clients/.venv
+	@tests/clients/.venv/bin/python -m pip install -qq --disable-pip-version-check -r $<
+	@touch $@
+
+test-clients: all tests/clients/.venv/.installed
+	@tests/clients/.venv/bin/python -m pytest -p no:cacheprovider tests/clients
+
 test-neon: all $(VENV)/.test
 	@$(PY) tools/emulate.py neon
 
@@ -109,9 +119,9 @@ docs: all
 	@$(PY) tools/models_doc.py
 
 clean:
-	rm -rf $(VENV) bench/.venv bench/work build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) tests/clients/.venv bench/.venv bench/work build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	rm -f llamacy/kernels/*/*.so llamacy/kernels/*/*/*.so
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
-.PHONY: all test test-neon test-avx512 test-peers bench report demo lint fuzz asan mutants docs clean
+.PHONY: all test test-clients test-neon test-avx512 test-peers bench report demo lint fuzz asan mutants docs clean
 .DELETE_ON_ERROR:

@@ -56,6 +56,8 @@ class Worker(threading.Thread):
             engine.lora = (0.0,) * len(engine.lora)
         self._app.pooling = args.pooling or pooling_of(model)
         self._app.ready(model, engine)
+        if args.lora_watch:
+            self._app.adapters.watch()
         print(
             f"server is listening on {self._server.url}{self._app.prefix} ({self._app.alias}, {n_slots} slots of "
             f"{n_ctx} tokens, loaded in {time.perf_counter() - began:.2f} s)",
@@ -88,6 +90,9 @@ def main(argv):
         embd_normalize=args.embd_normalize,
         embeddings_only=args.embeddings_only,
         special=args.special,
+        lora_dir=args.lora_dir,
+        slot_save_path=args.slot_save_path,
+        report=say,
         reasoning_format=args.reasoning_format or "auto",
         prefill_assistant=args.prefill_assistant is not False,
         prefix=args.api_prefix,

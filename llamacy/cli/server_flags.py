@@ -1,5 +1,7 @@
 """`server`'s flags, those of llama-server."""
 
+import argparse
+import os
 import re
 
 from llamacy.cli.common import add_cache_flags, add_engine_flags, add_lora_flags, add_model_flags
@@ -70,6 +72,8 @@ def _add_endpoint_flags(group):
     group.add_argument("--slots", action="store_true", default=True, help="offer /slots (the default)")
     group.add_argument("--no-slots", "--slots-endpoint-disable", dest="slots", action="store_false",
                        help="keep what slots are doing to yourself")  # fmt: skip
+    optional(group, "--slot-save-path", dest="slot_save_path", type=folder, metavar="DIR",
+             help="where POST /slots/ID?action=save|restore keeps what slots hold")  # fmt: skip
     group.add_argument("--props", action="store_true", help="offer POST /props")
     group.add_argument("--no-ui", "--no-webui", dest="no_webui", action="store_true", help="no chat page at /")
     group.add_argument("--ui", "--webui", dest="no_webui", action="store_false", help="a chat page (the default)")
@@ -78,6 +82,10 @@ def _add_endpoint_flags(group):
     optional(group, "--pooling", dest="pooling", choices=["mean", "last", "cls", "none"],
              help="what /embedding makes of a text's tokens; none: a vector for each "
              "(default: as the model's file says, else mean)")  # fmt: skip
+    optional(group, "--lora-dir", dest="lora_dir", type=folder, metavar="DIR",
+             help="adapters that POST /lora-adapters/load may load, by the names of their files")  # fmt: skip
+    group.add_argument("--lora-watch", action="store_true",
+                       help="load an adapter anew when its file is written, as by finetune")  # fmt: skip
     group.add_argument("--lora-init-without-apply", action="store_true",
                        help="adapters have scale 0 until POST /lora-adapters or a request says otherwise")  # fmt: skip
 
@@ -116,12 +124,17 @@ def slots_of(args):
     return DEFAULT_SLOTS if args.parallel in (None, -1) else args.parallel
 
 
+def folder(text):
+    """Parse the path of a folder that is there."""
+    if not os.path.isdir(text):
+        raise argparse.ArgumentTypeError(f"wanted a folder, got {text!r}")
+    return text
+
+
 def path_prefix(text):
     """Parse the beginning of all paths: none, or one or more /name."""
     prefix = text.rstrip("/")
     if prefix and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", prefix):
-        import argparse
-
         raise argparse.ArgumentTypeError(f"wanted a path such as /llm, got {text!r}")
     return prefix
 

@@ -7,6 +7,7 @@ computing happens in one thread: the engine's own after start(), or the caller's
 import threading
 import time
 from collections import deque
+from queue import SimpleQueue
 
 import numpy as np
 
@@ -22,6 +23,8 @@ DEFAULT_BATCH = 512
 PROMPT_SHARE = 128
 # Of a prompt whose logits are all wanted no more tokens are in a step: each row has the size of the vocabulary.
 PROMPT_ROWS = 64
+# An adapter that was taken away stays for so long at least: a request that names it may be on its way.
+RETIRE_SECONDS = 5.0
 # How long a step without anything to compute waits for constraints, unless one becomes ready or a request comes.
 HELD_SECONDS = 0.05
 # Constraints that callers prepare at once: Python's threads take turns, and the engine's is one of them.
@@ -65,6 +68,7 @@ class Engine:
     ):
         """`batch_size`: the most tokens in a step, at least a token of every slot. The rest: see Slot."""
         self.batch_size = max(n_slots, batch_size or DEFAULT_BATCH)
+        self.model = model
         self.session = model.new_session(n_slots=n_slots, n_ctx=n_ctx, max_batch=self.batch_size)
         self.n_vocab, self.n_ctx, self.max_queue = model.config.n_vocab, n_ctx, max_queue
         eog_ids = model.tokenizer.eog_ids
@@ -83,6 +87,8 @@ class Engine:
         self._helpers = Helpers(self._notify)
         self._preparing = threading.BoundedSemaphore(PREPARING)
         self._some_cancelled = False
+        self._changes = deque()  # (function, where its result goes): run between two steps
+        self._retiring = []  # (adapter's index, when it may go at the earliest, function to call then)
         self._closing = False
         self._thread = None
 
@@ -125,6 +131,77 @@ class Engine:
         if low < 0 or high >= self.n_vocab:
             wrong = low if low < 0 else high
             raise PromptError(f"prompt: wanted token ids from 0 to {self.n_vocab - 1}, got {wrong}")
+
+    # -- adapters that come and go, between two steps -----------------------------------------------------------------
+
+    def between_steps(self, function):
+        """Run function() while no step is made, in the computing thread if there is one; return its result."""
+        with self._wake:
+            if self._closing:
+                raise Closed("the server is shutting down")
+            if self._thread is None or self._thread is threading.current_thread():
+                return function()
+            result = SimpleQueue()
+            self._changes.append((function, result))
+            self._wake.notify_all()
+        value, error = result.get()
+        if error:
+            raise error
+        return value
+
+    def put_adapter(self, adapter, at=None):
+        """Add an adapter between two steps, at a place that is free (None: a new one); return the place.
+
+        Its scale is 0 for requests that say nothing.
+        """
+        at = self.model.add_adapter(adapter, 1.0, at)
+        self.lora = self._padded(self.lora)
+        for slot in self.slots:
+            slot.lora = self._padded(slot.lora)
+        return at
+
+    def move_scale(self, old, new):
+        """Give an adapter the scale that another one has for requests that say nothing; that one has none then."""
+        scales = list(self._padded(self.lora))
+        scales[old], scales[new] = 0.0, scales[old]
+        self.lora = tuple(scales)
+
+    def retire_adapter(self, index, done):
+        """Remove an adapter when nobody uses it any more, and call done(index)."""
+        self.move_scale(index, index)
+        scales = list(self.lora)
+        scales[index] = 0.0
+        self.lora = tuple(scales)
+        with self._wake:
+            self._retiring.append((index, time.monotonic() + RETIRE_SECONDS, done))
+            self._wake.notify_all()
+
+    def _padded(self, scales):
+        return tuple(scales) + (0.0,) * (len(self.model.adapters) - len(scales))
+
+    def _make_changes(self):
+        """Run what waits for a moment between two steps."""
+        while self._changes:
+            function, result = self._changes.popleft()
+            try:
+                result.put((function(), None))
+            except BaseException as error:
+                result.put((None, error))
+        for retiring in list(self._retiring):
+            index, when, done = retiring
+            if time.monotonic() >= when and not self._is_used(index):
+                self._retiring.remove(retiring)
+                for slot in self.slots:
+                    if self._padded(slot.lora)[index]:
+                        slot.cached, slot.lora = [], (0.0,) * len(self.model.adapters)
+                self.model.remove_adapter(index)
+                done(index)
+
+    def _is_used(self, index):
+        with self._wake:
+            waiting = [request.lora for group in self._queue for request in group if request.lora is not None]
+        running = [slot.lora for slot in self.slots if slot.request]
+        return any(index < len(lora) and lora[index] for lora in waiting + running)
 
     def cancel(self, request):
         """Take a request out of the queue or its slot, whatever it is doing."""
@@ -185,14 +262,18 @@ class Engine:
         self._thread = threading.current_thread()
         while True:
             with self._wake:
-                while not (self._queue or self.busy or self._closing):
-                    self._wake.wait()
+                while not (self._queue or self.busy or self._closing or self._changes or self._due()):
+                    self._wake.wait(RETIRE_SECONDS if self._retiring else None)
                 if self._closing and (not self.busy or time.monotonic() > self._deadline):
                     return
             self.step()
 
+    def _due(self):
+        return any(time.monotonic() >= when for _, when, _ in self._retiring)
+
     def step(self):
         """Admit what waits, run one batch through the model, choose a token for each slot that is ready."""
+        self._make_changes()
         self._drop_cancelled()
         self._go_on_with_held()
         self._admit()
@@ -217,6 +298,8 @@ class Engine:
         if not self._some_cancelled:
             return
         self._some_cancelled = False
+        self._changes = deque()  # (function, where its result goes): run between two steps
+        self._retiring = []  # (adapter's index, when it may go at the earliest, function to call then)
         with self._wake:
             waiting = [request for group in self._queue for request in group]
             groups = [deque(request for request in group if not request.cancelled) for group in self._queue]
@@ -247,7 +330,7 @@ class Engine:
                 request = None if self._closing else self._take(free)
             if request is None:
                 return
-            lora = self.lora if request.lora is None else tuple(request.lora)
+            lora = self._padded(self.lora if request.lora is None else request.lora)
             slot = max(free, key=lambda slot: slot.common_prefix(request, lora))
             if slot.common_prefix(request, lora) < WORTH_REUSING * len(request.prompt):
                 slot = min(free, key=lambda slot: (slot.last_used, slot.id))
@@ -384,6 +467,8 @@ class Engine:
             self._queue.clear()
         for request in waiting:
             request.end(Result("error", error=error))
+        while self._changes:
+            self._changes.popleft()[1].put((None, error))
         for slot in self.slots:
             if slot.request:
                 slot.release(slot.result("error", error=error))

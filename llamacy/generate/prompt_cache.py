@@ -48,8 +48,9 @@ class PromptCache:
         self._read = True
         if not os.path.exists(self._path) or os.path.getsize(self._path) == 0:
             return
-        found, cached, tiles, held_from = _load(self._path)
-        differs = [name for name, value in self._identity().items() if found.get(name) != value]
+        found, cached, tiles, held_from, _ = _load(self._path)
+        wanted = _identity(self._engine, self._engine.lora)
+        differs = [name for name, value in wanted.items() if found.get(name) != value]
         if differs:
             self._note(f"{self._path}: made with another {' and '.join(differs)}: the prompt is computed anew")
             return
@@ -79,35 +80,59 @@ class PromptCache:
             self._save(len(cached))
 
     def _save(self, n):
-        from llamacy.formats.gguf_writer import write_gguf
-
         slot = self._engine.slots[0]
         n = min(n, len(slot.cached))
         if self._engine.session.reusable(slot.id, n) < n:
             self._note(f"{self._path}: not written: layers with a window hold only what came behind the prompt")
             return
-        tiles = self._engine.session.read_cache(slot.id, n)
-        metadata = {
-            "general.type": KIND,
-            f"{KEY}.version": VERSION,
-            f"{KEY}.identity": json.dumps(self._identity()),
-            f"{KEY}.tokens": np.array(slot.cached[:n], np.int32),
-            f"{KEY}.held_from": self._engine.session.held_from(slot.id),
-            f"{KEY}.checksum": _checksum(slot.cached[:n], tiles),
-        }
-        write_gguf(self._path, metadata, [(TENSOR, by_name("I8"), tiles.shape, np.ascontiguousarray(tiles))])
+        write_slot(self._path, self._engine, slot, n)
         self._known = slot.cached[:n]
 
-    def _identity(self):
-        """Return what the cached values depend on besides the ids, {name: text}."""
-        session = self._engine.session
-        model = session.model
-        return {
-            "llamacy": f"{__version__} {kernels.isa}",
-            "model": f"{model.config} {_of_files(model)} {session.stretched_to}",
-            "adapters": " ".join(_of_adapter(adapter) for adapter, _ in model.adapters) + f" {self._engine.lora}",
-            "precision": f"{model.activations} {session.cache_types}",
-        }
+
+def write_slot(path, engine, slot, n):
+    """Write what a slot holds of its first n tokens."""
+    from llamacy.formats.gguf_writer import write_gguf
+
+    tiles = engine.session.read_cache(slot.id, n)
+    metadata = {
+        "general.type": KIND,
+        f"{KEY}.version": VERSION,
+        f"{KEY}.identity": json.dumps(_identity(engine, slot.lora)),
+        f"{KEY}.tokens": np.array(slot.cached[:n], np.int32),
+        f"{KEY}.held_from": engine.session.held_from(slot.id),
+        f"{KEY}.checksum": _checksum(slot.cached[:n], tiles),
+        **({f"{KEY}.scales": np.array(slot.lora, np.float32)} if slot.lora else {}),
+    }
+    write_gguf(path, metadata, [(TENSOR, by_name("I8"), tiles.shape, np.ascontiguousarray(tiles))])
+
+
+def read_slot(path, engine, slot):
+    """Put into a slot what write_slot wrote; return how many tokens. LlamacyError where it is another model's."""
+    found, cached, tiles, held_from, scales = _load(path)
+    lora = tuple(scales) + (0.0,) * (len(engine.lora) - len(scales))
+    differs = [name for name, value in _identity(engine, lora).items() if found.get(name) != value]
+    if differs or len(cached) > engine.n_ctx:
+        what = " and ".join(differs) or "longer context"
+        raise LlamacyError(f"{path}: made with another {what}")
+    try:
+        engine.session.write_cache(slot.id, tiles, held_from)
+    except ValueError as error:
+        raise _damaged(path, error) from None
+    n = engine.session.reusable(slot.id, len(cached))
+    slot.cached, slot.lora = cached.tolist()[:n], lora
+    return len(slot.cached)
+
+
+def _identity(engine, lora):
+    """Return what the cached values depend on besides the ids, {name: text}."""
+    session = engine.session
+    model = session.model
+    return {
+        "llamacy": f"{__version__} {kernels.isa}",
+        "model": f"{model.config} {_of_files(model)} {session.stretched_to}",
+        "adapters": " ".join(_of_adapter(adapter) for adapter, _ in model.adapters) + f" {lora}",
+        "precision": f"{model.activations} {session.cache_types}",
+    }
 
 
 def _common(known, ids):
@@ -116,7 +141,7 @@ def _common(known, ids):
 
 
 def _load(path):
-    """Return (identity, ids int32 (n), tiles uint8, their held_from) of a cache file; LlamacyError for all else."""
+    """Return (identity, ids int32 (n), tiles uint8, their held_from, scales); LlamacyError for all other files."""
     source = MappedFile(path)
     if source.bytes[:4].tobytes() != MAGIC:
         raise source.stranger("a prompt cache that bin/main wrote")
@@ -130,6 +155,7 @@ def _load(path):
             identity = json.loads(file.metadata[f"{KEY}.identity"])
             tokens, held_from = np.asarray(file.metadata[f"{KEY}.tokens"]), file.metadata.get(f"{KEY}.held_from", 0)
             info = file.tensors[TENSOR]
+            scales = [float(scale) for scale in np.asarray(file.metadata.get(f"{KEY}.scales", ()))]
             tiles = np.array(file.data(TENSOR)).view(np.uint8).reshape(info.shape)
             fits = tokens.dtype == np.int32 and len(info.shape) == 3 and info.shape[1] == -(-len(tokens) // 16)
             if not fits or not isinstance(identity, dict) or type(held_from) is not int or not 0 <= held_from < 1 << 31:
@@ -138,7 +164,7 @@ def _load(path):
                 raise ValueError("its checksum is wrong")
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise _damaged(path, error) from None
-    return identity, tokens, tiles, held_from
+    return identity, tokens, tiles, held_from, scales
 
 
 def _damaged(path, error):

@@ -4,6 +4,7 @@ import math
 import os
 import re
 import warnings
+from dataclasses import replace
 
 import numpy as np
 
@@ -104,8 +105,8 @@ class Model:
         """Return a Session: a KV cache of n_slots sequences of n_ctx positions, up to max_batch tokens a step."""
         return Session(self, n_slots, n_ctx, max_batch)
 
-    def add_adapter(self, adapter, scale=1.0):
-        """Apply an Adapter on top of the others; returns its index.
+    def add_adapter(self, adapter, scale=1.0, at=None):
+        """Apply an Adapter on top of the others, or in the place of one that was removed (`at`); returns its index.
 
         LlamacyError when it is another model's: unknown tensors or shapes that do not fit. What of its file cannot be
         applied, and a pair that was trained beside other base values, are warnings.
@@ -126,11 +127,17 @@ class Model:
             pairs |= self._parts(*self._place(adapter, name, pair), pair)
         norms = {self._norm_place(adapter, name, delta): delta for name, delta in adapter.norms.items()}
         self._base_norms |= {place: self._base_norm(place) for place in norms if place not in self._base_norms}
-        index = self.weights.add_adapter(pairs)
-        self.adapters.append((adapter, scale))
-        self._norms.append(norms)
+        index = self.weights.add_adapter(pairs) if at is None else self.weights.replace_adapter(at, pairs)
+        self.adapters[index : index + 1] = [(adapter, scale)]
+        self._norms[index : index + 1] = [norms]
         self.set_adapter_scale(index, scale)
         return index
+
+    def remove_adapter(self, index):
+        """Forget an adapter: it changes nothing any more, and its place is free for add_adapter(at=index)."""
+        self.set_adapter_scale(index, 0.0)
+        self.weights.replace_adapter(index, {})
+        self.adapters[index], self._norms[index] = (replace(self.adapters[index][0], pairs={}, norms={}), 0.0), {}
 
     def set_adapter_scale(self, index, scale):
         """Give adapter `index` another user scale (0 switches it off)."""

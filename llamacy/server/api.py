@@ -1,5 +1,7 @@
 """llamacy's own endpoints, in the shapes of llama.cpp's server: ROUTES maps (method, path) to handler(app, call)."""
 
+import math
+import os
 from pathlib import Path
 
 from llamacy import __version__
@@ -9,7 +11,7 @@ from llamacy.server.answers import Events, Json, Text
 from llamacy.server.errors import HttpError
 from llamacy.server.jobs import Answer, Job, Progress
 from llamacy.server.metrics import metrics_text
-from llamacy.server.options import MAX_CHOICES, read_options, read_prompts, read_scales
+from llamacy.server.options import MAX_CHOICES, read_options, read_prompts
 
 PAGE = Path(__file__).parent / "web" / "index.html"
 # The page is one file that talks to this server only; the browser holds it to that.
@@ -39,11 +41,16 @@ def page(app, call):
 
 
 def completion(app, call):
-    data = call.json()
-    options = read_options(app, data)
+    data = fields.mapping("the body", call.json())
     if "prompt" not in data:
+        read_options(app, data)
         raise HttpError(400, "prompt: wanted a string, token ids or a list of those, got nothing")
-    prompts, several = read_prompts(app, data["prompt"])
+    return complete(app, call, data, *read_prompts(app, data["prompt"]))
+
+
+def complete(app, call, data, prompts, several):
+    """Go on with prompts (token ids), with the options of `data`; several: the answer is a list."""
+    options = read_options(app, data)
     more = fields.read_all(data, COMPLETION)
     pairs = [(prompt, options.nth(i)) for prompt in prompts for i in range(more["n_cmpl"])]
     job = Job(app, call, *map(list, zip(*pairs, strict=True)))
@@ -98,7 +105,7 @@ def final(app, answer):
         "tokens": [token.id for token in answer.all_tokens] if options.return_tokens else [],
         "id_slot": result.id_slot,
         "stop": True,
-        "model": app.alias,
+        "model": options.model or app.alias,
         "tokens_predicted": timings.predicted_n,
         "tokens_evaluated": len(answer.prompt),
         "generation_settings": settings(app, options, result.seed),
@@ -129,7 +136,7 @@ def settings(app, options, seed):
         **({"json_schema": options.format["json_schema"]} if "json_schema" in options.format else {}),
         "seed": seed,
         "logit_bias": bias,
-        "lora": [{"id": i, "scale": scale} for i, scale in enumerate(scales)],
+        "lora": [{"id": one["id"], "scale": one["scale"]} for one in app.adapters.shown(scales)],
         "n_ctx": app.engine.n_ctx,
         "model": app.alias,
     }
@@ -233,59 +240,36 @@ def set_props(app, call):
     return Json({"success": True})
 
 
-def slots(app, call):
-    states = [_slot_state(slot) for slot in app.engine.slots]
-    if "fail_on_no_slot" in call.query and all(state["is_processing"] for state in states):
-        raise HttpError(503, "no slot available")
-    return Json(states)
-
-
-def _slot_state(slot):
-    request = slot.request  # taken once: the engine may end it meanwhile
-    state = {"id": slot.id, "n_ctx": slot.n_ctx, "is_processing": request is not None, "n_cached": len(slot.cached)}
-    if request is not None:
-        done = slot.timings.predicted_n
-        left = request.n_predict - done if request.n_predict >= 0 else -1
-        state["params"] = {name: getattr(request.params, name) for name in fields.SAMPLING}
-        state["params"]["n_predict"] = request.n_predict
-        state["next_token"] = {"has_next_token": True, "n_remain": left, "n_decoded": done}
-    return state
-
-
 def metrics(app, call):
     if not app.with_metrics:
         raise HttpError(404, "/metrics is off: start the server with --metrics")
     return Text(metrics_text(app.engine), "text/plain; version=0.0.4; charset=utf-8")
 
 
-def get_adapters(app, call):
-    paths = [str(adapter.path) for adapter, _ in app.model.adapters]
-    return Json([{"id": i, "path": path, "scale": app.engine.lora[i]} for i, path in enumerate(paths)])
-
-
-def set_adapters(app, call):
-    wanted = call.json()
-    if wanted is None:
-        raise fields.wrong("the body", "a list of {id, scale}", wanted)
-    app.engine.lora = read_scales(app, "the body", wanted)
-    return Json({"success": True})
-
-
 def model_list(app):
     """Return the model, and each of its adapters as another one, as OpenAI lists them."""
-    return [model_info(app)]
+    base = model_info(app)
+    return [base, *({**base, "id": one.name, "parent": app.alias, "root": one.path} for one in app.adapters.all)]
 
 
 def model_info(app):
     """Return the model as OpenAI lists it, with llama.cpp's `meta`."""
     config = app.model.config
-    return {
-        "id": app.alias,
-        "object": "model",
-        "created": app.created,
-        "owned_by": "llamacy",
-        "meta": {"n_vocab": config.n_vocab, "n_ctx_train": config.n_ctx_train, "n_embd": config.n_embd},
+    size = sum(os.stat(path).st_size for path in app.model.file.paths if os.path.exists(path))
+    meta = {
+        "n_vocab": config.n_vocab,
+        "n_ctx": app.engine.n_ctx,
+        "n_ctx_train": config.n_ctx_train,
+        "n_embd": config.n_embd,
+        "n_params": n_params(app.model),
+        "size": size,
     }
+    return {"id": app.alias, "object": "model", "created": app.created, "owned_by": "llamacy", "meta": meta}
+
+
+def n_params(model):
+    """Return how many numbers a model's tensors have."""
+    return sum(math.prod(info.shape) for info in getattr(model.file, "tensors", {}).values())
 
 
 ROUTES = {
@@ -299,8 +283,5 @@ ROUTES = {
     ("POST", "/detokenize"): detokenize,
     ("GET", "/props"): props,
     ("POST", "/props"): set_props,
-    ("GET", "/slots"): slots,
     ("GET", "/metrics"): metrics,
-    ("GET", "/lora-adapters"): get_adapters,
-    ("POST", "/lora-adapters"): set_adapters,
 }

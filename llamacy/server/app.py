@@ -8,6 +8,7 @@ from pathlib import Path
 from llamacy.errors import LlamacyError
 from llamacy.generate.constraint import TokenTable
 from llamacy.server import routes
+from llamacy.server.adapters import Adapters
 from llamacy.server.answers import Text
 from llamacy.server.errors import HttpError, too_long
 from llamacy.server.fields import with_defaults
@@ -47,6 +48,9 @@ class Application:
     prefix: str = ""
     template_values: dict = field(default_factory=dict)
     reasoning_format: str = "auto"
+    lora_dir: str | None = None
+    slot_save_path: str | None = None
+    report: object = print
     prefill_assistant: bool = True
     model: object = None
     engine: object = None
@@ -63,6 +67,7 @@ class Application:
         # The automaton of all requests that say nothing else: what one has found out of it, the next one need not.
         self.automaton = self.format and self.format.automaton(model.tokenizer)
         self.grammars = Grammars(model.tokenizer)
+        self.adapters = Adapters(model, engine, self.alias, self.lora_dir, self.report)
         self._longest = max(1, model.tokenizer.longest_token)
         self.model, self.engine = model, engine
 

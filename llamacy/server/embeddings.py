@@ -14,7 +14,7 @@ from llamacy.server import fields
 from llamacy.server.answers import Json
 from llamacy.server.errors import HttpError
 from llamacy.server.jobs import Submission, http_error
-from llamacy.server.options import read_prompts
+from llamacy.server.options import read_model, read_prompts
 
 # name -> what becomes of the hidden states (n, E) of a text's tokens; "none" keeps them all
 POOLINGS = {
@@ -50,10 +50,10 @@ def pooling_of(model):
     return "mean"
 
 
-def vectors_of(app, call, prompts, make):
+def vectors_of(app, call, prompts, make, lora=None):
     """Run prompts (token ids) through the model; return make(final hidden states, f32 (n, n_embd)) for each."""
     job, found = Submission(app, call), [None] * len(prompts)
-    job.submit([_request(i, prompt, job.queue) for i, prompt in enumerate(prompts)])
+    job.submit([_request(i, prompt, job.queue, lora) for i, prompt in enumerate(prompts)])
     try:
         for _ in prompts:
             index, parts, result = job.next()
@@ -68,13 +68,22 @@ def vectors_of(app, call, prompts, make):
     return found
 
 
-def _request(index, prompt, queue):
+def normalised_vectors(app, call, prompts, lora=None):
+    """Return a vector of length 1 for each prompt; HttpError where the server makes a vector for each token."""
+    pool = POOLINGS[app.pooling]
+    if pool is None:
+        raise HttpError(400, "--pooling none gives a vector per token, which this endpoint cannot show; use /embedding")
+    return vectors_of(app, call, prompts, lambda rows: normalised(pool(rows), 2), lora)
+
+
+def _request(index, prompt, queue, lora):
     """Return the Request that puts (index, its rows in parts, its Result) into the queue."""
     parts = []
     return Request(
         prompt,
         on_hidden=lambda rows: parts.append(rows.copy()),
         on_end=lambda result: queue.put((index, parts, result)),
+        lora=lora,
     )
 
 
@@ -93,22 +102,22 @@ def embedding(app, call):
     reader = fields.number(int, -1, MAX_NORM)
     kind = fields.read_all(data, {"embd_normalize": (reader, app.embd_normalize)})["embd_normalize"]
     pool = POOLINGS[app.pooling]
-    found = vectors_of(app, call, prompts, lambda rows: [normalised(pool(rows), kind)] if pool else list(rows))
+    lora = read_model(app, data)[1]
+    found = vectors_of(app, call, prompts, lambda rows: [normalised(pool(rows), kind)] if pool else list(rows), lora)
     return Json([{"index": i, "embedding": [v.tolist() for v in vectors]} for i, vectors in enumerate(found)])
 
 
 def openai_embeddings(app, call):
     """OpenAI's: {data: [{embedding, index}], usage}, normalised, as numbers or as base64 of little-endian f32."""
     data = call.json()
-    prompts, pool = _prompts(app, data), POOLINGS[app.pooling]
+    prompts = _prompts(app, data)
     encodings = fields.choice("float", "base64")
     n_embd = app.model.config.n_embd
     values = fields.read_all(
         data, {"encoding_format": (encodings, "float"), "dimensions": (fields.number(int, n_embd, n_embd), n_embd)}
     )
-    if pool is None:
-        raise HttpError(400, "--pooling none gives a vector per token, which this endpoint cannot show; use /embedding")
-    vectors = vectors_of(app, call, prompts, lambda rows: normalised(pool(rows), 2))
+    name, lora = read_model(app, data)
+    vectors = normalised_vectors(app, call, prompts, lora)
     if values["encoding_format"] == "base64":
         shown = [base64.b64encode(vector.astype("<f4").tobytes()).decode() for vector in vectors]
     else:
@@ -116,7 +125,7 @@ def openai_embeddings(app, call):
     n_tokens = sum(map(len, prompts))
     items = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(shown)]
     usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
-    return Json({"object": "list", "model": app.alias, "data": items, "usage": usage})
+    return Json({"object": "list", "model": name or app.alias, "data": items, "usage": usage})
 
 
 ROUTES = {

@@ -73,7 +73,9 @@ def read_options(app, data):
     bias = app.defaults.get("logit_bias", ()) if data.get("logit_bias") is None else read_bias(app, data["logit_bias"])
     params = SamplingParams(**{name: values[name] for name in fields.SAMPLING}, logit_bias=bias)
     automaton, wanted = read_format(app, data)
-    return Options(values, params, read_scales(app, "lora", data.get("lora")), automaton, wanted)
+    model, scales = read_model(app, data)
+    lora = read_scales(app, "lora", data.get("lora"))
+    return Options(values, params, scales if lora is None else lora, automaton, wanted, model=model)
 
 
 def read_format(app, data):
@@ -129,19 +131,33 @@ def read_bias(app, value):
 
 
 def read_scales(app, name, value):
-    """Read [{"id", "scale"}]: a scale for each adapter, 0 for those not listed; None when there is no list."""
+    """Read [{"id" or "name", "scale"}]: a scale for each adapter, 0 for those not listed; None where none is given."""
     if value is None:
         return None
-    scales = [0.0] * len(app.engine.lora)
+    found = {}
     for i, item in enumerate(fields.items(fields.mapping)(name, value)):
-        for key in ("id", "scale"):
-            if key not in item:
-                raise HttpError(400, f"{name}[{i}]: wanted {{id, scale}}, got no {key}")
-        if not scales:
-            raise HttpError(400, f"{name}: the server was started without adapters (--lora)")
-        which = fields.number(int, 0, len(scales) - 1)(f"{name}[{i}].id", item["id"])
-        scales[which] = fields.number(float)(f"{name}[{i}].scale", item["scale"])
-    return tuple(scales)
+        key = "name" if "id" not in item and "name" in item else "id"
+        for wanted in (key, "scale"):
+            if wanted not in item:
+                raise HttpError(400, f"{name}[{i}]: wanted {{id, scale}}, got no {wanted}")
+        if not app.adapters.all:
+            raise HttpError(400, f"{name}: the server has no adapters (--lora, --lora-dir)")
+        if key == "id":
+            one = app.adapters.of_id(fields.number(int, 0)(f"{name}[{i}].id", item["id"]))
+        else:
+            one = app.adapters.named(fields.text(f"{name}[{i}].name", item["name"]))
+        if one is None:
+            known = " or ".join(str(getattr(one, key)) for one in app.adapters.all[:20])
+            raise fields.wrong(f"{name}[{i}].{key}", known, item[key])
+        found[one] = fields.number(float)(f"{name}[{i}].scale", item["scale"])
+    return app.adapters.scales(found)
+
+
+def read_model(app, data):
+    """Return (the adapter's name that `model` is, None for any other name; its scales)."""
+    name = data.get("model")
+    one = app.adapters.named(name) if isinstance(name, str) else None
+    return (None, None) if one is None else (one.name, app.adapters.scales({one: 1.0}))
 
 
 def read_prompts(app, value):

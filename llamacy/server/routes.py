@@ -4,10 +4,26 @@ A module has ROUTES {(method, path): handler(app, call)}, where it likes PREFIXE
 handler}, and shape(error, body) for the error objects of an API of its own.
 """
 
-from llamacy.server import api, embeddings, openai, openai_chat
+from llamacy.server import (
+    anthropic,
+    api,
+    embeddings,
+    infill,
+    lora,
+    ollama,
+    openai,
+    openai_chat,
+    openapi,
+    rerank,
+    responses,
+    slots,
+)
 from llamacy.server.errors import HttpError
 
-MODULES = (api, openai, openai_chat, embeddings)
+MODULES = (
+    *(api, slots, lora, infill, embeddings, rerank, openapi),
+    *(openai, openai_chat, responses, anthropic, ollama),
+)
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")
 ROUTES = {key: handler for module in MODULES for key, handler in module.ROUTES.items()}
 PREFIXES = {key: handler for module in MODULES for key, handler in getattr(module, "PREFIXES", {}).items()}

@@ -21,6 +21,7 @@ cdef class Weights:
     cdef int n_lora
     cdef Lora* embedding_pairs      # one per adapter; rank 0 where it does not adapt the embedding
     cdef list embedding_loras       # their own scales
+    cdef list lora_arrays           # of each adapter, what its pairs point to
     cdef dict norms                 # (layer, name) -> vector; layer -1 the output norm
     cdef int max_width          # widest low-rank input of any group of linears, all adapters together
     cdef int max_expert_width   # and of an expert's
@@ -43,5 +44,5 @@ cdef class Weights:
     cdef Linear* linear_at(self, int layer, int slot) noexcept
     cdef void embed(self, int token, const float* scales, float* x) noexcept nogil
     cdef void add_embedding_pair(self, const Lora* l, int token, float factor, float* x) noexcept nogil
-    cdef append_adapter(self, dict pairs)
-    cdef add_embedding(self, pair)
+    cdef put_adapter(self, int at, dict pairs)
+    cdef put_embedding(self, int at, int n, pair, list arrays)

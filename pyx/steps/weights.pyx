@@ -71,7 +71,7 @@ cdef class Weights:
         (n_vocab, n_embd); embedding: rows of blocks of type embedding_type, None where the output matrix is the embedding too.
         The biases of the last two are config's: "output.bias", "output_norm.bias"."""
         cdef int i
-        self.keep, self.adapters, self.embedding_loras, self.norms = [], [], [], {}
+        self.keep, self.adapters, self.embedding_loras, self.norms, self.lora_arrays = [], [], [], {}, []
         set_sizes(&self.config, dict(config, n_layer=len(layers), n_ropes=len(config["ropes"])))
         self.config.temperature, self.config.temperature_length = config.get("temperature", (0, 0))
         for i in range(N_SLOTS):
@@ -309,19 +309,26 @@ cdef class Weights:
         Layer -1 is the output matrix; EMBEDDING the token embedding, with a (r, n_embd) and b (n_vocab, r). LlamacyError
         while a step runs.
         """
+        return self.replace_adapter(self.n_lora, pairs)
+
+    def replace_adapter(self, int at, dict pairs):
+        """Put an adapter in the place of another, whose memory is given back; without pairs it changes nothing."""
+        if not 0 <= at <= self.n_lora:
+            raise ValueError(f"adapter {at} is not in 0..{self.n_lora}")
         self.begin_change()
         try:
-            return self.append_adapter(dict(pairs))
+            return self.put_adapter(at, dict(pairs))
         finally:
             self.end_change()
 
-    cdef append_adapter(self, dict pairs):
-        """add_adapter's work; pairs is used up"""
-        cdef int layer, slot, n = self.n_lora + 1
+    cdef put_adapter(self, int at, dict pairs):
+        """replace_adapter's work; pairs is used up"""
+        cdef int layer, slot, n = max(self.n_lora, at + 1)
         cdef Linear* l
         cdef Lora* grown
         cdef float[:, ::1] a
         cdef float[:, :, ::1] b
+        arrays = []
         transposed = {}     # by identity: the parts of a fused matrix share A
         embedding = pairs.pop(EMBEDDING, None)
         for (layer, slot), (first, second, _) in pairs.items():
@@ -335,7 +342,7 @@ cdef class Weights:
                 if grown == NULL:
                     raise MemoryError()
                 l.loras = grown
-                memset(grown + n - 1, 0, sizeof(Lora))
+                memset(grown + at, 0, sizeof(Lora))
                 if (layer, slot) not in pairs:
                     continue
                 first, second, scale = pairs[layer, slot]
@@ -347,29 +354,30 @@ cdef class Weights:
                 wide = np.zeros((16 * n_tiles, r), np.float32)
                 wide[:l.w.n_rows] = second
                 b = np.ascontiguousarray(wide.reshape(n_tiles, 16, r).transpose(0, 2, 1))
-                self.keep += [a, b]
-                grown[n - 1] = Lora(r, padded(r, 16), scale, &a[0, 0], &b[0, 0, 0])
-        self.add_embedding(embedding)
-        self.adapters.append({key: scale for key, (_, _, scale) in pairs.items()})
+                arrays += [a, b]
+                grown[at] = Lora(r, padded(r, 16), scale, &a[0, 0], &b[0, 0, 0])
+        self.put_embedding(at, n, embedding, arrays)
+        self.adapters[at:at + 1] = [{key: scale for key, (_, _, scale) in pairs.items()}]
+        self.lora_arrays[at:at + 1] = [arrays]      # the last thing: nothing points to the old ones any more
         self.n_lora = n
         self.max_width, self.max_expert_width = self.widest(), self.widest_expert()
-        return n - 1
+        return at
 
-    cdef add_embedding(self, pair):
-        """Append an adapter's pair on the token embedding, or None; before n_lora counts it."""
+    cdef put_embedding(self, int at, int n, pair, list arrays):
+        """Put an adapter's pair on the token embedding, or None, in its place of n; its arrays are added to `arrays`."""
         cdef float[:, ::1] a, b
-        cdef Lora* grown = <Lora*>realloc(self.embedding_pairs, (self.n_lora + 1) * sizeof(Lora))
+        cdef Lora* grown = <Lora*>realloc(self.embedding_pairs, n * sizeof(Lora))
         if grown == NULL:
             raise MemoryError()
         self.embedding_pairs = grown
-        memset(grown + self.n_lora, 0, sizeof(Lora))
+        memset(grown + at, 0, sizeof(Lora))
         if pair is not None:
             a, b = np.ascontiguousarray(pair[0], np.float32), np.ascontiguousarray(pair[1], np.float32)
             if a.shape[1] != self.config.n_embd or b.shape[0] != self.config.n_vocab or a.shape[0] != b.shape[1]:
                 raise ValueError("the adapter's embedding pair does not fit")
-            self.keep += [a, b]
-            grown[self.n_lora] = Lora(<int>a.shape[0], 0, pair[2], &a[0, 0], &b[0, 0])
-        self.embedding_loras.append(pair[2] if pair is not None else 0)
+            arrays += [a, b]
+            grown[at] = Lora(<int>a.shape[0], 0, pair[2], &a[0, 0], &b[0, 0])
+        self.embedding_loras[at:at + 1] = [pair[2] if pair is not None else 0]
 
     def set_scale(self, int adapter, float user):
         """Set one adapter's user scale: each pair's own scale times `user`. LlamacyError while a step runs."""

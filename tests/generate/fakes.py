@@ -141,6 +141,9 @@ class FakeModel:
     def set_adapter_scale(self, index, scale):
         self.adapters[index] = (self.adapters[index][0], scale)
 
+    def remove_adapter(self, index):
+        self.adapters[index] = (self.adapters[index][0], 0.0)
+
     def logits(self, seen, scales):
         random = np.random.default_rng(zlib.crc32(seen.astype(np.int32).tobytes() + scales))
         row = random.standard_normal(N_VOCAB).astype(np.float32)

@@ -51,7 +51,8 @@ def serving(
         )
     finally:
         if engine:
-            engine.session.gate.set()
+            if hasattr(engine.session, "gate"):
+                engine.session.gate.set()
             engine.close()
         server.finish(2)
 

@@ -1,0 +1,147 @@
+"""What the server can be asked, as OpenAPI 3.1: /openapi.json, and a page at /docs; both are made of the tables."""
+
+import html
+
+from llamacy import __version__
+from llamacy.server.answers import Json, Text
+
+ANY = {"type": "object"}
+TEXT, FLAG, WHOLE, NUMBER = {"type": "string"}, {"type": "boolean"}, {"type": "integer"}, {"type": "number"}
+LIST, TEXTS = {"type": "array"}, {"type": "array", "items": {"type": "string"}}
+MESSAGES = {
+    "type": "array",
+    "minItems": 1,
+    "items": {"type": "object", "properties": {"role": TEXT, "content": {}}, "required": ["role"]},
+}
+SAMPLING = {"temperature": NUMBER, "top_p": NUMBER, "seed": WHOLE, "stream": FLAG}
+# (method, path) -> (what it does, the request's members, which of them it must have)
+REQUESTS = {
+    ("POST", "/completion"): (
+        "Go on with a prompt",
+        {"prompt": {}, "n_predict": WHOLE, "top_k": WHOLE, **SAMPLING},
+        ["prompt"],
+    ),
+    ("POST", "/v1/completions"): (
+        "Go on with a prompt (OpenAI)",
+        {"prompt": {}, "max_tokens": WHOLE, **SAMPLING},
+        ["prompt"],
+    ),
+    ("POST", "/v1/chat/completions"): (
+        "Answer a conversation (OpenAI)",
+        {"messages": MESSAGES, "max_tokens": WHOLE, "tools": LIST, **SAMPLING},
+        ["messages"],
+    ),
+    ("POST", "/v1/responses"): (
+        "Answer (OpenAI responses)",
+        {"input": {}, "max_output_tokens": WHOLE, "tools": LIST, **SAMPLING},
+        ["input"],
+    ),
+    ("POST", "/v1/messages"): (
+        "Answer a conversation (Anthropic)",
+        {"messages": MESSAGES, "max_tokens": WHOLE, "system": {}, **SAMPLING},
+        ["messages", "max_tokens"],
+    ),
+    ("POST", "/v1/messages/count_tokens"): (
+        "Count a conversation's tokens (Anthropic)",
+        {"messages": MESSAGES},
+        ["messages"],
+    ),
+    ("POST", "/api/chat"): (
+        "Answer a conversation (Ollama)",
+        {"messages": MESSAGES, "stream": FLAG, "options": ANY},
+        ["messages"],
+    ),
+    ("POST", "/api/generate"): ("Answer a prompt (Ollama)", {"prompt": TEXT, "stream": FLAG, "options": ANY}, []),
+    ("POST", "/api/embed"): ("Vectors of texts (Ollama)", {"input": {}}, ["input"]),
+    ("POST", "/api/embeddings"): ("The vector of a text (Ollama)", {"prompt": TEXT}, ["prompt"]),
+    ("POST", "/api/show"): ("About a model (Ollama)", {"model": TEXT}, ["model"]),
+    ("POST", "/v1/embeddings"): ("Vectors of texts (OpenAI)", {"input": {}, "encoding_format": TEXT}, ["input"]),
+    ("POST", "/embedding"): ("Vectors of texts", {"content": {}}, ["content"]),
+    ("POST", "/tokenize"): (
+        "A text's tokens",
+        {"content": TEXT, "add_special": FLAG, "with_pieces": FLAG},
+        ["content"],
+    ),
+    ("POST", "/detokenize"): ("Tokens' text", {"tokens": {"type": "array", "items": WHOLE}}, ["tokens"]),
+    ("POST", "/apply-template"): ("A conversation as the model sees it", {"messages": MESSAGES}, ["messages"]),
+    ("POST", "/infill"): (
+        "Fill in between two texts",
+        {"input_prefix": TEXT, "input_suffix": TEXT},
+        ["input_prefix", "input_suffix"],
+    ),
+    ("POST", "/rerank"): ("Rank documents", {"query": TEXT, "documents": TEXTS}, ["query", "documents"]),
+    ("POST", "/lora-adapters/load"): ("Load an adapter by name", {"name": TEXT, "scale": NUMBER}, ["name"]),
+    ("POST", "/lora-adapters/unload"): ("Unload an adapter", {"name": TEXT, "id": WHOLE}, []),
+}
+ERROR = {
+    "description": "What is wrong",
+    "content": {"application/json": {"schema": {"type": "object"}}},
+}
+MODES = {
+    "text/event-stream": {"schema": TEXT},
+    "application/x-ndjson": {"schema": TEXT},
+    "text/plain": {"schema": TEXT},
+}
+ANSWER = {
+    "description": "The answer, or with `stream` its events",
+    "content": {"application/json": {"schema": {}}, **MODES, "text/html": {"schema": TEXT}},
+}
+
+
+def description(app):
+    """Return the whole description, from the tables of routes."""
+    from llamacy.server.routes import PREFIXES, ROUTES
+
+    paths = {}
+    for method, path in sorted(ROUTES, key=lambda key: key[::-1]):
+        paths.setdefault(path, {})[method.lower()] = _operation(method, path)
+    for (method, path), _ in sorted(PREFIXES.items()):
+        operation = _operation(method, path)
+        operation["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": TEXT}]
+        paths.setdefault(path + "{name}", {})[method.lower()] = operation
+    found = {
+        "openapi": "3.1.0",
+        "info": {"title": "llamacy", "version": __version__, "description": "A language model over HTTP"},
+        "paths": paths,
+    }
+    if app.prefix:
+        found["servers"] = [{"url": app.prefix}]
+    if app.guard.api_keys:
+        found["components"] = {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}}
+        found["security"] = [{"key": []}]
+    return found
+
+
+def _operation(method, path):
+    what, members, required = REQUESTS.get((method, path), ("", None, []))
+    codes = (400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 501, 503)
+    operation = {"responses": {"200": ANSWER, **{str(code): ERROR for code in codes}}}
+    if what:
+        operation["summary"] = what
+    if method == "POST":
+        schema = {"type": "object", "properties": members or {}, "required": required} if members else {}
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    return operation
+
+
+def openapi(app, call):
+    return Json(description(app))
+
+
+def page(app, call):
+    """A table of the paths."""
+    rows = []
+    for path, operations in description(app)["paths"].items():
+        for method, operation in operations.items():
+            what = html.escape(operation.get("summary", ""))
+            rows.append(f"<tr><td><code>{method.upper()}</code><td><code>{html.escape(path)}</code><td>{what}")
+    text = (
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        "<title>llamacy: paths</title><style>body{font:16px/1.5 system-ui;margin:2rem;color-scheme:light dark}"
+        "td{padding:.15rem .7rem .15rem 0}</style><h1>What this server can be asked</h1>"
+        f"<p><a href='openapi.json'>openapi.json</a><table>{''.join(rows)}</table></html>"
+    )
+    return Text(text, "text/html; charset=utf-8")
+
+
+ROUTES = {("GET", "/openapi.json"): openapi, ("GET", "/docs"): page}

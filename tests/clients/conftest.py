@@ -1,0 +1,36 @@
+"""A server with the default model for other people's clients, in an environment of their own (`make test-clients`)."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leave this folder out unless an argument of the run lies in it; None lets pytest decide as usual."""
+    asked = (Path(config.invocation_params.dir, arg.split("::")[0]).resolve() for arg in config.args)
+    return None if any(path.is_relative_to(HERE) for path in asked) else True
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """The address of a running server."""
+    log = tmp_path_factory.mktemp("server") / "log"
+    command = [ROOT / "bin" / "server", "--port", "0", "-c", "2048", "-np", "4", "--metrics"]
+    with open(log, "wb") as file:
+        process = subprocess.Popen(command, stderr=file, cwd=ROOT)
+    try:
+        address = None
+        while address is None:
+            assert process.poll() is None, log.read_text()
+            found = re.search(r"listening on (http://\S+)", log.read_text())
+            address = found and found[1]
+        yield address
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+    assert "Traceback" not in log.read_text() and "internal error" not in log.read_text()
