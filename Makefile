@@ -1,6 +1,7 @@
 # make             everything the commands need: .venv, compiled kernels, the default model
 # make test        the tests          make test-peers  those that need torch, PEFT or llama.cpp (own environment)
 # make test-clients  the server with other people's clients: openai, anthropic, ollama, litellm, LangChain (own environment)
+# make test-page   the chat page in a headless Chromium, skipped where there is none
 # make bench       compare with them  make demo        fine-tune, generate, serve one request
 # make report      the newest results of make bench into docs/performance.md and the READMEs
 # make lint        ruff, cython-lint  make fuzz        100,000 damaged files against the readers
@@ -82,6 +83,9 @@ tests/clients/.venv/.installed: tests/clients/requirements.txt
 	@tests/clients/.venv/bin/python -m pip install -qq --disable-pip-version-check -r $<
 	@touch $@
 
+test-page: all $(VENV)/.test
+	@$(PY) -m pytest -rs tests/page
+
 test-clients: all tests/clients/.venv/.installed
 	@tests/clients/.venv/bin/python -m pytest -p no:cacheprovider tests/clients
 
@@ -123,5 +127,5 @@ clean:
 	rm -f llamacy/kernels/*/*.so llamacy/kernels/*/*/*.so
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
-.PHONY: all test test-clients test-neon test-avx512 test-peers bench report demo lint fuzz asan mutants docs clean
+.PHONY: all test test-page test-clients test-neon test-avx512 test-peers bench report demo lint fuzz asan mutants docs clean
 .DELETE_ON_ERROR:

@@ -6,6 +6,7 @@ Only what is new is computed: the engine keeps the conversation's beginning in i
 import sys
 
 from llamacy.cli.run import say
+from llamacy.cli.talk_commands import HELP, Leave, run_command
 from llamacy.cli.template_flags import template_override, template_values, warn_of_unused
 from llamacy.errors import LlamacyError
 from llamacy.generate.chat_prompt import chat_ids, chat_text
@@ -13,7 +14,6 @@ from llamacy.text.answer_reader import AnswerReader
 from llamacy.text.chat import template_for
 from llamacy.text.tool_formats import thoughts_of
 
-HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer, \\ at a line's end goes on"
 # What the instruction format writes before the next question: a model that goes on asking itself is stopped there.
 INSTRUCT_STOP = "### Instruction:"
 
@@ -44,7 +44,7 @@ class Conversation:
         self.template, self.stops = template_of(args, model)
         self._values = template_values(args)
         warn_of_unused(self.template, self._values)
-        self.tokenizer, self.n_ctx, self._answer = model.tokenizer, engine.n_ctx, answer
+        self.tokenizer, self.n_ctx, self._answer, self.engine = model.tokenizer, engine.n_ctx, answer, engine
         self._thoughts = None if args.reasoning_format == "none" else thoughts_of(self.template)
         self._first = first_messages(args)
         self.messages = list(self._first)
@@ -52,6 +52,12 @@ class Conversation:
     def clear(self):
         """Forget all but the system message."""
         self.messages = list(self._first)
+
+    def set_system(self, text):
+        """Put another system message at the beginning, or none."""
+        rest = self.messages[1:] if self.messages and self.messages[0]["role"] == "system" else self.messages
+        self._first = [{"role": "system", "content": text}] if text else []
+        self.messages = self._first + rest
 
     def say(self, text):
         """Add a message, show the answer and keep it; LlamacyError when the message is too long for the context."""
@@ -142,14 +148,24 @@ def talk(conversation, first=None, single=False, multiline=False):
     if sys.stdin and sys.stdin.isatty():
         print(f"({HELP})", file=sys.stderr)
     for message in messages_of(lines(), multiline):
-        if message == "/exit":
+        try:
+            if not _command(conversation, message):
+                _say(conversation, message)
+        except Leave:
             return
-        if message == "/clear":
-            conversation.clear()
-            continue
-        _say(conversation, message)
         if single:
             return
+
+
+def _command(conversation, message):
+    """Do what a message asks for, if it is a command; say whether it was one."""
+    try:
+        is_command, note = run_command(conversation, message)
+    except LlamacyError as error:
+        is_command, note = True, str(error)
+    if note:
+        say(f"({note})")
+    return is_command
 
 
 def _say(conversation, message):

@@ -11,13 +11,15 @@ from llamacy.cli.common import context_of, engine_options, open_model_from
 from llamacy.cli.log_file import log_to
 from llamacy.cli.run import say
 from llamacy.cli.sampling_flags import check_bias, format_from
-from llamacy.cli.server_flags import build_parser, defaults_of, origins_of, read_keys, slots_of
+from llamacy.cli.server_flags import build_parser, check_folders, defaults_of, origins_of, read_keys, slots_of
 from llamacy.cli.template_flags import template_override, template_values, warn_of_unused
 from llamacy.default_model import MODEL_NAME
 from llamacy.errors import UsageError
 
 # After a signal: how long running requests may go on, and how long their answers may take to be sent.
 GRACE_SECONDS = 2.0
+# How long a thread that wants Python's lock waits for it, at most: the engine's steps do not wait for a grammar.
+SWITCH_SECONDS = 0.001
 SEND_SECONDS = 1.0
 
 
@@ -70,6 +72,7 @@ class Worker(threading.Thread):
 def main(argv):
     args = build_parser().parse_args(argv)
     log_to(args.log_file)
+    check_folders(args)
     from llamacy.server.app import Application
     from llamacy.server.guard import Guard
     from llamacy.server.listening import Server, tls_context
@@ -104,6 +107,7 @@ def main(argv):
         app.guard.hosts = tuple(args.allowed_hosts.lower().split(",")) if args.allowed_hosts else ()
     if not server.is_local and not keys:
         say(f"warning: {args.host} is open to the network and there is no --api-key: anybody there may use this server")
+    sys.setswitchinterval(SWITCH_SECONDS)
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, partial(_on_signal, ended))

@@ -72,7 +72,7 @@ def _add_endpoint_flags(group):
     group.add_argument("--slots", action="store_true", default=True, help="offer /slots (the default)")
     group.add_argument("--no-slots", "--slots-endpoint-disable", dest="slots", action="store_false",
                        help="keep what slots are doing to yourself")  # fmt: skip
-    optional(group, "--slot-save-path", dest="slot_save_path", type=folder, metavar="DIR",
+    optional(group, "--slot-save-path", dest="slot_save_path", metavar="DIR",
              help="where POST /slots/ID?action=save|restore keeps what slots hold")  # fmt: skip
     group.add_argument("--props", action="store_true", help="offer POST /props")
     group.add_argument("--no-ui", "--no-webui", dest="no_webui", action="store_true", help="no chat page at /")
@@ -82,7 +82,7 @@ def _add_endpoint_flags(group):
     optional(group, "--pooling", dest="pooling", choices=["mean", "last", "cls", "none"],
              help="what /embedding makes of a text's tokens; none: a vector for each "
              "(default: as the model's file says, else mean)")  # fmt: skip
-    optional(group, "--lora-dir", dest="lora_dir", type=folder, metavar="DIR",
+    optional(group, "--lora-dir", dest="lora_dir", metavar="DIR",
              help="adapters that POST /lora-adapters/load may load, by the names of their files")  # fmt: skip
     group.add_argument("--lora-watch", action="store_true",
                        help="load an adapter anew when its file is written, as by finetune")  # fmt: skip
@@ -124,11 +124,12 @@ def slots_of(args):
     return DEFAULT_SLOTS if args.parallel in (None, -1) else args.parallel
 
 
-def folder(text):
-    """Parse the path of a folder that is there."""
-    if not os.path.isdir(text):
-        raise argparse.ArgumentTypeError(f"wanted a folder, got {text!r}")
-    return text
+def check_folders(args):
+    """Refuse folders that are not there."""
+    for name in ("lora_dir", "slot_save_path"):
+        path = getattr(args, name)
+        if path is not None and not os.path.isdir(path):
+            raise UsageError(f"--{name.replace('_', '-')}: wanted a folder, got {path!r}")
 
 
 def path_prefix(text):

@@ -80,7 +80,16 @@ class Engine:
         self._scales = Scales(model)
         self.lora = self._scales.defaults
         self.counters = dict.fromkeys(
-            ("prompt_tokens", "prompt_seconds", "predicted_tokens", "predicted_seconds", "steps", "busy_slots"), 0
+            (
+                "prompt_tokens",
+                "prompt_seconds",
+                "predicted_tokens",
+                "predicted_seconds",
+                "steps",
+                "busy_slots",
+                "most_tokens",
+            ),
+            0,
         )
         self._queue = deque()  # of the deques of requests that came together; who was served last is behind
         self._wake = threading.Condition()
@@ -433,6 +442,8 @@ class Engine:
         prompt = sum(count for slot, count in batch if not slot.is_generating)
         self.counters["steps"] += 1
         self.counters["busy_slots"] += len(batch)
+        held = max(len(slot.cached) + count for slot, count in batch)
+        self.counters["most_tokens"] = max(self.counters["most_tokens"], held)
         self.counters["predicted_seconds"] += seconds * (total - prompt) / total
         self.counters["prompt_tokens"] += prompt
         self.counters["prompt_seconds"] += seconds * prompt / total

@@ -201,8 +201,7 @@ class Converter:
             what = f"{', '.join(TYPES)} or a list of those, got {str(wrong[0])[:60]!r}"
             raise RequestError(f"{where}.type: wanted one of {what}")
         for key, about in UNBUILT.items():
-            says_nothing = key != "not" and schema.get(key) in ({}, [])
-            if key in schema and not says_nothing and (about is None or not types or about in types):
+            if key in schema and (about is None or not types or about in types) and not _is_idle(key, schema[key]):
                 raise RequestError(f"{where}: the keyword {key!r} is not supported here")
         if not types:
             return VALUE
@@ -340,6 +339,11 @@ class Converter:
             return OBJECT
         value = self.convert(more, f"{where}.additionalProperties", depth)
         return separated("{", member(STRING, value), "}", low, high)
+
+
+def _is_idle(key, value):
+    """Say whether a keyword that is not built asks for nothing."""
+    return key.startswith("dependent") and value == {}
 
 
 def _is_a(value, types):

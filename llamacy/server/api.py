@@ -2,7 +2,6 @@
 
 import math
 import os
-from pathlib import Path
 
 from llamacy import __version__
 from llamacy.generate.chat_prompt import special_text
@@ -13,14 +12,6 @@ from llamacy.server.jobs import Answer, Job, Progress
 from llamacy.server.metrics import metrics_text
 from llamacy.server.options import MAX_CHOICES, read_options, read_prompts
 
-PAGE = Path(__file__).parent / "web" / "index.html"
-# The page is one file that talks to this server only; the browser holds it to that.
-PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-cache",
-}
 # JSON has no infinity: a forbidden token's log-probability is f32's lowest number, as in llama.cpp.
 LOWEST = -3.4028234663852886e38
 MISSING = object()
@@ -34,10 +25,6 @@ COMPLETION = {
 
 def health(app, call):
     return Json({"status": "ok"})
-
-
-def page(app, call):
-    return Text(PAGE.read_text("utf-8"), "text/html; charset=utf-8", headers=PAGE_HEADERS)
 
 
 def completion(app, call):
@@ -273,8 +260,6 @@ def n_params(model):
 
 
 ROUTES = {
-    ("GET", "/"): page,
-    ("GET", "/index.html"): page,
     ("GET", "/health"): health,
     ("GET", "/v1/health"): health,
     ("POST", "/completion"): completion,

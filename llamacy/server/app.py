@@ -121,7 +121,7 @@ class Application:
             handler = routes.find(head, self.with_page)
             self.guard.check_origin(head)
             check_gate(self, head.method, head.path)
-            if self.engine is None and head.path not in WHILE_LOADING:
+            if self.engine is None and head.path not in WHILE_LOADING and not head.path.startswith("/web/"):
                 raise HttpError(503, "Loading model", {"Retry-After": "1"})
         except HttpError as error:
             raise routes.shaped(error, head.path) from None

@@ -27,7 +27,7 @@ class Guard:
 
     def check_key(self, head):
         """Raise HttpError 401 unless a request has one of the keys, or needs none."""
-        if not self.api_keys or head.path in PUBLIC:
+        if not self.api_keys or head.path in PUBLIC or head.path.startswith("/web/"):
             return
         given = head.headers.get("Authorization") or head.headers.get("X-Api-Key") or ""
         scheme, _, rest = given.strip().partition(" ")

@@ -25,9 +25,16 @@ METRICS = [
         "Mean generated tokens per second.",
         lambda e, c: _ratio(c["predicted_tokens"], c["predicted_seconds"]),
     ),
+    ("n_tokens_max", "counter", "Most tokens that a slot has held.", lambda e, c: c["most_tokens"]),
+    ("kv_cache_tokens", "gauge", "Tokens in the cache.", lambda e, c: _cached(e)),
+    ("kv_cache_usage_ratio", "gauge", "Share of the cache in use.", lambda e, c: _cached(e) / (len(e.slots) * e.n_ctx)),
     ("requests_processing", "gauge", "Requests that have a slot.", lambda e, c: e.busy),
     ("requests_deferred", "gauge", "Requests that wait for a slot.", lambda e, c: e.queued),
 ]
+
+
+def _cached(engine):
+    return sum(len(slot.cached) for slot in engine.slots)
 
 
 def _ratio(amount, of):

@@ -14,6 +14,7 @@ from llamacy.server import (
     openai,
     openai_chat,
     openapi,
+    page,
     rerank,
     responses,
     slots,
@@ -21,7 +22,7 @@ from llamacy.server import (
 from llamacy.server.errors import HttpError
 
 MODULES = (
-    *(api, slots, lora, infill, embeddings, rerank, openapi),
+    *(page, api, slots, lora, infill, embeddings, rerank, openapi),
     *(openai, openai_chat, responses, anthropic, ollama),
 )
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")
@@ -33,10 +34,12 @@ SHAPES = {path: module.shape for module in MODULES if hasattr(module, "shape") f
 def find(head, with_page=True):
     """Return the function that answers; HttpError 404 or 405 where there is none."""
     method = "GET" if head.method == "HEAD" else head.method
-    routes = ROUTES if with_page else {key: f for key, f in ROUTES.items() if f is not api.page}
+    routes = ROUTES if with_page else {key: f for key, f in ROUTES.items() if f is not page.page}
     if (method, head.path) in routes:
         return routes[method, head.path]
     for (wanted, beginning), handler in PREFIXES.items():
+        if handler is page.part and not with_page:
+            continue
         if method == wanted and head.path.startswith(beginning):
             return handler
     allowed = [name for name in METHODS if (name, head.path) in routes]

@@ -261,6 +261,8 @@ def test_keywords(schema, right, wrong):
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "schema.oneOf: the schemas 0 and 1 may both be valid"),
         ({"oneOf": [{"type": "object"}, {"properties": {"a": {}}}]}, "schema.oneOf: the schemas 0 and 1 may both"),
         ({"type": "integer", "not": {"const": 5}}, "schema: the keyword 'not' is not supported here"),
+        ({"not": {}}, "schema: the keyword 'not' is not supported here"),
+        ({"type": "array", "contains": {}}, "schema: the keyword 'contains' is not supported here"),
         ({"if": {"const": 5}, "then": {}}, "schema: the keyword 'if' is not supported here"),
         ({"type": "array", "contains": {"const": 5}}, "schema: the keyword 'contains' is not supported here"),
         ({"type": "string", "pattern": "a", "maxLength": 3}, "schema: pattern is not supported together with"),

@@ -45,8 +45,19 @@ def test_health_and_pages(service):
 
 def test_the_page_needs_nothing_from_elsewhere(service):
     _, text, headers = ask(service, "GET", "/")
-    assert not re.search(r"https?://|//[a-z]+\.|@import|<link[^>]+stylesheet|<script[^>]+src", text)
-    assert headers["Content-Security-Policy"].startswith("default-src 'none'")
+    assert headers["Content-Security-Policy"].startswith("default-src 'none'; style-src 'self'; script-src 'self'")
+    parts = re.findall(r'(?:src|href)="(web/[^"]+)"', text)
+    waiting, seen = [f"/{part}" for part in parts], set()
+    while waiting:
+        path = waiting.pop()
+        seen.add(path)
+        status, source, headers = ask(service, "GET", path)
+        assert status == 200 and headers["Content-Type"].startswith(("text/css", "text/javascript"))
+        assert not re.search(r"https?://[a-z]+\.|@import|url\(", source)
+        waiting += {"/web/" + name for name in re.findall(r'from "\./([^"]+)"', source)} - seen
+    assert not re.search(r"https?://|@import|<script(?![^>]+src)|<style", text)
+    assert len(seen) >= 7
+    assert error_of(service, "GET", "/web/../app.py")[0] == error_of(service, "GET", "/web/none.js")[0] == 404
 
 
 def test_props_and_slots(service):
@@ -270,6 +281,7 @@ def test_metrics():
         assert values["llamacpp:tokens_predicted_total"] == "3"
         assert float(values["llamacpp:prompt_seconds_total"]) > 0
         assert values["llamacpp:requests_processing"] == "0"
+        assert values["llamacpp:kv_cache_tokens"] == values["llamacpp:n_tokens_max"] == "7"
 
 
 @pytest.mark.parametrize("stream", [False, True])
