@@ -14,16 +14,16 @@ from tests.kernels.test_attention import cache_error, qkv, relative_error, weigh
 from tests.kernels.test_layers import assert_gradient, normal
 
 # tokens, query heads, key/value heads, head_dim: one tile, several, several chunks; few and many rows of a group
-SHAPES = [(17, 3, 1, 24), (64, 3, 3, 64), (131, 6, 2, 20), (530, 2, 1, 16), (800, 1, 1, 10)]
-# windows: itself alone, within a tile, beside a tile's edge, beyond one, beside a chunk's, beyond one, all there is
+SHAPES = [(17, 3, 1, 24), (64, 3, 3, 64), (131, 6, 2, 20), (530, 2, 1, 16)]
+# windows: itself alone, beside a tile's edge, beside a chunk's, all there is
 PARTS = {
-    **{f"window {n}": {"window": n} for n in (1, 5, 16, 17, 40, 255, 256, 257, 300, 9999)},
+    **{f"window {n}": {"window": n} for n in (1, 16, 17, 255, 257, 9999)},
     "cap": {"cap": 1.5},
     "sinks": {"sinks": True},
     "all": {"window": 37, "cap": 2.0, "sinks": True},
     "all, two chunks": {"window": 290, "cap": 0.75, "sinks": True},
 }
-KINDS = [("f32", "f32"), ("f16", "q8_0"), ("s16", "s16"), ("f32", "s16")]
+KINDS = [("f32", "f32"), ("f16", "q8_0"), ("s16", "s16")]
 
 
 def parts_of(name, n_head):
@@ -84,7 +84,7 @@ def test_a_sink_far_above_or_below_all_scores(isa):
 
 
 @pytest.mark.parametrize("parts", PARTS)
-@pytest.mark.parametrize("shape", SHAPES[:4])
+@pytest.mark.parametrize("shape", SHAPES)
 def test_backward(isa, shape, parts):
     (n, n_head, n_head_kv, head_dim), (q, k, v) = shape, qkv(*shape)
     (told, window, more), dout = parts_of(parts, n_head), normal(4, n, n_head, head_dim)
@@ -113,7 +113,7 @@ def test_backward(isa, shape, parts):
         assert_within(x, want, relative * size)
 
 
-@pytest.mark.parametrize("parts", ["window 5", "cap", "sinks", "all"])
+@pytest.mark.parametrize("parts", ["window 16", "cap", "sinks", "all"])
 def test_slopes(isa, parts):
     forward, backward = kernels.load("attention", isa).forward, kernels.load("attention_backward", isa).backward
     (q, k, v), (told, _, _) = qkv(19, 4, 2, 10), parts_of(parts, 4)
