@@ -3,7 +3,9 @@
 import html
 
 from llamacy import __version__
+from llamacy.server import infill
 from llamacy.server.answers import Json, Text
+from llamacy.server.gates import GATES
 
 ANY = {"type": "object"}
 TEXT, FLAG, WHOLE, NUMBER = {"type": "string"}, {"type": "boolean"}, {"type": "integer"}, {"type": "number"}
@@ -88,14 +90,26 @@ ANSWER = {
 }
 
 
+def is_offered(app, method, path):
+    """Say whether a path does something on this server, with this model: what is 501 is left out."""
+    if path == "/infill":
+        return all(infill.mark(app, name) is not None for name in ("prefix", "suffix", "middle"))
+    if "rerank" in path or (path == "/slots/" and app.slot_save_path is None):
+        return False
+    name, _ = GATES.get((method, path), (None, ""))
+    return name is None or getattr(app, name)
+
+
 def description(app):
     """Return the whole description, from the tables of routes."""
     from llamacy.server.routes import PREFIXES, ROUTES
 
     paths = {}
     for method, path in sorted(ROUTES, key=lambda key: key[::-1]):
+        if not is_offered(app, method, path):
+            continue
         paths.setdefault(path, {})[method.lower()] = _operation(method, path)
-    for (method, path), _ in sorted(PREFIXES.items()):
+    for method, path in sorted(key for key in PREFIXES if is_offered(app, *key)):
         operation = _operation(method, path)
         operation["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": TEXT}]
         paths.setdefault(path + "{name}", {})[method.lower()] = operation

@@ -242,7 +242,9 @@ def test_the_description_has_every_path(service):
     status, found, _ = ask(service, "GET", "/openapi.json")
     assert status == 200 and found["openapi"] == "3.1.0"
     there = {(method.upper(), path) for path, operations in found["paths"].items() for method in operations}
-    assert set(routes.ROUTES) <= there
+    # What this model or this server cannot do (501) is left out.
+    without = {key for key in routes.ROUTES if "rerank" in key[1] or key in (("POST", "/infill"), ("POST", "/props"))}
+    assert there >= set(routes.ROUTES) - without and not there & without
     assert "/v1/chat/completions" in ask(service, "GET", "/docs")[1]
 
 
