@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 
 from llamacy.cli.common import add_model_flags, optional, whole
+from llamacy.cli.config_file import parsed, written
 from llamacy.cli.run import make_parser
 from llamacy.cli.template_flags import template_kwargs
 from llamacy.default_model import default_model
@@ -65,6 +66,8 @@ def build_parser():
     parser = make_parser("finetune", "Fine-tune a quantised model: train a LoRA adapter on your data.")
     add_model_flags(parser, ctx_size=f"{DEFAULT_CTX}, at most the model's", names=("-m", "--model", "--model-base"))
     parser.set_defaults(activations="int16")
+    optional(parser, "--config", dest="config", metavar="FILE",
+             help="flags from a TOML file, learning-rate = 1e-3; every run writes one beside its adapter")  # fmt: skip
     _add_data_flags(parser.add_argument_group("data"))
     _add_run_flags(parser.add_argument_group("run"))
     _add_method_flags(parser.add_argument_group("method"))
@@ -205,9 +208,12 @@ def options_from(args):
 
 
 def main(argv):
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parsed(parser, argv)
     options = options_from(args)
     args.model = args.model if args.model is not None else default_model()
     from llamacy.cli.training import finetune, show_samples
 
-    return show_samples(args, options) if args.show_sample is not None else finetune(args, options)
+    if args.show_sample is not None:
+        return show_samples(args, options)
+    return finetune(args, options, written(parser, args))

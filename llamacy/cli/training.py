@@ -7,6 +7,7 @@ from llamacy.cli.prompt import unescape
 from llamacy.cli.run import say
 from llamacy.default_model import default_model
 from llamacy.errors import LlamacyError
+from llamacy.formats.atomic import atomic_write
 from llamacy.train.estimate import shown
 from llamacy.train.finetune import estimate, set_up, train
 from llamacy.train.job import Job
@@ -36,17 +37,27 @@ def job_from(args, options):
     )
 
 
-def finetune(args, options):
-    """Train, and return the exit code: 0, or 128 + the signal that ended it early."""
+def finetune(args, options, flags):
+    """Train, and return the exit code: 0, or 128 + the signal that ended it early. flags: the run's, for --config."""
     job = job_from(args, options)
     with contextlib.ExitStack() as claims:
         setup = set_up(job, claims, say, args.estimate)
         if args.estimate:
             tell_estimate(estimate(setup))
             return 0
+        _keep_flags(f"{setup.outputs.adapter}.toml", flags)
         result = train(setup, say)
     tell_result(job.model, result)
     return 128 + result.signum if result.ended == "stopped" else 0
+
+
+def _keep_flags(path, flags):
+    """Write the run's flags beside its adapter; a run is worth more than the record of it."""
+    try:
+        with atomic_write(path) as file:
+            file.write(flags.encode("utf-8", "replace"))
+    except (LlamacyError, OSError) as error:
+        say(f"warning: {path}: the flags of this run cannot be kept: {error}")
 
 
 def show_samples(args, options):

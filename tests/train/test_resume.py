@@ -289,5 +289,5 @@ def test_a_killed_run_holds_nothing(tmp_path):
     assert third.returncode == 0, third.stderr
     found = steps_of(tmp_path / "log")
     assert found == list(range(1, len(found) + 1))
-    assert sorted(os.listdir(tmp_path / "adapter")) == ["adapter.bin", "checkpoint.gguf"]
+    assert sorted(os.listdir(tmp_path / "adapter")) == ["adapter.bin", "adapter.bin.toml", "checkpoint.gguf"]
     assert sorted(os.listdir(tmp_path)) == ["adapter", "log", "text"]

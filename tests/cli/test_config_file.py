@@ -1,0 +1,74 @@
+"""Flags in a TOML file: the same as on the command line, which has the last word, and what a run writes reads back."""
+
+import pytest
+
+from llamacy.cli.config_file import parsed, written
+from llamacy.cli.finetune import build_parser
+from llamacy.errors import LlamacyError, UsageError
+
+TOML = """
+train-data = ["a.jsonl", "b.jsonl:2"]
+learning_rate = 1e-3
+epochs = 3
+lr-schedule = "wsd"
+target-modules = ["attn_q", "attn_v"]
+rslora = true
+train-on-prompt = true
+resume-not = 1
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "flags.toml"
+
+    def parse(text, *argv):
+        path.write_text(text, encoding="utf-8")
+        return parsed(build_parser(), ["--config", str(path), *argv])
+
+    return parse
+
+
+def test_flags_of_a_file_are_those_of_a_command_line(config):
+    args = config(TOML.replace("resume-not = 1\n", ""))
+    line = "--train-data a.jsonl --train-data b.jsonl:2 --learning-rate 1e-3 --epochs 3 --lr-schedule wsd --rslora"
+    wanted = build_parser().parse_args([*line.split(), "--target-modules", "attn_q,attn_v", "--train-on-prompt"])
+    assert vars(args) | {"config": None} == vars(wanted)
+
+
+def test_the_command_line_has_the_last_word(config):
+    args = config(
+        'train-data = ["a"]\nepochs = 3\nmask-prompt = true', "--epochs", "7", "--train-data", "c", "--train-on-prompt"
+    )
+    assert args.epochs == 7 and args.train_data == ["c"] and args.mask_prompt is False
+
+
+def test_what_a_run_writes_repeats_it(config, tmp_path):
+    words = "--lr 0.001 --rslora --no-checkpointing --max-ram 2G --rank-wq 3 --train-on-prompt --target-modules attn_q"
+    line = ["--train-data", 'x "y"\\z.jsonl', "--resume", *words.split()]
+    parser = build_parser()
+    args = parser.parse_args(line)
+    again = config(written(parser, args))
+    assert vars(again) | {"config": None, "resume": True} == vars(args)
+
+
+BAD = {
+    "no TOML": ("learning-rate 3", LlamacyError, "not TOML, wanted lines such as"),
+    "no flag": ("learning-rat = 3", UsageError, "'learning-rat' is no flag of finetune"),
+    "not kept": ("resume = true", UsageError, "'resume' is no flag of finetune"),
+    "no switch": ("rslora = 1", UsageError, "'rslora': wanted true or false, got 1"),
+    "a table": ("[epochs]\nn = 1", UsageError, "'epochs': wanted a text or a number"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_wrong_in_the_file_is_one_line(config, case):
+    text, kind, wanted = BAD[case]
+    with pytest.raises(kind) as caught:
+        config(text)
+    assert wanted in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(LlamacyError, match="cannot read --config: No such file"):
+        parsed(build_parser(), ["--config", str(tmp_path / "none.toml")])
