@@ -127,12 +127,19 @@ def _training(golden):
         name = " recomputing" if flag else ""
         yield f"losses{name}", _worst(np.array(losses) / [*wanted["losses"], wanted["loss_after"]], 1), LOSS
         yield f"gradient norms{name}", _worst(np.array(norms) / wanted["grad_norms"], 1), NORM
+    yield "gradients of what pads the pairs", _padding(trainer), 0
     if "mean_nll_with_final_adapter" not in wanted:
         return
     final = golden.adapter("final").bound(trainer.model.metadata).pairs
     trained = [(final[name], pair.a, pair.b) for name, pair in trainer.adapter().pairs.items()]
     yield "pairs of the adapter that were not trained", len(final) - len(trained), 0
     yield "values of the trained adapter", max(max(_worst(a, p.a), _worst(b, p.b)) for p, a, b in trained), 1e-3
+
+
+def _padding(trainer):
+    """The sum of the last step's gradients beyond the columns of the pairs."""
+    inside = sum(np.abs(part).sum(dtype=np.float64) for pair in trainer.gradients().values() for part in pair)
+    return float(abs(np.abs(trainer._pass.grads).sum(dtype=np.float64) - inside) > 1e-6 * inside)
 
 
 def main():

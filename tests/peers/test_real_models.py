@@ -43,7 +43,7 @@ def opened(name, activations):
 
 def logits_of(model, ids):
     n = np.arange(len(ids))
-    return model.new_session(1, len(ids)).step(ids, n, np.zeros(len(n), int), n)
+    return model.new_session(1, len(ids), len(ids)).step(ids, n, np.zeros(len(n), int), n)
 
 
 def test_token_ids(name):
