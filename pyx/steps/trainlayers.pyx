@@ -169,7 +169,7 @@ cdef class TrainLayers:
         cdef Kept* k = self.kept + layer
         cdef Buffers* b = &self.b
         cdef Acts a
-        cdef int t, lo = share(self.T, i, n), hi = share(self.T, i + 1, n), rows = self.rows(layer)
+        cdef int t, lo = share(self.T, i, n), hi = share(self.T, i + 1, n), rows = self.rows(layer), width = c.n_head * c.head_dim
         cdef bint last = layer == c.n_layer - 1, keeping = self.keeping and layer >= self.extent.first_layer
         cdef float* att = b.datt if last else b.att
         cdef float* y[3]
@@ -199,9 +199,11 @@ cdef class TrainLayers:
         if last:
             for t in range(lo, hi):
                 memcpy(att + t * c.q_p, b.att + self.scored[t] * <size_t>c.q_p, 4 * <size_t>c.q_p)
+        for t in range(lo, hi if c.q_p > width else lo):
+            memset(att + t * c.q_p + width, 0, 4 * <size_t>(c.q_p - width))
         if keeping:
             save_rows(att, k.att, c.q_p, lo, hi, self.extent.item)
-        self.place_input(&a, att, c.q_p, c.n_head * c.head_dim, rows)
+        self.place_input(&a, att, c.q_p, width, rows)
         self.linear_inputs(layer, ATTN_OUTPUT, 1, &a, lo, hi, self.scratch(i))
         barrier(&self.team)      # a (att, rounded) and u
         # the MLP of a parallel layer sees x too, and adds to the sum
