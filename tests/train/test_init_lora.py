@@ -69,7 +69,7 @@ def test_which_pairs_a_run_trains(tmp_path):
     model = load_model(tmp_path / "m.gguf")
     init = uneven({f"blk.{i}.{key}.weight": shape for i in range(2) for key, shape in model.config.shapes.items()})
     assert targets_of(model.config, list(SHAPE)) == ("ffn_down", "blk.0.attn_q.weight", "blk.1.attn_k.weight")
-    assert targets_of(model.config, list(places(model.config, TARGETS))) == tuple(TARGETS)
+    assert targets_of(model.config, list(places(model.config, TARGETS))) == tuple(model.config.shapes)
     own = TrainOptions(targets=targets_of(model.config, list(SHAPE)))
     assert pair_ranks(model.config, own, init) == {name: rank for name, (rank, _) in SHAPE.items()}
     # flags that name matrices have the last word: fresh pairs where the adapter has none
