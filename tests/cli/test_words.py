@@ -143,7 +143,6 @@ def test_wrong_lines_are_refused_by_name(parser, line, wanted, capsys):
         ("--per-device-train-batch-size 2", "; in llamacy this is --batch-size (see"),
         ("--gradient-accumulation-steps 2", "; in llamacy this is --grad-acc (see"),
         ("--num-train-epochs 2", "; in llamacy this is --epochs (see"),
-        ("--warmup-ratio 0.1", "; in llamacy this is --warmup-steps (a number of steps, no share of them; 5 % without"),
         ("--lora-rank 8", "; in llamacy this is --rank (see"),
         ("--lora-layers 8", "; in llamacy this is --num-layers (see"),
         ("--output-dir x", "; in llamacy this is --outdir (see"),
