@@ -8,7 +8,7 @@ behind `|`. The whole text must be what `root` says.
 from llamacy.errors import RequestError
 from llamacy.generate.automaton import Automaton
 from llamacy.generate.grammar import EMPTY, Alt, Ref, Repeat, Seq, Star, Tok, check_size, compact, lit, repeat
-from llamacy.generate.utf8 import MAX_CODE, characters
+from llamacy.generate.utf8 import MAX_CODE, characters, others
 
 MAX_TEXT = 1 << 20  # characters of a grammar
 MAX_DEPTH = 100  # parentheses in parentheses
@@ -214,7 +214,7 @@ class _Parser:
             if last < first:
                 self.fail(f"the range {self.text[at : self.at][:40]!r} is empty", at)
             ranges.append((first, last))
-        key = tuple(_others(ranges) if negated else ranges)
+        key = tuple(others(ranges) if negated else ranges)
         if key not in self._classes:
             self._classes[key] = found = characters(key)
             if found is None:
@@ -264,16 +264,6 @@ class _Parser:
         if len(ids) != 1:
             self.fail(f"{name[:60]!r} is not one token of this model but {len(ids)}", start)
         return Tok(ids[0], negated)
-
-
-def _others(ranges):
-    """Return the ranges of all codes that are in none of `ranges`."""
-    others, begin = [], 0
-    for first, last in sorted(ranges):
-        if first > begin:
-            others.append((begin, first - 1))
-        begin = max(begin, last + 1)
-    return [*others, (begin, MAX_CODE)] if begin <= MAX_CODE else others
 
 
 def _check(rules, where):

@@ -8,7 +8,7 @@ import json
 
 from llamacy.errors import RequestError
 from llamacy.generate.grammar import EMPTY, alt, lit, repeat, seq
-from llamacy.generate.utf8 import MAX_CODE, characters
+from llamacy.generate.utf8 import MAX_CODE, characters, others
 
 MAX_PATTERN = 1 << 14
 MAX_DEPTH = 50
@@ -25,16 +25,6 @@ HEX_DIGITS = {"x": 2, "u": 4}
 def pattern_string(pattern, where):
     """Return the JSON strings in which a pattern is found; RequestError where it is not a regular one."""
     return seq(lit('"'), _Pattern(pattern, where).whole(), lit('"'))
-
-
-def others(ranges):
-    """Return the ranges of all codes that are in none of `ranges`."""
-    found, begin = [], 0
-    for first, last in sorted(ranges):
-        if first > begin:
-            found.append((begin, first - 1))
-        begin = max(begin, last + 1)
-    return [*found, (begin, MAX_CODE)] if begin <= MAX_CODE else found
 
 
 def json_characters(ranges):

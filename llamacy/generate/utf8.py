@@ -62,3 +62,13 @@ def _sequences(first, last):
             yield from _sequences(last & ~tail, last)
             return
     yield list(zip(chr(first).encode(), chr(last).encode(), strict=True))
+
+
+def others(ranges):
+    """Return the ranges of all codes that are in none of `ranges`."""
+    found, begin = [], 0
+    for first, last in sorted(ranges):
+        if first > begin:
+            found.append((begin, first - 1))
+        begin = max(begin, last + 1)
+    return [*found, (begin, MAX_CODE)] if begin <= MAX_CODE else found
