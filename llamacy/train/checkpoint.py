@@ -14,7 +14,7 @@ from llamacy.formats.model_file import open_model
 from llamacy.formats.safetensors import json_object
 from llamacy.formats.types import by_name
 
-KIND, VERSION = "checkpoint", 2
+KIND, VERSION = "checkpoint", 3
 KEY = "llamacy.checkpoint"
 UNKNOWN = object()  # what an earlier version did not write
 MAX_VALUES = 1 << 26
@@ -90,11 +90,20 @@ def _from_first(path, values):
     fixed = values.get("fixed")
     if not isinstance(fixed, dict):
         raise damaged(path, "it does not say what its run was set up with")
-    return {"validation": UNKNOWN} | values | {"fixed": dict.fromkeys(("model", "val_split", "pairs"), UNKNOWN) | fixed}
+    values = {"validation": UNKNOWN} | values
+    return _from_second(path, values | {"fixed": dict.fromkeys(("model", "val_split", "pairs"), UNKNOWN) | fixed})
+
+
+def _from_second(path, values):
+    """Version 2 skipped no steps, and kept neither their gradients' norms nor their rates."""
+    progressed = values.get("progressed")
+    if not isinstance(progressed, dict):
+        return values
+    return values | {"progressed": {"n_skipped": 0, "n_astray": 0, "known_from": progressed.get("step")} | progressed}
 
 
 # Version -> what makes this version's values of its.
-UPGRADES = {1: _from_first, VERSION: lambda path, values: values}
+UPGRADES = {1: _from_first, 2: _from_second, VERSION: lambda path, values: values}
 
 
 def _opened(path):

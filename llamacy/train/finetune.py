@@ -213,9 +213,11 @@ def description(prepared, data, done):
         "general.base_model.count": 1,
         "general.base_model.0.name": str(base),
         "llamacy.step": done.step,
-        "llamacy.loss": float(done.losses[-1]),
+        "llamacy.loss": done.last_loss,
         "llamacy.n_samples": len(data),
     }
+    if done.last_loss is None:
+        del facts["llamacy.loss"]
     # What a prompt must look like for the adapter to answer as trained: for `main --instruct`.
     if template_of(data):
         facts["llamacy.prompt_template"] = template_of(data)

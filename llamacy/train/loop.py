@@ -12,10 +12,10 @@ from llamacy.formats.mapped import FileChanged
 from llamacy.system import peak_rss_bytes
 from llamacy.train.batches import Plan
 from llamacy.train.checkpoint import UNKNOWN, save_checkpoint
-from llamacy.train.health import WORSE, astray
+from llamacy.train.health import IN_A_ROW, WORSE, astray
 from llamacy.train.options import recipe
 from llamacy.train.schedule import learning_rate, warmup_steps
-from llamacy.train.state import LOSSES, Progressed, check_trainer, load_state
+from llamacy.train.state import COURSE, Progressed, check_trainer, load_state
 
 # What a checkpoint must share with the run that goes on from it, and the flag that sets it.
 FIXED = {
@@ -92,7 +92,7 @@ class Run:
                     f"{path}: the checkpoint was made with {what}; give the same {flags}, or start anew without "
                     "--resume"
                 )
-        check_trainer(path, state.trainer, self.trainer.state(), state.progressed.step)
+        check_trainer(path, state.trainer, self.trainer.state(), state.progressed.n_updates)
         try:
             self.trainer.load_state(state.trainer)
         except LlamacyError as error:
@@ -119,7 +119,7 @@ class Run:
     def go(self, stop=False):
         """Train; return what ended it: "end", "early" (the validation loss no longer falls) or "stopped"."""
         ended = "end"
-        first = self._first = self.done.step
+        first, self._first = self.done.step, self.done.n_updates
         self._tell_good_loss()
         if first == 0:
             self._measure_before(stop)
@@ -154,15 +154,20 @@ class Run:
 
     def _tell_good_loss(self):
         """From the first step on the trainer knows which pairs are worth keeping."""
-        if self.done.losses:
-            self.trainer.good_loss = WORSE * self.done.losses[0]
+        if self.done.first_loss is not None:
+            self.trainer.good_loss = WORSE * self.done.first_loss
 
     def _probe(self):
-        """Look at what the last update left, as the next step would."""
-        samples = [self.data[i] for batch in self.plan.step(self.done.step - 1) for i in batch[:1]]
-        samples = [sample for sample in samples if sample.n_trained][:1]
-        found = self.trainer.probe(samples) if samples else None
-        wrong = astray(found.loss, found.grad_norm) if found else None
+        """Look at what the last update left, as the next steps would: as many samples as such steps end a run."""
+        steps = range(self.done.step - 1, max(-1, self.done.step - 1 - IN_A_ROW), -1)
+        firsts = (next((self.data[i] for i in batch if self.data[i].n_trained), None)
+                  for batch in (sum(self.plan.step(step), []) for step in steps))  # fmt: skip
+        wrong = None
+        for sample in filter(None, firsts):
+            found = self.trainer.probe([sample])
+            wrong = astray(found.loss, found.grad_norm)
+            if not wrong:
+                return
         if wrong:
             self._end_astray(f"after step {self.done.step}: {wrong}")
 
@@ -172,13 +177,12 @@ class Run:
         advice = "training has gone astray; {kept}; try a lower --learning-rate"
         if done.best_step:
             kept = f"{path} is the best by validation loss, of step {done.best_step}"
-        elif done.step == self._first:
+        elif done.n_updates == self._first:
             kept = "nothing was trained or saved"
-            if not done.step:
+            if not done.n_updates:
                 advice = "the model itself gives this, before any training; {kept}; try another file of it"
         else:
-            done.step = self.trainer.go_back()
-            del done.losses[max(done.step, 1) :]  # the first is that of what training began with, too
+            done.go_back(self.trainer.go_back())
             kept = f"{path} is the adapter of step {done.step}"
             try:
                 self._write_adapter([path])
@@ -205,19 +209,18 @@ class Run:
         seconds = max(time.monotonic() - began, 1e-9)
         speed = result.tokens / seconds
         wrong = astray(result.loss, result.grad_norm)
-        if wrong:
-            self._end_astray(f"step {step + 1}: {wrong}")
-        epoch = self.plan.epoch(step) + 1
-        self.done.step = step + 1
-        self.done.losses.append(result.loss)
+        epoch, done = self.plan.epoch(step) + 1, self.done
+        done.add(*(None, None) if wrong else (float(result.loss), float(result.grad_norm)), lr)
         self._tell_good_loss()
-        self.progress.step(step + 1, epoch, result.loss, speed)
-        row = {"step": step + 1, "epoch": epoch, "loss": float(result.loss), "lr": lr,
-               "grad_norm": float(result.grad_norm), "tokens": int(result.tokens),
+        self.progress.step(step + 1, epoch, done.losses[-1] if wrong else result.loss, speed)
+        row = {"step": step + 1, "epoch": epoch, "loss": None if wrong else float(result.loss), "lr": lr,
+               "grad_norm": None if wrong else float(result.grad_norm), "tokens": int(result.tokens),
                "trained_tokens": int(result.trained_tokens), "tokens_per_second": speed,
                "flops_per_second": result.flops / seconds}  # fmt: skip
-        row |= result.more
-        if step == 0:
+        row |= {"skipped": wrong} if wrong else result.more
+        if wrong:
+            self._skipped(wrong, row)
+        elif done.n_updates == 1:
             self._tell_first(result.loss, row)
         if self.peak_flops:
             row["flop_utilisation"] = result.flops / seconds / self.peak_flops
@@ -225,6 +228,18 @@ class Run:
         if self.log:
             measured = {} if val_loss is None else {"val_loss": val_loss}
             self.log.write({**row, "peak_rss_bytes": peak_rss_bytes(), **measured})
+
+    def _skipped(self, wrong, row):
+        """Say that a step went astray, and end the run where too many did so in a row."""
+        done = self.done
+        if done.n_astray < IN_A_ROW:
+            self.progress.note(
+                f"warning: step {done.step}: {wrong}; the step is skipped, {IN_A_ROW} in a row end the run"
+            )
+            return
+        if self.log:
+            self.log.write(row)
+        self._end_astray(f"step {done.step}: {wrong}, in {IN_A_ROW} steps in a row")
 
     def _tell_first(self, loss, row):
         """Put what was measured before into the first row, and say so where the first loss is that of no knowledge."""
@@ -306,9 +321,10 @@ class Run:
             "fixed": self.fixed,
             "trainer": {name: _plain(value) for name, value in state.items() if name not in arrays},
             "validation": self.ids["validation"],
-            "progressed": {name: value for name, value in vars(self.done).items() if name != "losses"},
+            "progressed": self.done.plain(),
         }
-        arrays[LOSSES] = np.array(self.done.losses, np.float32)
+        for name, numbers in COURSE.items():
+            arrays[name] = np.array(getattr(self.done, numbers), np.float32)
         save_checkpoint(path, values, arrays)
 
 

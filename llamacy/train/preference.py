@@ -158,7 +158,7 @@ class KTO(_Answers):
         logps = trainer.log_probabilities(mixed)
         with trainer.without_adapter():
             before = trainer.log_probabilities(mixed)
-        return max(0.0, float(np.mean([a.sum() - b.sum() for a, b in zip(logps, before, strict=True)])))
+        return float(np.maximum(0.0, np.mean([a.sum() - b.sum() for a, b in zip(logps, before, strict=True)])))
 
 
 def _joined(prompt, answer):

@@ -59,7 +59,9 @@ class Progress:
             self._write("  ".join(facts) + "\n")
 
     def _trend(self, step, loss):
-        """Return the smoothed loss and where it goes, "" before there are enough steps to say."""
+        """Return the smoothed loss and where it goes, "" before there are enough steps to say, or of a skipped one."""
+        if loss != loss:
+            return ""
         self.means = [loss if mean is None else mean + share * (loss - mean)
                       for mean, share in zip(self.means, MEANS, strict=True)]  # fmt: skip
         if step - self.first < ENOUGH:

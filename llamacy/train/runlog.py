@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 
 from llamacy.errors import LlamacyError
@@ -31,7 +32,7 @@ class RunLog:
         if self.file is None:
             return
         try:
-            self.file.write(json.dumps(row, allow_nan=False) + "\n")
+            self.file.write(json.dumps(plain(row), allow_nan=False) + "\n")
             self.file.flush()
         except OSError as error:
             self.warn(f"warning: {self.path}: cannot write the log: {error.strerror}; training goes on without it")
@@ -45,6 +46,11 @@ class RunLog:
                 file.close()
         except OSError as error:
             self.warn(f"warning: {self.path}: the log is not complete: {error.strerror}")
+
+
+def plain(row):
+    """Return a row as JSON can hold it: null where a number is none."""
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
 
 
 def cut_back(path, done):

@@ -169,7 +169,8 @@ class Trainer:
             raise LlamacyError("a batch has no trained token; check the data with --show-sample 1")
         self._pass.grads.fill(0)
         if self.objective:
-            loss, weights, more = self.objective.weigh(self, samples)
+            with np.errstate(all="ignore"):  # numbers that are none are told by the result
+                loss, weights, more = self.objective.weigh(self, samples)
             self._add_gradients(self.objective.samples(samples), weights)
         else:
             more = {}

@@ -39,7 +39,7 @@ def test_the_gguf_package_reads_it(tmp_path):
     [
         ({"general.architecture": "llama"}, "its type is 'model', wanted a checkpoint"),
         ({"general.type": "adapter"}, "its type is 'adapter', wanted a checkpoint"),
-        ({"general.type": "checkpoint", "llamacy.checkpoint.version": 3}, "checkpoint version 3, wanted at most 2"),
+        ({"general.type": "checkpoint", "llamacy.checkpoint.version": 4}, "checkpoint version 4, wanted at most 3"),
         ({"general.type": "checkpoint", "llamacy.checkpoint.version": 2}, "the checkpoint is damaged"),
         (
             {"general.type": "checkpoint", "llamacy.checkpoint.version": 2, "llamacy.checkpoint.values": "{",

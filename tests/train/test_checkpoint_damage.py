@@ -19,7 +19,7 @@ from llamacy.train.checkpoint import how_far, load_checkpoint, save_checkpoint
 from llamacy.train.loop import FIXED, Run
 from llamacy.train.options import TrainOptions
 from llamacy.train.samples import Sample
-from llamacy.train.state import LOSSES, load_state
+from llamacy.train.state import COURSE, LOSSES, load_state
 from llamacy.train.trainer import Trainer
 from tests.model.tiny import CONFIG, tokens_of, write_llama
 from tests.train.test_loop import Bench, samples
@@ -155,7 +155,7 @@ def test_every_array_in_every_wrong_way(tmp_path, saved):
 
 
 FILES = {
-    "a later version": ({"version": 3}, "checkpoint version 3, wanted at most 2; it is from a later llamacy"),
+    "a later version": ({"version": 4}, "checkpoint version 4, wanted at most 3; it is from a later llamacy"),
     "a version in words": ({"version": "2"}, "version: wanted a whole number from 1, got '2'"),
     "version true": ({"version": True}, "version: wanted a whole number from 1, got True"),
     "version 0": ({"version": 0}, "version: wanted a whole number from 1, got 0"),
@@ -180,7 +180,7 @@ FILES = {
 @pytest.mark.parametrize("case", FILES)
 def test_files_that_are_no_such_checkpoint(tmp_path, case):
     change, words = FILES[case]
-    about = {"type": "checkpoint", "version": 2, "values": "{}", "dtypes": '{"w": "float32"}'} | change
+    about = {"type": "checkpoint", "version": 3, "values": "{}", "dtypes": '{"w": "float32"}'} | change
     names = {key: f"llamacy.checkpoint.{key}" for key in about} | {"type": "general.type"}
     metadata = {names[key]: value for key, value in about.items() if value is not None}
     metadata["llamacy.checkpoint.digest"] = "0" * 32
@@ -230,6 +230,28 @@ def test_a_checkpoint_of_the_first_version_is_gone_on_from(tmp_path, saved, monk
             resumed(path, tmp_path)
 
 
+def test_a_checkpoint_of_the_second_version_is_gone_on_from(tmp_path, saved, monkeypatch):
+    """Which knew nothing of skipped steps, and kept the losses only."""
+    path, values, arrays = saved
+    save_checkpoint(path, values, arrays)
+    state, done = resumed(path, tmp_path)
+    old = copy.deepcopy(values)
+    for name in ("n_skipped", "n_astray", "known_from"):
+        del old["progressed"][name]
+    monkeypatch.setattr(checkpoint, "VERSION", 2)
+    save_checkpoint(path, old, {name: row for name, row in arrays.items() if name not in COURSE or name == LOSSES})
+    monkeypatch.undo()
+    again, found = resumed(path, tmp_path)
+    assert again == state and found != done and "grad_norms=array('f', [nan, nan" in found
+    bench = Bench(tmp_path / "run", validation=samples(3, seed=5), ids={"validation": 4}, epochs=2, eval_every=5)
+    bench.run.resume(path)
+    bench.run.go()
+    norms = bench.run.done.grad_norms
+    assert np.isnan(norms[:10]).all() and np.isfinite(norms[10:]).all() and len(norms) == 20
+    bench.run.resume(bench.outputs.checkpoint)  # what it wrote reads back
+    assert bench.run.done.known_from == 10
+
+
 def test_how_far_of_a_damaged_one(tmp_path, saved):
     path, values, arrays = saved
     for broken in ({"progressed": []}, {"n_steps": "x"}, {"progressed": {"step": 1.5}}, {"progressed": None}):
@@ -254,7 +276,7 @@ def test_the_real_trainer_s_state(tmp_path):
     run = run_of(2)
     run.go()
     values, arrays = load_checkpoint(run.outputs.checkpoint)
-    assert set(arrays) == {"lora.params", "adamw.m", "adamw.v", LOSSES} and values["trainer"] == {"n_steps": 2}
+    assert set(arrays) == {"lora.params", "adamw.m", "adamw.v", *COURSE} and values["trainer"] == {"n_steps": 2}
     path = tmp_path / "c.gguf"
     cases = {
         "adamw.v: wanted squares, got a number below 0": (values, arrays | {"adamw.v": -arrays["adamw.v"]}),

@@ -244,7 +244,7 @@ FOUND = {
 def test_a_run_that_goes_astray_ends_with_the_last_good_adapter(tmp_path, what):
     bench = Bench(tmp_path, Astray(14, **FOUND[what]))
     with pytest.raises(
-        LlamacyError, match=f"step 14: .*{what}.* is the adapter of step .*lower --learning-rate"
+        LlamacyError, match=f"step 16: .*{what}.* is the adapter of step .*lower --learning-rate"
     ) as caught:
         bench.run.go()
     assert "\n" not in str(caught.value)
@@ -283,7 +283,9 @@ def test_a_validation_loss_that_is_no_number_ends_the_run(tmp_path):
 
 def test_a_run_that_is_astray_from_the_first_step_saves_nothing(tmp_path):
     bench = Bench(tmp_path, Astray(1, loss=math.nan))
-    with pytest.raises(LlamacyError, match="step 1: the loss is nan.*nothing was trained or saved"):
+    with pytest.raises(
+        LlamacyError, match="step 3: the loss is nan.*in 3 steps in a row: .*nothing was trained or saved"
+    ):
         bench.run.go()
     assert files(tmp_path, "*") == []
 
