@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is no number: skipped, told, counted through a checkpoint, three in a row are the end."""
+"""Steps whose loss or gradient is no number: skipped, told, counted through checkpoints; three in a row are the end."""
 
 import json
 import math
