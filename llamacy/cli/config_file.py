@@ -9,7 +9,7 @@ from llamacy.errors import LlamacyError, UsageError, shown
 
 MAX_BYTES = 1 << 20
 # Flags that ask for something else than a run, or name the file itself.
-NOT_KEPT = ("help", "version", "config", "estimate", "show_sample", "resume")
+NOT_KEPT = ("help", "version", "config", "estimate", "show_sample", "verbose", "resume")
 
 
 def parsed(parser, argv):

@@ -115,7 +115,8 @@ def _add_data_flags(group):
              help="names and values for the template, such as '{\"enable_thinking\": false}'")  # fmt: skip
     group.add_argument("--shuffle", choices=["on", "off"], default="on", help="a new order in each epoch")
     optional(group, "--show-sample", dest="show_sample", type=int, metavar="N",
-             help="print N samples as tokens, marking those trained on, and stop")  # fmt: skip
+             help="print N samples as text, marking what is trained on, and stop")  # fmt: skip
+    group.add_argument("-v", "--verbose", action="store_true", help="print them token by token")
 
 
 def _add_run_flags(group):

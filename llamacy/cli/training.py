@@ -1,6 +1,7 @@
 """What `finetune` asks for and says: its flags as a Job, and what comes of it in words."""
 
 import contextlib
+import sys
 
 from llamacy.cli.common import loading_from
 from llamacy.cli.prompt import unescape
@@ -13,12 +14,12 @@ from llamacy.train.finetune import estimate, set_up, train
 from llamacy.train.job import Job
 from llamacy.train.prepare import Prepared
 from llamacy.train.progress import clock_time
-from llamacy.train.summary import shown_lines
+from llamacy.train.summary import CLOSE, OPEN, token_lines, whole_lines
 
 # Flags that are fields of a Job by the same name
 SAME = ("model", "include_sample_start", "keep_empty", "max_samples", "chat_template", "template_kwargs",
         "init_lora", "checkpoint_in", "resume", "outdir", "lora_out", "save_path", "checkpoint_out", "lora_format",
-        "log_json", "plot", "max_ram")  # fmt: skip
+        "log_json", "plot", "max_ram", "verbose")  # fmt: skip
 
 
 def job_from(args, options):
@@ -61,29 +62,20 @@ def _keep_flags(path, flags):
 
 
 def show_samples(args, options):
-    """Print samples as tokens, one per line, a `*` at those that are trained."""
+    """Print samples as text, what is trained of it marked; with --verbose token by token too, a `*` at such ones."""
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal may not know the marks
+        sys.stdout.reconfigure(errors="backslashreplace")
     prepared = Prepared(job_from(args, options), say)
     data = prepared.training_data()
     for i in range(min(args.show_sample, len(data))):
         sample = data[i]
-        for line in shown_lines(sample, prepared.tokenizer):
-            say(line)
-        parts = getattr(sample, "samples", (sample,))
-        print(f"sample {i + 1} of {len(data)}: {len(sample.ids)} tokens, {sample.n_trained} trained (*)")
-        for part in parts:
-            for token, trained in zip(part.ids.tolist(), part.trained.tolist(), strict=True):
-                print(f"{'*' if trained else ' '} {token:6} {quoted(prepared.tokenizer.token_bytes(token))}")
+        marks = "(*)" if args.verbose else f"({OPEN}{CLOSE})"
+        print(f"sample {i + 1} of {len(data)}: {len(sample.ids)} tokens, {sample.n_trained} trained {marks}")
+        lines = token_lines if args.verbose else whole_lines
+        print("\n".join(lines(sample, prepared.tokenizer)))
     for line in data.report():
         say(line)
     return 0
-
-
-def quoted(raw):
-    """Return a token's bytes as a quoted text, or as bytes where they are only part of a character."""
-    try:
-        return repr(raw.decode())
-    except UnicodeDecodeError:
-        return repr(raw)
 
 
 def tell_estimate(found):

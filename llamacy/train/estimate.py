@@ -4,6 +4,7 @@ Memory is the process as it stands, plus the packed weights (where they are not 
 for its longest pass, plus the pairs with their gradients, moments, last good values and the copy that saving makes.
 """
 
+import itertools
 import time
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from llamacy.train.trainer import PACK_TOKENS, n_inputs, packs
 
 # Measured steps end after this many seconds or steps; sample lengths are averaged over so many.
 SECONDS, STEPS, LENGTHS = 4.0, 4, 200
+# A pass before the run that takes less than this is measured twice.
+QUICK = 1.0
 # Up to this many samples each one's length is looked at.
 COUNTED = 1000
 # A pass forward costs this share of a step.
@@ -125,6 +128,39 @@ def seconds_of(trainer, plan, data, validation, options, known_prefix):
         n_measured = -(-plan.n_steps // every)
         seconds += n_measured * len(validation) * _mean_length(validation) * FORWARD * speed[1] / speed[0]
     return seconds, speed[0] / speed[1]
+
+
+def rehearsed(trainer, plan, data, validation, options, first, known_prefix):
+    """Return (seconds that the steps from `first` on will take, tokens/s), from one pass now that changes nothing.
+
+    What is measured is a pass like those of the first step, once more where that is quick: by then its memory is there.
+    known_prefix: as for seconds_of.
+    """
+    chosen = _pass_of(data, plan.step(min(first, plan.n_steps - 1)))
+    tokens = sum(len(sample.ids) for sample in chosen)
+    once = _seconds(trainer.rehearse, chosen)
+    again = _seconds(trainer.rehearse, chosen) if known_prefix or once < QUICK else once
+    per_token, later = (once if known_prefix else min(once, again)) / tokens, min(once, again) / tokens
+    mean, n_new = _mean_length(data), max(0, plan.steps_per_epoch - first)
+    n_steps, per_step = plan.n_steps - first, mean * plan.n_samples / plan.steps_per_epoch
+    seconds = per_step * (min(n_new, n_steps) * per_token + max(0, n_steps - n_new) * later)
+    if validation is not None:
+        n_measured = n_steps // (options.eval_every or plan.steps_per_epoch) + 1
+        seconds += n_measured * len(validation) * _mean_length(validation) * FORWARD * per_token
+    return seconds, 1 / per_token
+
+
+def _pass_of(data, batches):
+    """Return the first samples of a step that fit into one pass, at least one that is trained on."""
+    samples = [sample for sample in (data[i] for batch in batches for i in batch) if sample.n_trained]
+    sizes = itertools.accumulate(len(sample.ids) for sample in samples)
+    return samples[: max(1, sum(size <= PACK_TOKENS for size in sizes))]
+
+
+def _seconds(function, *arguments):
+    began = time.perf_counter()
+    function(*arguments)
+    return max(time.perf_counter() - began, 1e-9)
 
 
 def _speed(trainer, data, steps, options):

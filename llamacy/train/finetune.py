@@ -11,19 +11,19 @@ from pathlib import Path
 from llamacy.train.batches import Plan
 from llamacy.train.budget import Budget, folder_of
 from llamacy.train.data import Data, Subset
-from llamacy.train.estimate import Case, seconds_of, shown
+from llamacy.train.estimate import Case, rehearsed, seconds_of, shown
 from llamacy.train.flops import peak_flops
 from llamacy.train.loop import Run
 from llamacy.train.outputs import Outputs, check_writable, claim
 from llamacy.train.plot import check_plot, write_plot
 from llamacy.train.prepare import Prepared, template_of
-from llamacy.train.progress import Progress
+from llamacy.train.progress import Progress, clock_time
 from llamacy.train.runlog import RunLog
 from llamacy.train.sources import path_and_weight
 from llamacy.train.starting import checkpoint_to_resume, ids_of, starting_adapter
 from llamacy.train.state import Progressed
 from llamacy.train.stop import Stop
-from llamacy.train.summary import shown_lines, summary
+from llamacy.train.summary import CLOSE, OPEN, shown_lines, summary, token_lines
 from llamacy.train.trainer import Trainer
 
 
@@ -159,7 +159,7 @@ def train(setup, say, progress=None, stop=None):
         limit = shown(setup.budget.limit)
         say(f"activations are computed again in the backward pass: without, more than {limit} are needed")
     progress = progress or Progress(options.epochs)
-    guess = math.log(setup.budget.config.n_vocab) if options.method == "sft" else None
+    guess = math.log(setup.budget.config.n_vocab)
     run = Run(setup.trainer, setup.train, options, outputs, progress, validation=setup.held, guess=guess,
               ids=ids_of(setup.prepared, setup.data, setup.held),
               describe=lambda done: description(setup.prepared, setup.data, done))  # fmt: skip
@@ -169,8 +169,9 @@ def train(setup, say, progress=None, stop=None):
     log = RunLog(job.log_json, progress.note, run.done.step if checkpoint else None) if job.log_json else None
     if log:
         run.log, run.peak_flops = log, peak_flops(job.loading.threads)
-    progress.begin(run.plan.n_steps, run.done.step)
     _tell_before(setup, say)
+    _tell_time(setup, run, say)
+    progress.begin(run.plan.n_steps, run.done.step)
     say(
         f"training {run.plan.n_steps} steps of {options.batch_size} x {options.grad_acc} samples: "
         f"{setup.budget.in_words()}, "
@@ -200,9 +201,19 @@ def _tell_before(setup, say):
         f"adapter: {every:,} trained parameters, {100 * every / weights:.2f} % of the matrices' {weights:,}; at most "
         f"{shown(setup.peak)} of memory"
     )
-    say("the first sample, what is learnt of it in \u27e6\u27e7:")
-    for line in shown_lines(setup.train[0], setup.prepared.tokenizer):
+    verbose = setup.prepared.job.verbose
+    say(f"the first sample, what is learnt of it {'with a *' if verbose else 'in ' + OPEN + CLOSE}:")
+    for line in (token_lines if verbose else shown_lines)(setup.train[0], setup.prepared.tokenizer):
         say(line)
+
+
+def _tell_time(setup, run, say):
+    """Say how long the steps that are left will take, from a pass that is done now and changes nothing."""
+    first = run.done.step
+    if first < run.plan.n_steps:
+        known = getattr(setup.trainer, "prefix", None) is not None
+        seconds, speed = rehearsed(setup.trainer, run.plan, setup.train, setup.held, setup.options, first, known)
+        say(f"time: about {clock_time(seconds)}, at {speed:.0f} tokens/s as one pass took just now")
 
 
 def description(prepared, data, done):

@@ -24,6 +24,7 @@ class Job:
     outdir, lora_out, save_path, checkpoint_out, lora_format    see Outputs
     log_json, plot    paths of a log and of a picture
     max_ram           bytes to stay below; None: the free memory
+    verbose           show the first sample token by token
     """
 
     model: str
@@ -53,3 +54,4 @@ class Job:
     log_json: str | None = None
     plot: str | None = None
     max_ram: int | None = None
+    verbose: bool = False

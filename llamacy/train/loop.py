@@ -58,8 +58,7 @@ class Run:
     progress    shows steps and notes to a person; log, if any, gets a dict per step
     validation  samples to measure the loss on, None without
     describe    progressed -> metadata to put in the adapter
-    guess       the loss of a model that knows nothing, ln(vocabulary): a first loss above it is told; None where a
-                loss means something else
+    guess       the loss of a model that knows nothing, ln(vocabulary): a first loss above it is told
     peak_flops  what the log's flop_utilisation is a share of; 0 leaves it out
     """
 
@@ -245,10 +244,13 @@ class Run:
         """Put what was measured before into the first row, and say so where the first loss is that of no knowledge."""
         if self._before is not None:
             row["val_loss_before"] = self._before
+        # of preferences the wanted answers' own, where there are any
+        plain = self.options.method == "sft"
+        loss, of = (loss, "") if plain else (row.get("nll_loss", -math.inf), " of the wanted answers")
         if self.guess is not None and loss > self.guess:
             self.progress.note(
-                f"warning: the first loss, {loss:.4f}, is above that of guessing, {self.guess:.2f}: the chat template "
-                "or the form of the prompts may not fit this model; look at --show-sample 1"
+                f"warning: the first loss{of}, {loss:.4f}, is above that of guessing, {self.guess:.2f}: the chat "
+                "template or the form of the prompts may not fit this model; look at --show-sample 1"
             )
 
     def _measuring_is_due(self, step):

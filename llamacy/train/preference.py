@@ -24,6 +24,10 @@ class _Answers:
         self.beta, self.whole = options.beta, not options.mask_prompt
         self._kept = {}
 
+    def forget(self):
+        """Let go of what is kept of the reference."""
+        self._kept.clear()
+
     def samples(self, items):
         """Return the sequences of a step's items: the wanted ones first, then the others."""
         rows = self.rows(items)
@@ -54,6 +58,11 @@ def _pairs(values, n):
     return values[:n], values[n:]
 
 
+def _nll(logps):
+    """Return the mean negative log-probability of a token, of rows of log-probabilities."""
+    return -float(np.concatenate(logps).mean())
+
+
 def _rewards(chosen, rejected):
     """Return what the log says of rewards (n,) of chosen and rejected answers."""
     return {
@@ -79,6 +88,7 @@ class DPO(_Answers):
         weights = [np.full(len(row), -factor) for row, factor in zip(logps, [*pull, *-pull], strict=True)]
         c, r = _pairs(sums, n)
         more = _rewards(chosen, rejected) | {"chosen_logp": float(c.mean()), "rejected_logp": float(r.mean())}
+        more["nll_loss"] = _nll(logps[:n])
         return loss, weights, more
 
 
@@ -143,6 +153,8 @@ class KTO(_Answers):
         pull = -self.beta * sign * kept * (1 - kept) / len(rows)
         weights = [np.full(len(row), factor) for row, factor in zip(logps, pull, strict=True)]
         more = {"kl": kl}
+        if wanted.any():
+            more["nll_loss"] = _nll([row for row, flag in zip(logps, wanted, strict=True) if flag])
         for name, flags in (("chosen", wanted), ("rejected", ~wanted)):
             if flags.any():
                 more[f"reward_{name}"] = float(self.beta * x[flags].mean())

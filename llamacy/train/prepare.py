@@ -19,6 +19,7 @@ from llamacy.train.data import Subset, open_data
 from llamacy.train.lora import check_targets
 from llamacy.train.preference import needs_of
 from llamacy.train.samples import Encoder
+from llamacy.train.template_fit import note_on
 
 SAMPLE_DATA = Path(llamacy.__file__).resolve().parent.parent / "examples" / "instructions.jsonl"
 
@@ -119,7 +120,13 @@ class Prepared:
 
     def training_data(self):
         """Return the Data to train on: what the job names, else the sample data."""
-        return self.open(self.job.train_data or [sample_data()])
+        data = self.open(self.job.train_data or [sample_data()])
+        # the model's own template may write what is no token, and know why
+        own = self.job.chat_template is None and chat.KEY in self.metadata
+        note = None if own or "_template" not in vars(self) else note_on(self._render, self.tokenizer)
+        if note:
+            self._say(note)
+        return data
 
     def parts(self, data):
         """Return (samples to train on, samples to validate on or None)."""

@@ -9,6 +9,8 @@ from llamacy.errors import printable
 LOOKED_AT = 1000
 # Of a sample's text so many characters are shown, at each end.
 SHOWN = 300
+# A line of a whole sample has so many at most.
+LONG = 500
 OPEN, CLOSE = "⟦", "⟧"
 
 
@@ -67,11 +69,33 @@ def marked(sample, tokenizer):
     return "".join(parts)
 
 
+def whole_lines(sample, tokenizer):
+    """Return a sample's marked text as lines for a terminal, those of each of a Preference."""
+    texts = [marked(each, tokenizer) for each in getattr(sample, "samples", (sample,))]
+    lines = [printable(line) for text in texts for line in text.split("\n")]
+    # a line that is too long for a terminal's memory goes on behind a +
+    return [f"  {'+' if at else '|'} {line[at : at + LONG]}" for line in lines for at in range(0, len(line) or 1, LONG)]
+
+
 def shown_lines(sample, tokenizer):
-    """Return a sample's marked text as lines for a terminal, of a long one its two ends; each of a Preference."""
-    if hasattr(sample, "samples"):
-        return [line for each in sample.samples for line in shown_lines(each, tokenizer)]
-    text = marked(sample, tokenizer)
-    if len(text) > 2 * SHOWN + 20:
-        text = f"{text[:SHOWN]} ... {text[-SHOWN:]}"
-    return [f"  | {printable(line)}" for line in text.split("\n")]
+    """The same, but of a long text its two ends."""
+    texts = [marked(each, tokenizer) for each in getattr(sample, "samples", (sample,))]
+    short = [text if len(text) <= 2 * SHOWN + 20 else f"{text[:SHOWN]} ... {text[-SHOWN:]}" for text in texts]
+    return [f"  | {printable(line)}" for text in short for line in text.split("\n")]
+
+
+def token_lines(sample, tokenizer):
+    """Return a line for each token of a sample, a * at those that are learnt: its id, its text."""
+    return [
+        f"{'*' if trained else ' '} {token:6} {quoted(tokenizer.token_bytes(token))}"
+        for part in getattr(sample, "samples", (sample,))
+        for token, trained in zip(part.ids.tolist(), part.trained.tolist(), strict=True)
+    ]
+
+
+def quoted(raw):
+    """Return a token's bytes as a quoted text, or as bytes where they are only part of a character."""
+    try:
+        return repr(raw.decode())
+    except UnicodeDecodeError:
+        return repr(raw)

@@ -185,6 +185,12 @@ class Trainer:
         n_tokens, norm = sum(len(sample.ids) for sample in samples), kernels.adamw.norm(self._pass.grads)
         return StepResult(loss, norm, n_tokens, n_trained, self.flops(n_tokens, n_trained), more)
 
+    def rehearse(self, samples):
+        """Do what a step over a list of Samples does but for the update, to see how long it takes; nothing stays."""
+        self.probe(samples)
+        if self.objective:
+            self.objective.forget()
+
     def log_probabilities(self, samples, dropout=False):
         """Return for each Sample the log-probabilities of its trained tokens, f64; dropout: as the next step has it."""
         found = [np.empty(0)] * len(samples)

@@ -85,6 +85,9 @@ class FakeTrainer:
             sum(s.n_trained for s in samples),
         )  # fmt: skip
 
+    def rehearse(self, samples):
+        self.probe(samples)
+
     def go_back(self):
         self.w, n_steps = self.good
         return n_steps

@@ -12,11 +12,14 @@ from llamacy import system
 from llamacy.cli.finetune import size
 from llamacy.model.config import ModelConfig
 from llamacy.model.rope import Rope
+from llamacy.train import estimate
+from llamacy.train.batches import Plan
 from llamacy.train.estimate import Case, cases, longest_pass, shown
 from llamacy.train.flops import Flops
 from llamacy.train.options import TrainOptions
 from llamacy.train.samples import Sample
 from tests.model import golden
+from tests.train.fakes import FakeTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "tests" / "data" / "tiny-q8_0.gguf"
@@ -148,3 +151,20 @@ def test_sizes_are_shown_as_they_are_given_and_never_too_small(n_bytes, text):
 @pytest.mark.parametrize(("text", "wanted"), [("1024", 1024), ("2k", 2048), ("1.5G", 3 << 29), ("512MiB", 512 << 20)])
 def test_sizes_may_have_units(text, wanted):
     assert size(text) == wanted
+
+
+@pytest.mark.parametrize(("first", "known"), [(0, False), (5, False), (0, True), (12, True)])
+def test_the_time_that_is_left_is_that_of_a_pass_for_each_token(monkeypatch, first, known):
+    """10 samples of 8 tokens in steps of 2, 3 epochs; 4 samples to validate on, after each epoch and before."""
+    data = [Sample(np.arange(8, dtype=np.int32), np.arange(8) > 0)] * 10
+    options = TrainOptions(batch_size=2, epochs=3)
+    took = iter([0.4, 0.2])  # the second pass knows the frozen layers
+    monkeypatch.setattr(estimate, "_seconds", lambda function, samples: function(samples) or next(took))
+    trainer, plan = FakeTrainer(), Plan(10, options)
+    seconds, speed = estimate.rehearsed(trainer, plan, data, data[:4], options, first, known)
+    new, later = (0.4 / 16, 0.2 / 16) if known else (0.2 / 16, 0.2 / 16)
+    n_new = max(0, 5 - first)
+    wanted = 16 * (n_new * new + (15 - first - n_new) * later)
+    measured = 32 * 0.4 * new * ((15 - first) // 5 + 1)
+    assert seconds == pytest.approx(wanted + measured) and speed == pytest.approx(1 / new)
+    assert trainer.n_steps == 0

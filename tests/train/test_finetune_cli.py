@@ -344,11 +344,13 @@ def test_a_plot_and_validation(finetune):
     assert code == 1 and "wanted 2 samples or more to split, got 1" in err
 
 
-def test_samples_are_shown_as_tokens_and_nothing_is_trained(finetune, tmp_path):
+def test_samples_are_shown_as_text_and_as_tokens_and_nothing_is_trained(finetune, tmp_path):
     (tmp_path / "data.jsonl").write_text('{"prompt": "Hi", "completion": "鱼"}\n')
     code, out, err = finetune("--train-data", "data.jsonl", "--show-sample", 5)
     assert code == 0 and "data.jsonl: 1 sample" in err
-    assert "  | <s> Hi⟦" in err
+    head, *text = out.splitlines()
+    assert re.fullmatch(r"sample 1 of 1: \d+ tokens, \d+ trained \(⟦⟧\)", head) and text == ["  | <s> Hi⟦ 鱼</s>⟧"]
+    code, out, err = finetune("--train-data", "data.jsonl", "--show-sample", 5, "--verbose")
     lines = out.splitlines()
     assert re.fullmatch(r"sample 1 of 1: \d+ tokens, \d+ trained \(\*\)", lines[0])
     assert lines[1] == "       1 '<s>'" and not lines[2].startswith("*") and lines[-1] == "*      2 '</s>'"
@@ -361,7 +363,7 @@ def test_samples_are_shown_as_tokens_and_nothing_is_trained(finetune, tmp_path):
 def test_messages_are_written_by_a_chat_template(finetune, tmp_path, flags, n_warnings):
     messages = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Two."}]
     (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": messages}) + "\n" + json.dumps({"messages": messages}))
-    code, out, err = finetune("--train-data", "chat.jsonl", "--show-sample", 1, *flags)
+    code, out, err = finetune("--train-data", "chat.jsonl", "--show-sample", 1, "-v", *flags)
     rows = [(line[0], ast.literal_eval(line.split(maxsplit=2)[2] if line[0] == "*" else line.split(maxsplit=1)[1]))
             for line in out.splitlines()[1:]]  # fmt: skip
     text = {mark: "".join(piece for got, piece in rows if got == mark) for mark in "* "}
@@ -377,7 +379,7 @@ def test_what_the_template_is_given_besides(finetune, tmp_path):
     messages = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Two."}]
     records = [{"messages": messages}, {"messages": messages, "chat_template_kwargs": {"mood": "B"}}]
     (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, records)))
-    words = ["--train-data", "chat.jsonl", "--show-sample", 2, "--chat-template", "t.jinja"]
+    words = ["--train-data", "chat.jsonl", "--verbose", "--show-sample", 2, "--chat-template", "t.jinja"]
     _, out, _ = finetune(*words, "--chat-template-kwargs", '{"mood": "A"}')
     pieces = [line.split(maxsplit=2 if line[0] == "*" else 1)[-1] for line in out.splitlines()]
     said = "".join(ast.literal_eval(piece) if piece[0] in "'\"" else "|" for piece in pieces)
@@ -399,3 +401,18 @@ def test_help_and_wrong_usage_need_no_numpy():
     code = "import sys; sys.modules['numpy'] = None\nfrom llamacy.cli.finetune import main\nmain(['--help'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and "--train-data FILE" in done.stdout
+
+
+def test_what_is_said_before_the_first_step(finetune, tmp_path):
+    """One short report: samples, tokens, what is learnt of them, duplicates, parameters, memory, time, a sample."""
+    rows = ['{"prompt": "Hi", "completion": "鱼"}'] * 3 + ['{"prompt": "Bye", "completion": "%s"}' % ("go " * 40)]
+    (tmp_path / "data.jsonl").write_text("\n".join(rows))
+    code, _, err = finetune("--train-data", "data.jsonl", "-c", 30, "--val-split", "0")
+    said = err[: err.index("epoch 1/2  step 1/8")]
+    assert code == 0 and "data.jsonl: 4 samples (JSON lines)" in said and "1 sample longer than the context" in said
+    assert re.search(r"an epoch: 4 samples, \d+ tokens \(mean \d+, longest 30\), \d+ % of them learnt; dupl.*: 2", said)
+    assert re.search(r"adapter: [\d,]+ trained parameters, [\d.]+ % of .*; at most [\d.]+[MG] of memory", said)
+    assert re.search(r"time: about 0:0\d, at \d+ tokens/s as one pass took just now", said)
+    assert "training 8 steps of 1 x 1 samples" in said and "  | <s> Hi⟦ 鱼</s>⟧" in said
+    code, _, err = finetune("--train-data", "data.jsonl", "--verbose")
+    assert "\n*      2 '</s>'\n" in err[: err.index("step 1/8")] and "⟦" not in err

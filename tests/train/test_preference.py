@@ -246,3 +246,15 @@ def test_prompts_are_not_learnt_from_preferences(method):
 
 def test_every_method_has_a_class():
     assert tuple(CLASSES) == METHODS
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_log_tells_how_surprising_the_wanted_answers_are(make, case):
+    """Their mean negative log-likelihood a token: above ln(vocabulary) the template does not fit."""
+    options, items = CASES[case]
+    made = make(**options)
+    wanted = [each for item in items for each, good in zip(item.samples, item.wanted, strict=True) if good]
+    if options.get("mask_prompt") is False:
+        wanted = [Sample(each.ids, np.arange(len(each.ids)) > 0) for each in wanted]
+    loss, _ = Trainer.evaluate(make(), [wanted])
+    assert made.probe(items).more["nll_loss"] == pytest.approx(loss, rel=1e-5)

@@ -39,6 +39,17 @@ def test_a_step_that_is_no_number_changes_nothing(make, case):  # noqa: F811
         assert np.asarray(value).tobytes() == np.asarray(other.state()[name]).tobytes(), name
 
 
+@pytest.mark.parametrize("case", METHODS)
+def test_a_rehearsal_leaves_no_trace(make, case):  # noqa: F811
+    options, items = METHODS[case]
+    one, other = (make(lora_dropout=0.2, **options) for _ in range(2))
+    one.rehearse(items[:1])
+    one.rehearse(items)
+    found = [made.step([items], 1e-3) for made in (one, other)]
+    assert found[0] == found[1]
+    assert one._pass.params.tobytes() == other._pass.params.tobytes()
+
+
 class Odd(FakeTrainer):
     """Whose steps of these numbers, from 1, are no numbers."""
 

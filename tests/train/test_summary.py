@@ -3,7 +3,7 @@
 import numpy as np
 
 from llamacy.train.samples import Encoder, Preference, Record, Sample
-from llamacy.train.summary import LOOKED_AT, marked, shown_lines, summary
+from llamacy.train.summary import LONG, LOOKED_AT, marked, shown_lines, summary, whole_lines
 from tests.train.fakes import ByteTokenizer
 
 
@@ -25,6 +25,12 @@ def test_hostile_and_long_samples_stay_lines():
     assert line.isprintable() and len(line) < 700 and " ... " in line and line.endswith("z⟧")
     (line,) = shown_lines(encoded(("a", False), ("\x1b]0;y\x07</s>", True)), ByteTokenizer())
     assert line == "  | a⟦\\x1b]0;y\\x07</s>⟧"
+
+
+def test_a_whole_sample_is_shown_in_pieces():
+    lines = whole_lines(encoded(("x" * 3000, False), ("\nz</s>", True)), ByteTokenizer())
+    assert lines[0] == "  | " + "x" * LONG and lines[1] == "  + " + "x" * LONG and len(lines) == 8
+    assert lines[-2:] == ["  + ⟦", "  | z</s>⟧"]
 
 
 def test_both_answers_of_a_pair_are_shown():
