@@ -71,8 +71,9 @@ $(LLAMA_CPP_SOURCE): bench/requirements.txt | bench/.venv/.installed
 	@mv $(@D)/llama_cpp_python-*.tar.gz $@
 	@touch $@
 
+# a file's tests stay together: they share what it loaded
 test: all build/.compiled-all $(VENV)/.test
-	@$(PY) -m pytest tests
+	@$(PY) -m pytest tests --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-peers: all bench/.venv/.installed $(LLAMA_CPP_SOURCE)
 	@PYTHONPATH=. LLAMACY_LLAMA_CPP_SOURCE=$(LLAMA_CPP_SOURCE) $(BENCH_PYTHON) -m pytest tests/peers

@@ -42,7 +42,7 @@ def run(tmp_path):
 
     def call(text, ci, **options):
         (tmp_path / "test_it.py").write_text(text)
-        environment = {**os.environ, "CI": "true" if ci else ""}
+        environment = {**os.environ, "CI": "true" if ci else "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs", str(tmp_path)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, **options)
         return done.returncode, done.stdout

@@ -75,7 +75,7 @@ def test_too_little_memory_is_told_before_starting(tmp_path):
 @golden.needs_model
 def test_max_ram_turns_checkpointing_on_and_changes_no_bit(tmp_path):
     (tmp_path / "text").write_text("You may convey covered works to others. " * 100)
-    line = ("--train-data", "text", "-c", 256, "--max-steps", 1, "-t", 2)
+    line = ("--train-data", "text", "-c", 256, "-b", 1, "--max-steps", 1, "-t", 2)
     kept, again = estimated(tmp_path, *line), estimated(tmp_path, *line, "--use-checkpointing")
     assert again < kept
     code, _, err = finetune(tmp_path, *line, "--max-ram", (kept + again) // 2, "--log-json", "again", "--outdir", "a")

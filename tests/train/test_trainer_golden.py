@@ -67,9 +67,9 @@ def test_two_questions_are_learnt_by_heart():
     model = golden.model("int8")
     data = open_data([golden.ROOT / "examples" / "finetune-data.txt"], Encoder(model.tokenizer, 512))
     samples, trainer = [data[i] for i in range(len(data))], new_trainer("int8")
-    for _ in range(30):
+    for _ in range(9):
         for sample in samples:
-            trainer.step([[sample]], RATE)
+            trainer.step([[sample]], 2 * RATE)
     index = model.add_adapter(trainer.adapter())
     try:
         engine = Engine(model, n_ctx=256)
