@@ -16,8 +16,9 @@ ENDS = {"eos": "stop", "word": "stop", "limit": "length"}
 class _Text:
     """What has come of a text so far: tokens, and pieces that nobody has taken yet."""
 
-    def __init__(self, tokenizer, stops):
-        self.stream, self.pieces, self.texts, self.tokens = TextStream(tokenizer.stream(), stops), deque(), [], []
+    def __init__(self, tokenizer, stops, visible=(), answer=None):
+        self.stream, self.pieces = TextStream(tokenizer.stream(visible=visible), stops), deque()
+        self.texts, self.tokens, self.answer = [], [], answer
 
     def take(self, token):
         """Request.on_token"""
@@ -27,6 +28,15 @@ class _Text:
         return stop
 
     def put(self, text):
+        self._add(self.answer.feed(text) if self.answer else text)
+
+    def end(self):
+        """Take what was held back."""
+        self.put(self.stream.flush())
+        if self.answer:
+            self._add(self.answer.flush())
+
+    def _add(self, text):
         if text:
             self.texts.append(text)
             self.pieces.append(text)
@@ -39,9 +49,10 @@ class Generation:
     share their steps. `close()`, leaving a `with`, or dropping it ends it early; what there is stays.
     """
 
-    def __init__(self, owner, ids, stops, **request):
+    def __init__(self, owner, ids, stops, question=None, **request):
         self._request, self.result = None, None
-        self._owner, self._text = owner, _Text(owner.tokenizer, stops)
+        how = (question.visible, question.answer()) if question else ()
+        self._owner, self._text = owner, _Text(owner.tokenizer, stops, *how)
         made = Request(list(ids), on_token=self._text.take, **request)
         owner.submit(made)
         self._request = made
@@ -73,11 +84,15 @@ class Generation:
             return
         if ended.error:
             raise ended.error
-        text.put(text.stream.flush())
+        text.end()
+        reason = ENDS.get(ended.stop_type, ended.stop_type)
+        calls = text.answer.calls if text.answer else []
         self.result = Completion(
             text="".join(text.texts),
             tokens=text.tokens,
-            finish_reason=ENDS.get(ended.stop_type, ended.stop_type),
+            finish_reason="tool_calls" if calls and reason == "stop" else reason,
+            reasoning=text.answer.thought if text.answer else "",
+            tool_calls=calls,
             stop=text.stream.stopping_word,
             prompt_tokens=len(self._request.prompt),
             seed=ended.seed,
@@ -111,25 +126,21 @@ class Generation:
         return self.result
 
 
-def constraint_of(tokenizer, n_vocab, grammar, schema, tables):
-    """Return the Constraint that a GBNF grammar or a JSON schema means, None without either.
-
-    tables: a dict that keeps what is made once per model.
-    """
-    if grammar is None and schema is None:
-        return None
+def automaton_of(grammars, grammar, schema):
+    """Return what a GBNF grammar or a JSON schema allows, None without either. grammars: Grammars of the model."""
     if grammar is not None and schema is not None:
         raise LlamacyError("grammar and schema are both given: name one")
+    if grammar is not None:
+        return grammars.gbnf(grammar)
+    return None if schema is None else grammars.json_schema(schema)
+
+
+def constraint_of(tokenizer, n_vocab, automaton, tables):
+    """Return the Constraint of an automaton, None for None. tables: a dict that keeps what is made once per model."""
+    if automaton is None:
+        return None
     from llamacy.generate.constraint import Constraint, TokenTable
 
-    if grammar is not None:
-        from llamacy.generate.gbnf import gbnf
-
-        automaton = gbnf(grammar, tokenizer)
-    else:
-        from llamacy.generate.json_grammar import json_schema
-
-        automaton = json_schema(schema)
     if "tokens" not in tables:
         tables["tokens"] = TokenTable(tokenizer, n_vocab)
     return Constraint(automaton, tables["tokens"])

@@ -12,18 +12,17 @@ import numpy as np
 
 from llamacy.errors import LlamacyError, RequestError
 from llamacy.generate import perplexity as windows
-from llamacy.generate.chat_prompt import chat_ids, chat_text
 from llamacy.generate.context import fit_context
 from llamacy.generate.engine import Engine
 from llamacy.generate.request import Request
 from llamacy.generate.samplers.params import SamplingParams
 from llamacy.generate.text_stream import prompt_ids
 from llamacy.library.adapters import Adapters
-from llamacy.library.generating import Generation, constraint_of
+from llamacy.library.chatting import ChatRules, Question
+from llamacy.library.generating import Generation, automaton_of, constraint_of
 from llamacy.library.results import Completion, Perplexity, Score
 from llamacy.model.loading import Loading
 from llamacy.system import fit_threads
-from llamacy.text.chat import template_for
 
 MAX_TOKENS = 256
 
@@ -90,7 +89,7 @@ class Model:
         config = self._model.config
         self.n_vocab, self.n_embd, self.n_layer = config.n_vocab, config.n_embd, config.n_layer
         self.context = fit_context(context, config)
-        self._chosen_template, self._template = chat_template, None
+        self._rules = ChatRules(self._model, chat_template)
         self._how = {"n_slots": parallel, "context_shift": context_shift, "draft_lookup": draft_lookup}
         self._engine, self._tables, self._lock, self._lent = None, {}, threading.RLock(), False
         self.adapters = Adapters(self)
@@ -103,7 +102,7 @@ class Model:
     def generate(self, prompt: Text, *, stream: Literal[True], **how: Any) -> Generation: ...
     def generate(
         self,
-        prompt: Text,
+        prompt: Text | Question,
         *,
         max_tokens: int | None = MAX_TOKENS,
         temperature: float = 0.8,
@@ -128,7 +127,12 @@ class Model:
         sampling    any other field of SamplingParams, such as presence_penalty or mirostat
         RequestError, a LlamacyError, where the prompt does not fit or a value is out of range.
         """
-        ids = self._ids(prompt)
+        question = prompt if isinstance(prompt, Question) else None
+        automaton = automaton_of(self._rules.grammars, grammar, schema)
+        if question:
+            ids, automaton = question.ids(self.tokenizer), question.constrained(automaton)
+        else:
+            ids = self._ids(prompt)
         params = SamplingParams(
             temperature=temperature,
             top_k=top_k,
@@ -139,10 +143,10 @@ class Model:
             n_probs=logprobs,
             **sampling,
         )
-        constraint = constraint_of(self.tokenizer, self.n_vocab, grammar, schema, self._tables)
+        constraint = constraint_of(self.tokenizer, self.n_vocab, automaton, self._tables)
         stops = [stop] if isinstance(stop, str) else list(stop)
         n_predict = -1 if max_tokens is None else max_tokens
-        generation = Generation(self, ids, stops, params=params, n_predict=n_predict, constraint=constraint)
+        generation = Generation(self, ids, stops, question, params=params, n_predict=n_predict, constraint=constraint)
         return generation if stream else generation.complete()
 
     def chat(
@@ -150,15 +154,22 @@ class Model:
         messages: str | Sequence[dict],
         *,
         tools: Sequence[dict] | None = None,
+        tool_choice: str | dict | None = None,
+        parallel_tool_calls: bool | None = None,
         template_values: dict[str, Any] | None = None,
         **how: Any,
     ) -> Completion | Generation:
         """Answer a conversation; return as generate does, and take what it takes.
 
-        messages: [{"role", "content"}, ...], or one question as str. tools: functions in OpenAI's form, written out by
-        the model's template. template_values: more names for the template, such as {"enable_thinking": False}.
+        messages             [{"role", "content"}, ...], or one question as str; roles and calls as OpenAI has them
+        tools                functions in OpenAI's form, written out by the model's template; calls of them are in the
+                             Completion's `tool_calls`, its thoughts in `reasoning`
+        tool_choice          "auto", "none", "required", or {"function": {"name": ...}}: which must be called
+        parallel_tool_calls  whether several calls may come at once
+        template_values      more names for the template, such as {"enable_thinking": False}
         """
-        return self.generate(self._chat(chat_ids, messages, tools, template_values), **how)
+        tools = {"tools": tools, "tool_choice": tool_choice, "parallel_tool_calls": parallel_tool_calls}
+        return self.generate(self._rules.read(messages, template_values, **tools), **how)
 
     def chat_prompt(
         self,
@@ -168,15 +179,7 @@ class Model:
         template_values: dict[str, Any] | None = None,
     ) -> str:
         """Return the text that `chat` asks the model to continue."""
-        return self._chat(chat_text, messages, tools, template_values)
-
-    def _chat(self, render, messages, tools, values):
-        if self._template is None:
-            self._template = template_for(self.metadata, self._chosen_template)
-        if isinstance(messages, str):
-            messages = [{"role": "user", "content": messages}]
-        values = {**(values or {}), **({} if tools is None else {"tools": tools})}
-        return render(messages, self._template, self.tokenizer, **values)
+        return self._rules.read(messages, template_values, tools=tools).text
 
     # ---- numbers ----
 

@@ -28,11 +28,14 @@ class Completion:
 
     text           what was generated, without the prompt and without what stopped it
     tokens         list of Token, the end token included
-    finish_reason  "stop": the model ended it, or a stop string; "length": max_tokens, or the context is full
+    finish_reason  "stop": the model ended it, or a stop string; "length": max_tokens, or the context is full;
+                   "tool_calls": it ended with calls of tools
     stop           the stop string that ended it, or None
     prompt_tokens  tokens of the prompt
     seed           the one that gives this text again
     timings        where the time went, in milliseconds
+    reasoning      of a chat: the thoughts before the answer, where the model's template has such
+    tool_calls     of a chat: calls of tools in OpenAI's form, their arguments JSON text
     """
 
     text: str
@@ -42,9 +45,17 @@ class Completion:
     prompt_tokens: int = 0
     seed: int | None = None
     timings: Timings = field(default_factory=Timings, repr=False)
+    reasoning: str = ""
+    tool_calls: list[dict] = field(default_factory=list)
 
     def __str__(self):
         return self.text
+
+    @property
+    def message(self) -> dict:
+        """The answer as the next message of the conversation."""
+        calls = {"tool_calls": self.tool_calls} if self.tool_calls else {}
+        return {"role": "assistant", "content": self.text, **calls}
 
 
 @dataclass

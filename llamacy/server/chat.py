@@ -58,7 +58,7 @@ def read_chat(app, data, defaults=()):
     data = {**dict(defaults), **fields.mapping("the body", data)}
     chat = read_prompt(app, data)
     options = read_options(app, data)
-    chat.options = replace(options, automaton=_automaton(app, chat, options), visible=_visible(app, chat))
+    chat.options = replace(options, automaton=constrain(app, chat, options.automaton), visible=visible_of(app, chat))
     return chat
 
 
@@ -134,34 +134,32 @@ def template_values(app, given):
     return values
 
 
-def _automaton(app, chat, options):
-    """Return what the answer must follow, None for nothing: the request's grammar or schema, and calls of tools."""
+def constrain(app, chat, automaton):
+    """Return what the answer must follow, None for nothing: a grammar's or schema's automaton, and calls of tools."""
     tools = chat.tools
     thoughts = chat.thoughts[1] if chat.begins_inside and chat.thoughts else None
     is_framed = tools or thoughts or chat.format.reader == "channels"
-    if not is_framed or (options.automaton is None and not tools):
-        return options.automaton
+    if not is_framed or (automaton is None and not tools):
+        return automaton
     from llamacy.generate.tool_grammar import answer_automaton
 
     callable = tools.callable if tools else []
-    key = json.dumps(
-        [chat.format.name, callable, tools and [tools.must_call, tools.many], thoughts, id(options.automaton)]
-    )
+    key = json.dumps([chat.format.name, callable, tools and [tools.must_call, tools.many], thoughts, id(automaton)])
     return app.grammars.made(
-        (key, options.automaton),
+        (key, automaton),
         lambda: answer_automaton(
             app.model.tokenizer,
             format=chat.format,
             tools=callable,
             must_call=bool(tools and tools.must_call),
             many=bool(tools and tools.many),
-            inner=options.automaton,
+            inner=automaton,
             thoughts=thoughts,
         ),
     )
 
 
-def _visible(app, chat):
+def visible_of(app, chat):
     """Return the ids of the control tokens that the answer's reader looks for."""
     tokenizer, found = app.model.tokenizer, []
     if not (chat.tools or chat.thoughts or chat.format.reader == "channels"):

@@ -159,6 +159,67 @@ def _forked(model, queue):
         queue.put(str(error))
 
 
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"enum": ["Paris", "Rome"]},
+                "days": {"type": "integer", "minimum": 1, "maximum": 9},
+            },
+            "required": ["city", "days"],
+        },
+    },
+}
+
+
+@pytest.fixture
+def roomy():
+    with llamacy.load(MODEL, threads=2, context=700) as opened:
+        yield opened
+
+
+@pytest.mark.filterwarnings("ignore:the model has no chat template")
+def test_a_tool_that_must_be_called_is(roomy):
+    """Its arguments follow the schema, whatever a model of random weights would say; the call reads as OpenAI's."""
+    for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
+        found = roomy.chat("hi", tools=[WEATHER], tool_choice=choice, temperature=1.5, seed=4, max_tokens=300)
+        (call,) = found.tool_calls
+        assert (call["type"], call["function"]["name"], found.finish_reason) == ("function", "weather", "tool_calls")
+        arguments = json.loads(call["function"]["arguments"])
+        assert arguments["city"] in ("Paris", "Rome") and 1 <= arguments["days"] <= 9 and found.text == ""
+        talk = [
+            {"role": "user", "content": "hi"},
+            found.message,
+            {"role": "tool", "content": "rain", "name": "weather"},
+        ]
+        assert "rain" in roomy.chat_prompt([*talk, {"role": "user", "content": "and?"}], tools=[WEATHER])
+    streamed = roomy.chat(
+        "hi", tools=[WEATHER], tool_choice="required", temperature=1.5, seed=4, max_tokens=300, stream=True
+    )
+    assert "".join(streamed) == "" and streamed.result.tool_calls[0]["function"] == call["function"]
+    assert roomy.chat("hi", tools=[WEATHER], tool_choice="none", **GREEDY).tool_calls == []
+
+
+def test_thoughts_are_apart():
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}{# <think> #}"
+    grammar = 'root ::= "<think>hm" "</think>" "yes"'
+    with llamacy.load(MODEL, threads=1, chat_template=template) as model:
+        found = model.chat("hi", grammar=grammar, temperature=0)
+        assert (found.text, found.reasoning) == ("yes", "hm") and found.message["content"] == "yes"
+        assert "".join(model.chat("hi", grammar=grammar, temperature=0, stream=True)) == "yes"
+
+
+@pytest.mark.filterwarnings("ignore:the model has no chat template")
+def test_tools_that_are_none_are_named(model):
+    with pytest.raises(llamacy.LlamacyError, match="tool_choice: there is no tool 'rain'"):
+        model.chat("hi", tools=[WEATHER], tool_choice={"function": {"name": "rain"}})
+    with pytest.raises(llamacy.LlamacyError, match="messages: wanted at least one message"):
+        model.chat([])
+
+
 def test_a_forked_process_is_told(model):
     model.generate(PROMPT, **GREEDY)
     context = multiprocessing.get_context("fork")
