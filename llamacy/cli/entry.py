@@ -32,8 +32,18 @@ def start(command):
 
 
 def _import_and_run(command, argv):
+    from llamacy.default_model import NoDefaultModel
+
     try:
-        return importlib.import_module(f"llamacy.cli.{command.replace('-', '_')}").main(argv)
+        main = importlib.import_module(f"llamacy.cli.{command.replace('-', '_')}").main
+        try:
+            return main(argv)
+        except NoDefaultModel:
+            from llamacy.cli.offer import offer
+
+            if not offer():
+                raise
+            return main(argv)
     except ImportError as error:
         missing = error.name or ""
         if missing.startswith("llamacy.kernels"):
@@ -52,6 +62,7 @@ perplexity = partial(start, "perplexity")
 tokenize = partial(start, "tokenize")
 convert = partial(start, "convert")
 export_lora = partial(start, "export-lora")
+fetch = partial(start, "fetch")
 info = partial(start, "info")
 bench = partial(start, "bench")
 quantize = partial(start, "quantize")
