@@ -51,10 +51,11 @@ def cross_entropy(logits, targets):
     return highest[:, 0] + np.log(logits.sum(axis=1, dtype=np.float64)) - picked
 
 
-def score_window(session, window, bos, n_vocab, score):
-    """Run one window of token ids through slot 0 and add its second half's tokens to `score`.
+def scored_rows(session, window, bos, n_vocab):
+    """Run one window of token ids through slot 0; yield (logits f32 (n, n_vocab), targets) of its second half, in parts.
 
-    `bos` replaces the window's first token where it is not None. The logits at position i predict token i + 1.
+    `bos` replaces the window's first token where it is not None. The logits at position i predict token i + 1: targets
+    are those tokens' ids. A part is MAX_LOGITS numbers at most, so that no window's logits are ever held together.
     """
     first, end = len(window) // 2, len(window) - 1
     inputs = window[:end] if bos is None else [bos, *window[1:end]]
@@ -66,14 +67,24 @@ def score_window(session, window, bos, n_vocab, score):
         slots = [0] * (stop - position)
         logits = session.step(inputs[position:stop], range(position, stop), slots, scored)
         if scored:
-            score.add(cross_entropy(logits, window[position + 1 : stop + 1]))
+            yield logits, window[position + 1 : stop + 1]
         position = stop
+
+
+def score_window(session, window, bos, n_vocab, score):
+    """Run one window of token ids through slot 0 and add its second half's tokens to `score`; see scored_rows."""
+    for logits, targets in scored_rows(session, window, bos, n_vocab):
+        score.add(cross_entropy(logits, targets))
+
+
+def bos_of(tokenizer):
+    """Return the token that takes the place of a window's first one, None where the model wants none."""
+    return tokenizer.bos_id if tokenizer.add_bos else None
 
 
 def measure(model, tokens, n_ctx, progress=None):
     """Return the Score of `tokens` (ids) in windows of `n_ctx`; `progress(i, score)` is called after each window."""
-    tokenizer = model.tokenizer
-    bos = tokenizer.bos_id if tokenizer.add_bos else None
+    bos = bos_of(model.tokenizer)
     session, score = model.new_session(1, n_ctx), Score()
     for i in range(len(tokens) // n_ctx):
         score_window(session, tokens[i * n_ctx : (i + 1) * n_ctx], bos, model.config.n_vocab, score)
