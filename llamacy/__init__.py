@@ -7,7 +7,7 @@
     result = llamacy.finetune("model.gguf", "data.jsonl")
     result.save("adapter.gguf")
 
-What there is, in detail: load and Model, finetune, convert, quantize, serve; every failure is a LlamacyError.
+What there is, in detail: load and Model, finetune, evaluate, convert, quantize, serve; every failure is a LlamacyError.
 """
 
 import importlib
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors and type checkers; at run time the names come when they are asked for
     from llamacy.errors import LlamacyError
+    from llamacy.library.evaluating import Evaluation, evaluate
     from llamacy.library.files import convert, quantize
     from llamacy.library.models import Model, load
     from llamacy.library.results import Completion, Score
@@ -31,14 +32,16 @@ _HOMES = {
     "Score": "llamacy.library.results",
     "finetune": "llamacy.library.training",
     "Finetuned": "llamacy.library.training",
+    "evaluate": "llamacy.library.evaluating",
+    "Evaluation": "llamacy.library.evaluating",
     "convert": "llamacy.library.files",
     "quantize": "llamacy.library.files",
     "serve": "llamacy.library.serving",
     "LlamacyError": "llamacy.errors",
 }
 
-__all__ = ["Completion", "Finetuned", "LlamacyError", "Model", "Score", "__version__"]
-__all__ += ["convert", "finetune", "load", "quantize", "serve"]
+__all__ = ["Completion", "Evaluation", "Finetuned", "LlamacyError", "Model", "Score", "__version__"]
+__all__ += ["convert", "evaluate", "finetune", "load", "quantize", "serve"]
 
 
 def __getattr__(name):

@@ -26,6 +26,7 @@ COMMANDS = {
     "main": "-m {model} -p a -n 1",
     "finetune": "-m {model} --train-data {text} --max-steps 1 --outdir {new}",
     "perplexity": "-m {model} -f {text} -c 64 --chunks 1",
+    "evaluate": "-m {model} -f {text} -c 64 --chunks 1",
     "tokenize": "-m {model} -p a",
     "info": "{model}",
     "convert": "{model} {new}",
@@ -105,6 +106,7 @@ def test_legacy_models_cut_short(place, names, capsys):
 LORA_LINES = {
     "main": "-m {model} --lora {lora} -p a -n 1",
     "perplexity": "-m {model} --lora {lora} -f {text} -c 64 --chunks 1",
+    "evaluate": "-m {model} --lora {lora} -f {text} -c 64 --chunks 1",
     "finetune": "-m {model} --init-lora {lora} --train-data {text} --max-steps 1 --outdir {new}",
     "export-lora": "-m {model} --lora {lora} -o {new}",
     "server": "-m {model} --lora-adapter {lora} --port 0",

@@ -20,14 +20,16 @@ from llamacy.generate.context import fit_context
 LOAD_MODES = ("auto", "none", "mmap", "mlock", "mmap+mlock", "dio")
 
 
-def add_model_flags(parser, *, ctx_size=None, names=("-m", "--model"), threads=True):
+def add_model_flags(parser, *, ctx_size=None, names=("-m", "--model"), threads=True, action=None):
     """Add what every computing command takes: the model, threads, activations; `-c` too where `ctx_size` is given.
 
     `ctx_size` is the text shown as `-c`'s default ("4096, at most the model's"); unset, the value is None. Without
-    `threads` the command has a `-t` of its own.
+    `threads` the command has a `-t` of its own. action: argparse's for the model, where several may be named.
     """
     group = parser.add_argument_group("model")
-    optional(group, *names, dest="model", metavar="FILE", help=f"the model, GGUF or GGML (default: {MODEL_NAME})")
+    more = {"action": action} if action else {}
+    said = f"the model, GGUF or GGML (default: {MODEL_NAME})"
+    optional(group, *names, dest="model", metavar="FILE", help=said, **more)
     if ctx_size is not None:
         optional(group, "-c", "--ctx-size", "--ctx", dest="ctx_size", type=whole(0), metavar="N",
                  help=f"context in tokens, 0 = the model's own (default: {ctx_size})")  # fmt: skip

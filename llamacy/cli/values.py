@@ -9,6 +9,11 @@ def whole(low=None, high=None):
     return _number(int, "a whole number", low, high)
 
 
+def some_or_all(text):
+    """Parse a number of parts to take, -1 for all, which is None."""
+    return None if text == "-1" else whole(1)(text)
+
+
 def real(low=None, high=None):
     """Return an argparse type: a finite number from `low` to `high`, both included; None leaves that side open."""
     return _number(float, "a number", low, high)

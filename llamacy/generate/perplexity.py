@@ -52,7 +52,7 @@ def cross_entropy(logits, targets):
 
 
 def scored_rows(session, window, bos, n_vocab):
-    """Run one window of token ids through slot 0; yield (logits f32 (n, n_vocab), targets) of its second half, in parts.
+    """Run a window of token ids through slot 0; yield (logits f32 (n, n_vocab), targets) of its second half, in parts.
 
     `bos` replaces the window's first token where it is not None. The logits at position i predict token i + 1: targets
     are those tokens' ids. A part is MAX_LOGITS numbers at most, so that no window's logits are ever held together.

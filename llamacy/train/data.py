@@ -35,16 +35,17 @@ WEIGHT_STREAM = 1 << 33
 
 def open_data(
     paths, encoder, *, render=None, sample_start="", include_sample_start=False, keep_empty=False, max_samples=None,
-    needs="",
+    needs="", shapes=Shapes,
 ):  # fmt: skip
     """Return the Data in `paths`, which are told apart by content (see examples/README.md).
 
     paths: files, folders of datasets, or these with `:WEIGHT` behind. `render(messages, add_generation_prompt,
     **variables) -> str` is the model's chat template, for data made of messages. keep_empty: empty answers are taught.
     max_samples: of each file no more than its first so many. needs: what a method's data must be, see Shapes.
+    shapes: the class that makes Records of objects.
     LlamacyError: a file is missing, empty, broken or not text, or no sample has anything to train on.
     """
-    reading = _Reading(encoder, render, sample_start, include_sample_start, keep_empty, max_samples, needs)
+    reading = _Reading(encoder, render, sample_start, include_sample_start, keep_empty, max_samples, needs, shapes)
     parts, told = [], []
     for argument in paths:
         parts += [reading.part(source) for source in open_sources(argument, told.append)]
@@ -165,12 +166,12 @@ def _times(weight):
 class _Reading:
     """How files are read: what `open_data` was told, once for all of them."""
 
-    def __init__(self, encoder, render, sample_start, include_sample_start, keep_empty, max_samples, needs):
+    def __init__(self, encoder, render, sample_start, include_sample_start, keep_empty, max_samples, needs, shapes):
         self.encoder, self.keep_empty, self.most = encoder, keep_empty, max_samples
         self.sample_start, self.include_sample_start = sample_start, include_sample_start
         self.notes = Notes()
         self.needs = needs
-        self.shapes = Shapes(render, encoder.end_text, keep_empty, self.notes, needs)
+        self.shapes = shapes(render, encoder.end_text, keep_empty, self.notes, needs)
 
     def part(self, source):
         """Look at a Source's beginning; return its samples as Records or Windows."""
@@ -260,7 +261,11 @@ class Records:
 
     def sample(self, i):
         """Read and tokenise sample i."""
-        return self.encoder.encode(self.reader.record(self._read(self.starts[i], self.lengths[i]), 1))[0]
+        return self.encoder.encode(self.record(i))[0]
+
+    def record(self, i):
+        """Read sample i as a Record, before it is tokenised."""
+        return self.reader.record(self._read(self.starts[i], self.lengths[i]), 1)
 
     def close(self):
         """Close the file."""

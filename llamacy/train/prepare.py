@@ -80,7 +80,7 @@ class Prepared:
         return open_data(
             paths,
             self.encoder,
-            render=self._render,
+            render=self.render,
             sample_start=self.job.sample_start,
             include_sample_start=self.job.include_sample_start,
             keep_empty=self.job.keep_empty,
@@ -98,7 +98,7 @@ class Prepared:
             self._say(f"warning: {warning.message}")
         return template
 
-    def _render(self, messages, add_generation_prompt, **variables):
+    def render(self, messages, add_generation_prompt, **variables):
         """Write messages out by the chat template, to which `variables` are given besides."""
         if "developer" not in self._template:  # OpenAI's newer name for the system, which templates may not know
             messages = [{**turn, "role": chat.ROLES.get(turn["role"], turn["role"])} for turn in messages]
