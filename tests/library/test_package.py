@@ -23,7 +23,8 @@ def test_names():
 
 
 def test_public_functions_are_typed_and_described():
-    for function in (llamacy.load, llamacy.finetune, llamacy.evaluate, llamacy.convert, llamacy.quantize, llamacy.serve):
+    makers = llamacy.convert, llamacy.quantize, llamacy.serve
+    for function in (llamacy.load, llamacy.finetune, llamacy.evaluate, *makers):
         assert function.__doc__ and "return" in function.__annotations__, function
         wanted = function.__code__.co_varnames[: function.__code__.co_argcount + function.__code__.co_kwonlyargcount]
         assert set(wanted) <= set(function.__annotations__), function
