@@ -306,9 +306,7 @@ class Engine:
                 slot.release(slot.result("limit"))
         if not self._some_cancelled:
             return
-        self._some_cancelled = False
-        self._changes = deque()  # (function, where its result goes): run between two steps
-        self._retiring = []  # (adapter's index, when it may go at the earliest, function to call then)
+        self._some_cancelled = False  # before they are looked for
         with self._wake:
             waiting = [request for group in self._queue for request in group]
             groups = [deque(request for request in group if not request.cancelled) for group in self._queue]

@@ -152,15 +152,15 @@ def compact(node):
         return node._replace(part=compact(node.part))
     if not isinstance(node, Alt):
         return node
-    found, others = [], []
-    for part in map(compact, _alternatives(node)):
+    found, others, parts = [], [], tuple(map(compact, _alternatives(node)))
+    for part in parts:
         word = _first_word(part)
         if word is None:
             others.append(part)
         else:
             found.append(word)
     if len(found) < MANY:
-        return Alt(tuple(map(compact, node.parts)))
+        return Alt(parts)
     table = words(found)
     return Alt((table, *others)) if others else table
 

@@ -11,6 +11,7 @@ from llamacy.generate.grammar import EMPTY, alt, lit, repeat, seq
 from llamacy.generate.utf8 import MAX_CODE, characters, others
 
 MAX_PATTERN = 1 << 14
+MAX_OUT = 100  # characters of a string that must not come
 MAX_DEPTH = 50
 MAX_REPEATS = 10_000
 DIGITS, WORD = [(0x30, 0x39)], [(0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)]
@@ -40,6 +41,25 @@ def json_characters(ranges):
         plain += [(begin, last)] if begin <= last else []
     parts = [found for found in [characters(plain)] if found is not None] + escaped
     return alt(*parts) if len(parts) > 1 else parts[0] if parts else None
+
+
+def other_strings(texts, where):
+    """Return the JSON strings but these."""
+    if sum(map(len, texts)) > MAX_PATTERN or max(map(len, texts)) > MAX_OUT:
+        raise RequestError(f"{where}: wanted at most {MAX_OUT} characters of a string that is out")
+    return seq(lit('"'), _but(set(texts)), lit('"'))
+
+
+def _but(texts):
+    """Return what strings have between their quotes that are none of `texts`."""
+    firsts = {}
+    for text in texts:
+        if text:
+            firsts.setdefault(text[0], set()).add(text[1:])
+    parts = [EMPTY] if "" not in texts else []
+    parts.append(seq(json_characters(others([(ord(char), ord(char)) for char in sorted(firsts)])), ANYTHING))
+    parts += [seq(json_characters([(ord(char), ord(char))]), _but(rest)) for char, rest in firsts.items()]
+    return alt(*parts)
 
 
 ANYTHING = repeat(json_characters([(0, MAX_CODE)]), 0)

@@ -7,7 +7,9 @@ _DATE = (
     rf"|{_LEAP}-02-29)"
 )
 _TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,9})?(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
-_HOST = r"[a-z0-9](?:[a-z0-9-]{0,20}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,20}[a-z0-9])?){0,8}"
+# No two hyphens in a row: "xn--" begins what stands for other letters, and not everything may.
+_LABEL = r"[a-z0-9]{1,12}(?:-[a-z0-9]{1,12})?"
+_HOST = rf"{_LABEL}(?:\.{_LABEL}){{0,8}}"
 _BYTE = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 
 # What each pattern allows is of the format, if not always all of it.

@@ -6,8 +6,11 @@ from decimal import Decimal
 from llamacy.errors import RequestError
 from llamacy.generate.grammar import EMPTY, Ref, alt, lit, optional, repeat, seq, some
 from llamacy.generate.json_grammar import DIGIT, FRACTION, INTEGER, NUMBER
+from llamacy.generate.schema_merge import Impossible
 
 MAX_DIGITS = 16
+MOST_BOUND = 40  # digits of a bound; beyond it there is always room enough
+LARGEST = 10**MOST_BOUND
 MOST_VALUES = 10_000  # multiples within bounds that are listed
 MOST_REMAINDERS = 1000
 ANY_DIGITS = repeat(DIGIT, 0, MAX_DIGITS)
@@ -37,8 +40,8 @@ def whole_range(low, high):
 
 def _same_length(low, high):
     """Return the digit strings from `low` to `high`, which are of the same length."""
-    if not low:
-        return EMPTY
+    if not low.strip("0") and not high.strip("9"):  # all of them; without this one row the work doubles per digit
+        return repeat(DIGIT, len(low), len(low)) if low else EMPTY
     if low[0] == high[0]:
         return seq(lit(low[0]), _same_length(low[1:], high[1:]))
     n = len(low) - 1
@@ -60,8 +63,12 @@ class Bounds:
             strict = key.startswith("exclusive")
             if value is None or isinstance(value, bool):
                 continue  # draft 4 says true beside `minimum`
-            if not isinstance(value, (int, float)) or not math.isfinite(value):
+            if not isinstance(value, (int, float)) or (isinstance(value, float) and not math.isfinite(value)):
                 raise RequestError(f"{where}.{key}: wanted a number, got {value!r:.60}")
+            if abs(value) > LARGEST:
+                if is_low == (value > 0):
+                    raise RequestError(f"{where}.{key}: wanted at most 10 ** {MOST_BOUND}, got {value!r:.60}")
+                value = LARGEST if value > 0 else -LARGEST
             if not strict:
                 strict = old["exclusiveMinimum" if is_low else "exclusiveMaximum"] is True
             self._take(Decimal(repr(value)), is_low, strict)
@@ -92,7 +99,7 @@ def integers(schema, rules, where):
         return INTEGER
     found = _signed(low, high)
     if found is None:
-        raise RequestError(f"{where}: no integer is from {low} to {high}")
+        raise Impossible(f"{where}: no integer is from {low} to {high}")
     return found
 
 
@@ -119,7 +126,7 @@ def _multiples(low, high, step, rules, where):
         first = -(-low // step) * step
         values = range(first, high + 1, step)
         if not values:
-            raise RequestError(f"{where}: no multiple of {step} is from {low} to {high}")
+            raise Impossible(f"{where}: no multiple of {step} is from {low} to {high}")
         return alt(*(lit(str(value)) for value in values))
     if step > MOST_REMAINDERS or low not in (None, 0, 1) or high is not None:
         raise RequestError(f"{where}.multipleOf: not supported for so large a step or range")
@@ -155,7 +162,7 @@ def numbers(schema, rules, where):
         parts.append(found and seq(lit("-"), found))
     parts = [part for part in parts if part is not None]
     if not parts:
-        raise RequestError(f"{where}: no number is within its bounds")
+        raise Impossible(f"{where}: no number is within its bounds")
     return alt(*parts)
 
 

@@ -270,6 +270,20 @@ def test_cancelling_frees_the_slot_and_keeps_its_neighbours():
     assert ids(other) == alone("c")
 
 
+def test_a_client_that_hangs_up_changes_nothing_for_adapters_that_go(monkeypatch):
+    monkeypatch.setattr("llamacy.generate.engine.RETIRE_SECONDS", 0.05)
+    engine, gone = Engine(FakeModel(1)), []
+    engine.retire_adapter(0, gone.append)
+    request = ask("a")
+    engine.submit(request)
+    engine.cancel(request)
+    engine.step()
+    assert request.result.stop_type == "cancel" and not gone
+    time.sleep(0.06)
+    engine.step()
+    assert gone == [0]
+
+
 def test_a_failing_step_ends_its_requests_only():
     model = FakeModel()
     engine = Engine(model, n_slots=2)

@@ -208,6 +208,7 @@ def test_dates_are_those_of_the_calendar():
 
 
 NULL, A = {"type": "null"}, {"k": {"const": "a"}}
+A1 = {"properties": {"a": {"const": 1}}, "required": ["a"]}
 CASES = [
     ({"type": "string", "minimum": 3, "properties": {"a": 1}}, ['"a"'], ["1"]),
     ({"type": "object", "properties": {"a": {}}, "required": ["a", "b"]}, ['{"a": 1, "b": []}'], ['{"a": 1}']),
@@ -254,17 +255,110 @@ def test_keywords(schema, right, wrong):
         assert not fits(automaton, text), text
 
 
+STR, INT = {"type": "string"}, {"type": "integer"}
+KIND = {"type": "object", "properties": {"kind": {"enum": ["a", "b"]}, "x": INT, "y": INT}, "required": ["kind"]}
+IS_A = {"properties": {"kind": {"const": "a"}}}
+OBJECT = {"type": "object"}
+# Keywords about other keywords and schemas, in the shapes of JSON Schema's own tests.
+CONDITIONS = [
+    ({"not": INT}, ['"a"', "null", "[]", "{}", "true"], ["1", "-5"]),
+    ({"not": {"type": ["integer", "boolean"]}}, ['"a"'], ["1", "true"]),
+    ({**INT, "not": {"const": 5}}, ["4", "6", "55", "-5"], ["5"]),
+    ({**INT, "not": {"enum": [0, 7]}}, ["1", "-1", "70"], ["0", "7"]),
+    ({**INT, "not": {"minimum": 5}}, ["4"], ["5"]),
+    ({"type": "boolean", "not": {"const": True}}, ["false"], ["true"]),
+    ({**STR, "not": {"enum": ["", "ab", 'q"']}}, ['"a"', '"abc"', '"b"', '"q"'],
+     ['""', '"ab"', '"\\u0061b"', '"q\\""']),
+    ({"enum": ["a", "b", 1], "not": {"const": "a"}}, ['"b"', "1"], ['"a"']),
+    ({"not": {"not": NULL}}, ["null"], ["1"]),
+    ({"not": {"anyOf": [INT, NULL]}}, ['"a"'], ["1", "null"]),
+    ({"not": {"allOf": [{"type": ["integer", "null"]}, {"type": ["string", "integer"]}]}}, ["null", '"a"'], ["1"]),
+    ({**OBJECT, "not": {"required": ["a"]}}, ["{}", '{"b": 1}'], ['{"a": 1}', r'{"\u0061": 1}']),
+    ({**OBJECT, "properties": {"a": {}}, "not": {"properties": {"a": INT}}}, ['{"a": "x"}'], ["{}", '{"a": 1}']),
+    ({"type": "array", "not": {"items": INT}}, ['["a"]', '[1, "a"]'], ["[]", "[1]"]),
+    ({"type": "array", "not": {"maxItems": 1}}, ["[1, 2]"], ["[1]"]),
+    ({**KIND, "if": IS_A, "then": {"required": ["x"]}, "else": {"required": ["y"]}},
+     ['{"kind": "a", "x": 1}', '{"kind": "b", "y": 1}'], ['{"kind": "a"}', '{"kind": "b", "x": 1}']),
+    ({**KIND, "allOf": [{"if": IS_A, "then": {"properties": {"x": {"minimum": 5}}}},
+                        {"if": {"not": IS_A}, "then": {"properties": {"x": {"maximum": 5}}}}]},
+     ['{"kind": "a", "x": 6}', '{"kind": "b", "x": 4}'], ['{"kind": "a", "x": 4}', '{"kind": "b", "x": 6}']),
+    ({**INT, "if": {"minimum": 10}, "then": {"multipleOf": 10, "maximum": 90}}, ["9", "30"], ["15", "100"]),
+    ({**INT, "if": True, "then": {"maximum": 3}, "else": {"minimum": 9}}, ["3"], ["9"]),
+    ({**KIND, "dependentRequired": {"x": ["y"]}}, ['{"kind": "a"}', '{"kind": "a", "x": 1, "y": 1}'],
+     ['{"kind": "a", "x": 1}']),
+    ({**KIND, "dependentSchemas": {"x": {"properties": {"kind": {"const": "b"}}}}}, ['{"kind": "b", "x": 1}'],
+     ['{"kind": "a", "x": 1}']),
+    ({**KIND, "dependencies": {"y": ["x"], "x": {"required": ["y"]}}}, ['{"kind": "a", "x": 1, "y": 1}'],
+     ['{"kind": "a", "x": 1}', '{"kind": "a", "y": 1}']),
+    ({**OBJECT, "propertyNames": {"pattern": "^x"}}, ['{"xa": 1}', "{}"], ['{"a": 1}', '{"xa": 1, "b": 1}']),
+    ({**OBJECT, "properties": {"ab": {}, "x": {}}, "propertyNames": {"maxLength": 1}}, ['{"x": 1}'], ['{"ab": 1}']),
+    ({"type": "array", "contains": {"const": 5}}, ["[5]", "[1, 5, null]"], ["[]", "[1]"]),
+    ({"type": "array", "items": INT, "contains": {"minimum": 5}, "minContains": 2}, ["[5, 1, 9]"], ["[5, 1]", "[5]"]),
+    ({"type": "array", "items": INT, "contains": {"minimum": 5}, "maxContains": 1}, ["[5, 1]", "[5]"],
+     ["[5, 6]", "[1]"]),
+    ({"type": "array", "items": INT, "contains": {"const": 1}, "minItems": 2, "maxItems": 3}, ["[1, 2]", "[2, 3, 1]"],
+     ["[1]", "[2, 3, 4]", "[1, 2, 3, 4]", "[2, 3]"]),
+    ({"type": "array", "contains": INT, "minContains": 0}, ["[]", '["a"]'], ["1"]),
+    ({"type": "array", "items": {"enum": ["a", "b", "b", 1.0, 1]}, "uniqueItems": True},
+     ['["a", "b"]', '["b", 1.0]', "[]"],
+     ['["a", "a"]', "[1, 1]", "[1.0, 1]"]),
+    ({"type": "array", "items": {"type": "boolean"}, "uniqueItems": True, "minItems": 2}, ["[true, false]"],
+     ["[true]", "[true, true]", "[true, false, true]"]),
+    ({"type": "array", "items": {**INT, "minimum": 1, "maximum": 3}, "uniqueItems": True},
+     ["[3, 1]"], ["[1, 1]", "[4]"]),
+    ({"oneOf": [INT, {"type": "number", "minimum": 2}]}, ["1", "-5"], ["1.5", "3"]),
+    ({"oneOf": [{"type": "object", "required": ["a"]}, {"type": "object", "required": ["b"]}]}, ['{"a": 1}'], ["{}"]),
+    ({"oneOf": [{"enum": ["b", True]}, {"properties": {"a": {}}, "required": ["a"]}]}, ['{"a": 1}'], ["true", '"b"']),
+    # Between parts: what one of them does not name is of its own "all others".
+    ({"allOf": [{**OBJECT, "additionalProperties": INT}, {"properties": {"a": {}}}]}, ['{"a": 1}'], ['{"a": "x"}']),
+    ({"allOf": [{"prefixItems": [{"minimum": 3, **INT}]}], "items": {"minimum": 5, **INT}}, ["[5, 5]"], ["[3, 5]"]),
+    ({"allOf": [{**OBJECT, "properties": {"a": INT}}, {**OBJECT, "unevaluatedProperties": False}]},
+     ["{}"], ['{"a": 1}']),
+    ({"type": "array", "$ref": "#/$defs/x", "$defs": {"x": {"type": ["array", "number", "integer"]}}}, ["[]"], ["1"]),
+    ({"allOf": [{**STR, "nullable": True}, STR]}, ['"a"'], ["null"]),
+    ({"$ref": "#/$defs/a%25b", "$defs": {"a%b": NULL}}, ["null"], ["1"]),
+    ({"anyOf": [{**INT, "minimum": 5, "maximum": 4}, NULL]}, ["null"], ["5"]),
+    ({"type": "number", "maximum": 18446744073709551615}, ["18446744073709551615", "-1.5"], ["18446744073709551616"]),
+    ({"type": "number", "maximum": 10**400, "minimum": -1.7e308}, ["5"], ['"a"']),
+    ({"type": "number", "multipleOf": 1, "const": 2}, ["2"], ["3"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("schema", "right", "wrong"), CONDITIONS, ids=[json.dumps(case[0])[:60] for case in CONDITIONS]
+)
+def test_conditions(schema, right, wrong):
+    test_keywords(schema, right, wrong)
+
+
+def test_schemas_in_each_other_take_no_more_than_their_size():
+    """What was made again for each level took twice the work of the one inside."""
+    schema = {"type": "integer"}
+    for _ in range(40):
+        schema = {"anyOf": [schema, {"type": "object", "properties": {"a": schema["type"] and {"type": "null"}}}]} | {
+            "title": "", "type": ["integer", "object"]
+        }  # fmt: skip
+    assert fits(json_schema(schema), "5")
+
+
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
         ({"type": "array", "uniqueItems": True}, "schema: uniqueItems is not supported"),
-        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "schema.oneOf: the schemas 0 and 1 may both be valid"),
-        ({"oneOf": [{"type": "object"}, {"properties": {"a": {}}}]}, "schema.oneOf: the schemas 0 and 1 may both"),
-        ({"type": "integer", "not": {"const": 5}}, "schema: the keyword 'not' is not supported here"),
-        ({"not": {}}, "schema: the keyword 'not' is not supported here"),
-        ({"type": "array", "contains": {}}, "schema: the keyword 'contains' is not supported here"),
-        ({"if": {"const": 5}, "then": {}}, "schema: the keyword 'if' is not supported here"),
-        ({"type": "array", "contains": {"const": 5}}, "schema: the keyword 'contains' is not supported here"),
+        ({"oneOf": [{"pattern": "a"}, {"pattern": "b"}]}, "schema.oneOf: the schemas 0 and 1 may both be valid"),
+        ({"not": {}}, "schema: no value is valid under its conditions"),
+        ({"not": {"const": [1]}}, "schema.not: arrays and objects with something in them"),
+        ({"not": {"multipleOf": 2}}, "schema.not: 'multipleOf' is not supported in what must not hold"),
+        ({"if": {"format": "date"}, "then": {}}, "schema.if: 'format' is not supported in what must not hold"),
+        ({"$dynamicRef": "#x"}, "schema: the keyword '$dynamicRef' is not supported here"),
+        ({"type": "array", "contains": {}, "uniqueItems": True}, "schema: uniqueItems, contains and prefixItems"),
+        ({"type": "string", "maxLength": 3, "not": {"const": "ab"}}, "schema.allOf: what a string must not be"),
+        ({"$defs": {"a": {"not": {"$ref": "#/$defs/a"}}}, "$ref": "#/$defs/a"}, "#/$defs/a.allOf.allOf"),
+        (
+            {"properties": {}, "if": A1, "then": {}, "unevaluatedProperties": False},
+            "schema: 'unevaluatedProperties' is",
+        ),
+        ({"minimum": 10**41}, "schema.minimum: wanted at most 10 ** 40"),
         ({"type": "string", "pattern": "a", "maxLength": 3}, "schema: pattern is not supported together with"),
         ({"type": "string", "format": "regex"}, "schema.format: 'regex' is not supported"),
         ({"type": "integer", "multipleOf": 0.3}, "schema.multipleOf: wanted a whole number above 0"),
@@ -276,7 +370,7 @@ def test_keywords(schema, right, wrong):
         ({"type": "object", "minProperties": 2}, "schema.minProperties: not supported above 1"),
         ({"properties": {"a": {}}, "minProperties": 1}, "schema: minProperties and maxProperties are not supported"),
         ({"enum": ["a"], "type": "integer"}, "schema.enum: none of the values is valid"),
-        ({"properties": {"a": False}, "required": ["a"]}, "schema.a: wanted a schema object, got false"),
+        ({"properties": {"a": False}, "required": ["a"]}, "schema.a: no value is valid, but the member is required"),
         ({"const": "\ud800"}, "schema.const: half a surrogate pair"),
         ({"type": "integer", "minimum": "5"}, "schema.minimum: wanted a number"),
         ({"$ref": "#/$defs/a", "minimum": 1, "$defs": {"a": {"$ref": "#/$defs/a"}}}, "schema.$ref: the schema refers"),
