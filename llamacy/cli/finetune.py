@@ -10,7 +10,15 @@ from llamacy.cli.template_flags import template_kwargs
 from llamacy.default_model import default_model
 from llamacy.errors import UsageError
 from llamacy.formats.architectures import adapted
-from llamacy.train.options import DEFAULT_CTX, INITIAL, MAX_RANK, METHODS, TrainOptions, target_modules
+from llamacy.train.options import (
+    DEFAULT_CTX,
+    INITIAL,
+    LISTS,
+    MAX_RANK,
+    METHODS,
+    TrainOptions,
+    target_modules,
+)
 from llamacy.train.schedule import SCHEDULES
 
 D = TrainOptions
@@ -152,6 +160,8 @@ def _add_adapter_flags(group):
     optional(group, "--lora-alpha", dest="alpha", type=float, metavar="F",
              help=f"its scale is this / rank (default: {D.alpha:g})")  # fmt: skip
     group.add_argument("--rslora", action="store_true", help="divide by the root of the rank instead")
+    group.add_argument("--dora", action="store_true",
+                       help="DoRA: train the length of each row too; the adapter is then a PEFT folder")  # fmt: skip
     group.add_argument(
         "--init-weights",
         choices=list(INITIAL),
@@ -163,9 +173,16 @@ def _add_adapter_flags(group):
     for flag, target in RANKS.items():
         optional(group, flag, dest=f"rank_{target}", type=whole(1, MAX_RANK), metavar="N",
                  help=f"rank of {target} instead of --rank")  # fmt: skip
+    optional(group, "--rank-pattern", dest="rank_pattern", metavar="REGEX=N,...",
+             help="rank of the matrices that PEFT's rule finds by this expression")  # fmt: skip
+    optional(group, "--alpha-pattern", dest="alpha_pattern", metavar="REGEX=F,...",
+             help="their alpha instead of --lora-alpha")  # fmt: skip
     optional(group, "--target-modules", dest="targets", metavar="LIST",
              help="matrices to adapt, such as attn_q,attn_v or q_proj,v_proj; all-linear: all but routed "
-                  "experts, which `experts` adds (default: all-linear)")  # fmt: skip
+                  "experts, which `experts` adds; or expressions of modules' names such as "
+                  "'layers\\.1[0-9]\\..*q_proj' (default: all-linear)")  # fmt: skip
+    optional(group, "--layers", dest="layers", metavar="LIST",
+             help="adapt only these layers, such as 0-9,20,25- (default: all)")  # fmt: skip
     optional(group, "--num-layers", dest="num_layers", type=int, metavar="N",
              help="adapt only the last N layers; the others need no backward pass (default: all)")  # fmt: skip
     optional(group, "--init-lora", dest="init_lora", metavar="FILE",
@@ -183,7 +200,8 @@ def _add_output_flags(group):
     optional(group, "--lora-out", dest="lora_out", metavar="NAME",
              help="the adapter's name there; ITERATION in it becomes the step (default: adapter.bin)")  # fmt: skip
     optional(group, "--save-path", dest="save_path", metavar="FILE", help="the adapter's whole path instead")
-    group.add_argument("--lora-format", default="gguf", metavar="FORMAT", help="gguf, ggla, peft or mlx")
+    optional(group, "--lora-format", dest="lora_format", metavar="FORMAT",
+             help="gguf, ggla, peft or mlx (default: gguf; with --dora peft)")  # fmt: skip
     optional(group, "--log-json", dest="log_json", metavar="FILE", help="write a JSON line per step")
     optional(group, "--plot", dest="plot", metavar="FILE", help="draw the loss curve, .svg or .png")
 
@@ -194,6 +212,7 @@ def options_from(args):
     given = {name: value for name, value in vars(args).items() if name in names and value is not None}
     if args.targets is not None:
         given["targets"] = target_modules(args.targets)
+    given |= {name: read(given[name]) for name, read in LISTS.items() if name in given}
     ranks = {target: getattr(args, f"rank_{target}") for target in RANKS.values()}
     given["ranks"] = tuple((target, rank) for target, rank in ranks.items() if rank is not None)
     if args.ctx_size:

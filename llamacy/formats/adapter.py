@@ -27,6 +27,8 @@ FORMATS = {
 }
 # Those that are folders, and the file inside that tells them.
 FOLDERS = {"peft": peft.WEIGHTS, "mlx": mlx.WEIGHTS}
+# Those that have a place for DoRA's magnitudes.
+WITH_MAGNITUDES = ("peft", "mlx")
 TRIES = 8
 
 
@@ -109,7 +111,10 @@ def _read(path):
 
 def _check_finite(adapter):
     arrays = {
-        f"{name} {part}": getattr(pair, part) for name, pair in adapter.pairs.items() for part in ("a", "b", "scale")
+        f"{name} {part}": getattr(pair, part)
+        for name, pair in adapter.pairs.items()
+        for part in ("a", "b", "scale", "magnitude")
+        if getattr(pair, part) is not None
     }
     for name, values in (arrays | adapter.norms).items():
         if not np.isfinite(values).all():
@@ -130,6 +135,20 @@ def fitted(adapter, model):
     return replace(adapter, one_embedding=False)
 
 
+def check_magnitudes(adapter, path, format):
+    """Raise LlamacyError where a format has no place for what a DoRA adapter is."""
+    if not adapter.is_dora:
+        return
+    advice = "merge it into its model with bin/export-lora"
+    if format not in WITH_MAGNITUDES:
+        what = f"{path}: a DoRA adapter, whose magnitudes {format} has no place for"
+        raise LlamacyError(f"{what}; write it as {' or '.join(WITH_MAGNITUDES)}, or {advice}")
+    plain = next((name for name, pair in adapter.pairs.items() if pair.magnitude is None), None)
+    if plain:
+        what = f"{path}: {shown(plain)} has no magnitudes and others have some"
+        raise LlamacyError(f"{what}, which {format} cannot say; {advice}")
+
+
 def save_adapter(path, adapter, format="gguf", base=None):
     """Write `adapter` at `path`, whole or not at all; return the names of what the format cannot carry.
 
@@ -138,6 +157,7 @@ def save_adapter(path, adapter, format="gguf", base=None):
     """
     if format not in FORMATS:
         raise UsageError(f"adapter format {format!r} is unknown, wanted one of {', '.join(FORMATS)}")
+    check_magnitudes(adapter, adapter.path or path, format)
     for copy in adapter.copies:
         if not copy.paired:
             what = f"{adapter.path}: holds {shown(copy.key)} whole, which is no LoRA pair"

@@ -110,9 +110,7 @@ def grouped_sides(file, pattern, but=()):
         side[match[2].lower()] = name
     if strange:
         what = f"{some(strange)} cannot be represented as LoRA of a known matrix"
-        raise file.error(
-            what, "train without modules_to_save, biases and DoRA, or merge in the program that trained it"
-        )
+        raise file.error(what, "train without modules_to_save and biases, or merge in the program that trained it")
     for base, sides in groups.items():
         if len(sides) != 2:
             raise file.error(f"{shown(base)} has only {shown(*sides.values())}", "the file is damaged")

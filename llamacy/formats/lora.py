@@ -20,15 +20,18 @@ _OF_HEADS = re.compile(rf"blk\.(\d+)\.({'|'.join(_HEAD_COUNTS)})\.(?:weight|bias
 class LoraPair:
     """One adapted matrix W (n_out, n_in): W += scale * user_scale * b @ a.
 
-    a      float32 (r, n_in)
-    b      float32 (n_out, r)
-    scale  alpha / r, or what the format's variant says; 1.0 for alpha 0
+    a          float32 (r, n_in)
+    b          float32 (n_out, r)
+    scale      alpha / r, or what the format's variant says; 1.0 for alpha 0
+    magnitude  float32 (n_out,), None but for DoRA: W += user_scale * (magnitude / |V| * V - W), row by row, with
+               V = W + scale * b @ a
     `token_embd.weight` is no exception: n_out is n_vocab there and n_in is n_embd.
     """
 
     a: np.ndarray
     b: np.ndarray
     scale: float = 1.0
+    magnitude: np.ndarray | None = None
 
     @property
     def rank(self):
@@ -99,6 +102,11 @@ class Adapter:
             return 0.0
         return votes.most_common(1)[0][0]
 
+    @property
+    def is_dora(self):
+        """Whether a pair has magnitudes."""
+        return any(pair.magnitude is not None for pair in self.pairs.values())
+
     def misfit(self, tensors):
         """Return why this adapter is not for a model with `tensors` (name -> TensorInfo), None when it fits."""
         wanted = {name: (pair.b.shape[0], pair.a.shape[1]) for name, pair in self.pairs.items()}
@@ -162,7 +170,12 @@ def _reordered(adapter, architecture, metadata, reorder):
     pairs = {}
     for name, pair in adapter.pairs.items():
         heads = heads_of(name, len(pair.b), architecture, metadata, adapter.path)
-        pairs[name] = replace(pair, b=reorder(pair.b, heads)) if heads else pair
+        pairs[name] = pair
+        if heads:
+            magnitude = pair.magnitude
+            if magnitude is not None:
+                magnitude = reorder(magnitude.reshape(-1, 1), heads).ravel()
+            pairs[name] = replace(pair, b=reorder(pair.b, heads), magnitude=magnitude)
     return pairs
 
 

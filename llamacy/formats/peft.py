@@ -2,8 +2,9 @@
 
 Source: PEFT's documentation and files. `base_model.model.<module>.lora_A.weight` (r, n_in), `.lora_B.weight`
 (n_out, r); scale lora_alpha / r, with use_rslora lora_alpha / sqrt(r); rank_pattern and alpha_pattern name exceptions
-by the end of the module's name. An embedding has `lora_embedding_A` (r, n_vocab) and `lora_embedding_B` (n_embd, r).
-Beside the pairs of embed_tokens and lm_head stands the base's own tensor, `.base_layer.weight`.
+by the end of the module's name. With use_dora each has `.lora_magnitude_vector` (n_out,), see LoraPair. An embedding
+has `lora_embedding_A` (r, n_vocab) and `lora_embedding_B` (n_embd, r). Beside the pairs of embed_tokens and lm_head
+stands the base's own tensor, `.base_layer.weight`.
 """
 
 import json
@@ -32,10 +33,11 @@ _OURS = "llamacy"
 _MAX_CONFIG = 1 << 20
 _TENSOR = re.compile(r"(?:base_model\.model\.)?(.+?)\.lora_(?:embedding_)?([AB])(?:\.(?!bias)\w+)?(?:\.weight)?")
 
+_MAGNITUDE = re.compile(r"(?:base_model\.model\.)?(.+?)\.lora_magnitude_vector(?:\.\w+){0,2}")
+
 # Settings that change what the numbers mean, the values under which they do not, and what to do otherwise.
 _PLAIN = [
     ("peft_type", ("LORA",), "wanted a LoRA adapter"),
-    ("use_dora", (None, False), "train without DoRA, or merge it with PEFT"),
     ("use_qalora", (None, False), "train without it, or merge it with PEFT"),
     ("layer_replication", (None, [], {}), "merge it with PEFT"),
     ("use_bdlora", (None, False), "merge it with PEFT"),
@@ -77,9 +79,12 @@ def read_peft(source):
                 raise file.error(f"{CONFIG}: {key} is {shown(config.get(key))}", advice)
         alpha_of, rank = _alphas(file, config), number(file, config, "r", 8)
         stacked, used = expert_pairs(file, config, int(rank))
+        magnitudes = _magnitudes(file, config)
+        if stacked and magnitudes is not None:
+            raise file.error(f"{CONFIG}: use_dora is True, of experts' parameters", "merge it with PEFT")
         scale = number(file, config, "lora_alpha", 8) / (math.sqrt(rank) if config.get("use_rslora") else rank)
         pairs = {name: LoraPair(a, b, scale) for name, (a, b) in stacked.items()}
-        groups, copies = grouped_sides(file, _TENSOR, used)
+        groups, copies = grouped_sides(file, _TENSOR, [*used, *(magnitudes or {}).values()])
         for base, sides in groups.items():
             a, b = float_tensor(file, sides["a"]), float_tensor(file, sides["b"])
             if base == EMBEDDING and "embedding" in sides["a"]:
@@ -88,7 +93,11 @@ def read_peft(source):
                 what = f"{shown(base)}: A is {a.shape} and B {b.shape}, wanted (r, n_in) and (n_out, r)"
                 raise file.error(what, "the file is damaged")
             divisor = math.sqrt(a.shape[0]) if config.get("use_rslora") else a.shape[0]
-            pairs[base] = LoraPair(a, b, alpha_of(_TENSOR.fullmatch(sides["a"])[1]) / divisor)
+            module = _TENSOR.fullmatch(sides["a"])[1]
+            magnitude = None if magnitudes is None else _magnitude(file, magnitudes.pop(module, None), base, b)
+            pairs[base] = LoraPair(a, b, alpha_of(module) / divisor, magnitude)
+        if magnitudes:
+            raise file.error(f"{shown(next(iter(magnitudes.values())))} has no pair beside it", "the file is damaged")
         return _adapter(file, config, pairs, [BaseCopy(name, file.path, key, name in pairs) for name, key in copies])
 
 
@@ -102,6 +111,29 @@ def _adapter(file, config, pairs, copies):
     # What write_peft left there tells the heads, so that such a file needs no model to become GGUF again.
     ours = file.metadata.get(_OURS)
     return adapter.bound(json_object(file, ours.encode())) if ours else adapter
+
+
+def _magnitudes(file, config):
+    """Return {module: name of its magnitudes} of a DoRA adapter, None for another."""
+    found = {match[1]: name for name in file.tensors if (match := _MAGNITUDE.fullmatch(name))}
+    if config.get("use_dora") in (None, False):
+        if found:
+            what = f"{shown(next(iter(found.values())))} is there and {CONFIG} says"
+            raise file.error(f"{what} use_dora {shown(config.get('use_dora'))}", "correct it")
+        return None
+    if config["use_dora"] is not True:
+        raise file.error(f"{CONFIG}: use_dora is {shown(config['use_dora'])}, wanted true or false", "correct it")
+    return found
+
+
+def _magnitude(file, name, base, b):
+    """Return the magnitudes of a pair with B, f32 (n_out,); an embedding's are n_embd."""
+    if name is None:
+        raise file.error(f"{shown(base)} has no lora_magnitude_vector, which use_dora asks for", "the file is damaged")
+    found = float_tensor(file, name)
+    if found.ndim != 1 or (len(found) != len(b) and base != EMBEDDING):
+        raise file.error(f"{shown(name)} is {found.shape}, wanted ({len(b)},)", "the file is damaged")
+    return found
 
 
 def _alphas(file, config):
@@ -141,6 +173,8 @@ def write_peft(path, adapter, base=None):
         sides = {"lora_A.weight": pair.a, "lora_B.weight": pair.b}
         if name == EMBEDDING:
             sides = {"lora_embedding_A": pair.b.T, "lora_embedding_B": pair.a.T}
+        if pair.magnitude is not None:
+            sides["lora_magnitude_vector"] = pair.magnitude
         tensors.update((f"base_model.model.{module}.{side}", array) for side, array in sides.items())
     about = {"format": "pt"}
     if heads:
@@ -180,7 +214,7 @@ def _config(adapter, modules):
         "fan_in_fan_out": False,
         "init_lora_weights": True,
         "use_rslora": False,
-        "use_dora": False,
+        "use_dora": adapter.is_dora,
         "inference_mode": True,
     }
 

@@ -20,7 +20,7 @@ from llamacy.model.loading import Loading
 from llamacy.system import fit_threads
 from llamacy.train.finetune import set_up, train
 from llamacy.train.job import Job
-from llamacy.train.options import TrainOptions, target_modules
+from llamacy.train.options import LISTS, TrainOptions, target_modules
 from llamacy.train.plot import check_plot, write_plot
 from llamacy.train.progress import Progress
 from llamacy.train.stop import Stop
@@ -98,7 +98,7 @@ def finetune(
     threads: int | None = None,
     activations: Literal["int16", "f32"] = "int16",
     max_ram: int | None = None,
-    format: Literal["gguf", "ggla", "peft", "mlx"] = "gguf",
+    format: Literal["gguf", "ggla", "peft", "mlx"] | None = None,
     progress: bool | None = None,
     callback: Callable[[Step], Any] | None = None,
     **options: Any,
@@ -120,10 +120,11 @@ def finetune(
     threads        to compute with; None: the physical cores
     activations    "int16", near to exact, or "f32"
     max_ram        bytes to stay below; None: the free memory
-    format         of the adapter in `output`: gguf, ggla, peft or mlx
+    format         of the adapter in `output`: gguf, ggla, peft or mlx; None: gguf, with dora=True peft
     progress       True, False, or None: a bar where there is a terminal or a notebook
     callback       called with a Step after each optimiser step; returns True to end the run there
-    options        any other field of TrainOptions: batch_size, grad_acc, max_steps, lora_dropout, seed, ...
+    options        any other field of TrainOptions: batch_size, grad_acc, max_steps, lora_dropout, seed, dora, ...;
+                   rank_pattern and alpha_pattern as PEFT has them, {expression: number}; layers "0-9,20" or numbers
     Ctrl-C ends the run after its step, and what was trained is returned. LlamacyError for whatever would not work.
     """
     if resume and output is None:
@@ -133,6 +134,7 @@ def finetune(
         given = {"rank": rank, "alpha": alpha, "epochs": epochs, "learning_rate": learning_rate, **options}
         if targets is not None:
             given["targets"] = target_modules(targets if isinstance(targets, str) else ",".join(targets))
+        given |= {name: _listed(read, given[name]) for name, read in LISTS.items() if given.get(name)}
         if context:
             given["n_ctx"] = context
         job = Job(
@@ -185,6 +187,15 @@ def _named(job):
         if text == str(error):
             raise
         raise type(error)(text) from None
+
+
+def _listed(read, value):
+    """Return what `read` makes of a text, of a dict of patterns or of layers' numbers."""
+    if isinstance(value, dict):
+        value = ",".join(f"{expression}={number}" for expression, number in value.items())
+    elif not isinstance(value, str):
+        value = ",".join(map(str, value))
+    return read(value)
 
 
 def _options(given):

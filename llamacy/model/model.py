@@ -127,7 +127,8 @@ class Model:
             pairs |= self._parts(*self._place(adapter, name, pair), pair)
         norms = {self._norm_place(adapter, name, delta): delta for name, delta in adapter.norms.items()}
         self._base_norms |= {place: self._base_norm(place) for place in norms if place not in self._base_norms}
-        index = self.weights.add_adapter(pairs) if at is None else self.weights.replace_adapter(at, pairs)
+        more = (pairs, self.threads)
+        index = self.weights.add_adapter(*more) if at is None else self.weights.replace_adapter(at, *more)
         self.adapters[index : index + 1] = [(adapter, scale)]
         self._norms[index : index + 1] = [norms]
         self.set_adapter_scale(index, scale)
@@ -182,12 +183,13 @@ class Model:
         return read_array(self.file, name, self._norm_shape(place))
 
     def _parts(self, layer, slot, matrix, pair):
-        """Return {(layer, slot): (A, B, scale)} of a pair at a place: each part of a fused matrix has its rows of B."""
-        if matrix not in self.family.fused:
-            return {(layer, slot): (pair.a, pair.b, pair.scale)}
-        rows = self.config.part_rows(matrix)
-        parts = np.split(pair.b, np.cumsum(list(rows.values()))[:-1])
-        return {(layer, SLOTS[part]): (pair.a, b, pair.scale) for part, b in zip(rows, parts, strict=True)}
+        """Return what the weights take of a pair, {(layer, slot): (A, B, scale, magnitude where there is one)}: each
+        part of a fused matrix has its rows of B."""
+        rows = self.config.part_rows(matrix) if matrix in self.family.fused else {}
+        cuts = np.cumsum(list(rows.values()))[:-1]
+        slots = [SLOTS[part] for part in rows] or [slot]
+        sides = [np.split(side, cuts) if rows else [side] for side in (pair.b, pair.magnitude) if side is not None]
+        return {(layer, at): (pair.a, b, pair.scale, *m) for at, b, *m in zip(slots, *sides, strict=True)}
 
     def _place(self, adapter, name, pair):
         """Return (layer, slot, matrix) of the tensor that a pair adapts, matrix "" outside layers; shapes checked."""
@@ -211,6 +213,11 @@ class Model:
                 f"{adapter.path}: {brief(name)} is {got[0]} x {got[1]} here, {shape[0]} x {shape[1]} in {self.path}; "
                 "use the model it was trained on"
             )
+        if pair.magnitude is not None and name == self.family.embedding:
+            raise LlamacyError(f"{adapter.path}: DoRA of the embedding cannot be applied; merge it with PEFT")
+        if pair.magnitude is not None and pair.magnitude.shape != shape[:1]:
+            what = f"{brief(name)} has {pair.magnitude.size} magnitudes, wanted {shape[0]}"
+            raise LlamacyError(f"{adapter.path}: {what}; the file is damaged, or of another model")
         return place
 
 

@@ -22,7 +22,7 @@ class Budget:
         self.usual = max(longest_pass(self.options, part) for part in data if part is not None)
         where = places(self.config, prepared.options.targets, prepared.options.num_layers)
         self.ranks = {where[name]: rank for name, rank in pair_ranks(self.config, prepared.options, start).items()}
-        self.limit = None
+        self.limit, self.dora = None, self.options.dora
         if self.options.init_weights == "pissa":  # what each pair began with is kept beside it
             self.ranks = {place: 2 * rank for place, rank in self.ranks.items()}
 
@@ -39,7 +39,7 @@ class Budget:
         """
         loading = self.job.loading
         for case in cases(self.options, self.usual if longest == self.longest else longest, longest):
-            parts = training_bytes(self.config, self.ranks, case, loading.threads, loading.activations)
+            parts = training_bytes(self.config, self.ranks, case, loading.threads, loading.activations, self.dora)
             yield case, max(peak_rss_bytes(), rss_bytes() + more + sum(parts.values()))
 
     def settle(self, more=0):
@@ -67,11 +67,13 @@ class Budget:
 
     def disk(self):
         """Return (bytes of the adapter's file, bytes of a checkpoint)."""
-        return disk_bytes(self.ranks)
+        return disk_bytes(self.ranks, self.dora)
 
     def n_trained(self):
         """Return how many numbers are trained: half of those that PiSSA saves."""
-        return self.disk()[0] // 4 // (2 if self.options.init_weights == "pissa" else 1)
+        pairs = disk_bytes(self.ranks)[0]
+        magnitudes = self.disk()[0] - pairs
+        return (pairs // (2 if self.options.init_weights == "pissa" else 1) + magnitudes) // 4
 
     def tell_room(self, outputs, say):
         """Warn before hours are spent where what the run will save does not fit on the disk."""

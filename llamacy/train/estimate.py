@@ -73,21 +73,24 @@ def cases(options, usual, longest):
         yield Case(longest, min(per_step, longest), flags[-1], longest)
 
 
-def training_bytes(config, ranks, case, threads, activations):
-    """Return {what for: bytes} of a trainer; ranks: {Place: rank}."""
+def training_bytes(config, ranks, case, threads, activations, magnitudes=False):
+    """Return {what for: bytes} of a trainer; ranks: {Place: rank}, magnitudes: each has some, DoRA's."""
     pairs = {(place.layer, place.slot): (rank, 1.0) for place, rank in ranks.items()}
     kind = "f32" if activations == "f32" else "int16"
     step = kernels.trainstep.memory_needed(
-        config.kernel_sizes, pairs, case.tokens, case.sequences, threads, kind, case.checkpointing
+        config.kernel_sizes, pairs, case.tokens, case.sequences, threads, kind, case.checkpointing,
+        magnitudes,
     )  # fmt: skip
     padded = [(rank, *(-(-n // 16) * 16 for n in shape)) for shape, rank in _adapted(ranks)]
     params = 4 * sum(rank * (n_out + n_in) for rank, n_out, n_in in padded)
     turned = 4 * sum(-(-rank // 16) * 16 * (n_out + n_in) for rank, n_out, n_in in padded)
+    lengths = 4 * sum(n_out for _, n_out, _ in padded) if magnitudes else 0
     # values, gradients, two moments, the last good values; a copy while saving (or while the first values are made)
     return {
         "activations": step["activations"],
         "buffers": step["buffers"] + step["work"],
-        "adapter": 6 * params + turned,
+        # magnitudes have lengths and gains too, and the model's own lengths
+        "adapter": 6 * params + turned + 9 * lengths,
     }
 
 
@@ -96,10 +99,13 @@ def _adapted(ranks):
     return ((place.shape, rank) for place, rank in ranks.items())
 
 
-def disk_bytes(ranks):
+def disk_bytes(ranks, magnitudes=False):
     """Return (bytes of the adapter's file, bytes of a checkpoint), but for some kilobytes of names."""
     adapter = 4 * sum(rank * sum(shape) for shape, rank in _adapted(ranks))
     padded = 4 * sum(rank * sum(-(-n // 16) * 16 for n in shape) for shape, rank in _adapted(ranks))
+    if magnitudes:
+        adapter += 4 * sum(shape[0] for shape, _ in _adapted(ranks))
+        padded += 4 * sum(-(-shape[0] // 16) * 16 for shape, _ in _adapted(ranks))
     return adapter, 3 * padded
 
 

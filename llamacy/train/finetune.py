@@ -8,6 +8,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from llamacy.errors import UsageError
+from llamacy.formats.adapter import WITH_MAGNITUDES
 from llamacy.train.batches import Plan
 from llamacy.train.budget import Budget, folder_of
 from llamacy.train.data import Data, Subset
@@ -90,8 +92,8 @@ def set_up(job, claims, say, estimate=False):
     _check_files(job)
     prepared = Prepared(job, say)
     prepared.check()
-    outputs = _outputs(job, prepared, None if estimate else claims)
     start = prepared.start = starting_adapter(prepared)
+    outputs = _outputs(job, prepared, None if estimate else claims)
     data = prepared.training_data()
     for line in data.report():
         say(line)
@@ -121,12 +123,16 @@ def _check_files(job):
 
 def _outputs(job, prepared, claims):
     """Return the Outputs of a run, checked and claimed unless `claims` is None."""
+    dora, usual = prepared.options.dora, WITH_MAGNITUDES[0]
+    if dora and job.lora_format not in (None, *WITH_MAGNITUDES):
+        what = f"--lora-format {job.lora_format}: has no place for the magnitudes of DoRA"
+        raise UsageError(f"{what}; name {' or '.join(WITH_MAGNITUDES)}, and merge that with bin/export-lora")
     outputs = Outputs(
         outdir=job.outdir,
         lora_out=job.lora_out,
         save_path=job.save_path,
         checkpoint_out=job.checkpoint_out,
-        adapter_format=job.lora_format,
+        adapter_format=job.lora_format or (usual if dora else "gguf"),
         base=prepared.metadata,
     )
     if claims is not None:

@@ -21,7 +21,7 @@ class Job:
     template_kwargs   what it is given besides the messages, by name; a record's own values go first
     init_lora         path of an adapter to start from
     checkpoint_in     path of a checkpoint to go on from if it is there; resume: from the run's own, which must be there
-    outdir, lora_out, save_path, checkpoint_out, lora_format    see Outputs
+    outdir, lora_out, save_path, checkpoint_out    see Outputs; lora_format too, None: gguf, with DoRA peft
     log_json, plot    paths of a log and of a picture
     max_ram           bytes to stay below; None: the free memory
     verbose           show the first sample token by token
@@ -50,7 +50,7 @@ class Job:
     lora_out: str | None = None
     save_path: str | None = None
     checkpoint_out: str | None = None
-    lora_format: str = "gguf"
+    lora_format: str | None = None
     log_json: str | None = None
     plot: str | None = None
     max_ram: int | None = None

@@ -1,9 +1,13 @@
 """Which LoRA pairs a run trains: their ranks, scales and first values, and the adapter they make."""
 
+import math
+import re
+
 import numpy as np
 
-from llamacy.errors import LlamacyError, shown
-from llamacy.formats.architectures import ARCHITECTURES
+from llamacy.errors import LlamacyError, UsageError, shown
+from llamacy.formats.architectures import ARCHITECTURES, STACKED
+from llamacy.formats.hf_names import hf_name
 from llamacy.formats.lora import Adapter, LoraPair
 from llamacy.train.options import TARGETS, USUAL
 
@@ -36,6 +40,10 @@ def check_targets(config, options):
     """Raise LlamacyError where the options name a matrix that the model's layers do not have."""
     named = () if set(options.targets) == set(USUAL) else options.targets
     there = dict.fromkeys(place.key for layer in range(config.n_layer) for place in config.places(layer).values())
+    if options.dora and any(
+        place.key in STACKED for place in places(config, options.targets, options.num_layers).values()
+    ):
+        raise UsageError("--dora: routed experts have no magnitudes here; leave them out of --target-modules")
     # a word for the MLP stands for that of layers without experts too, and for the expert that all tokens share
     same = {f"{name}_shexp": name for name in named}
     same |= {other: name for name, other in same.items() if name in named}
@@ -52,10 +60,45 @@ def check_targets(config, options):
 
 def pair_ranks(config, options, init=None):
     """Return {base tensor name: rank} of the pairs that a run trains: `init`'s where it has them."""
-    own = dict(options.ranks)
     where = places(config, options.targets, options.num_layers)
-    ranks = {name: own.get(place.key, options.rank) for name, place in where.items()}
+    of = rank_and_scale(config.architecture, options, options.rank, options.file_alpha)
+    ranks = {name: of(name, place.key)[0] for name, place in where.items()}
     return ranks | {name: pair.rank for name, pair in (init.pairs if init else {}).items() if name in ranks}
+
+
+def rank_and_scale(architecture, options, rank, alpha):
+    """Return a function: (base tensor name, matrix) -> (rank, scale) of a fresh pair.
+
+    --rank-wq and the like go before `rank`, patterns before all. With rsLoRA `alpha` is the one that fits `rank`, so
+    that alpha / rank is the scale.
+    """
+    own, rslora = dict(options.ranks), options.rslora
+
+    def of(name, target):
+        names = names_of(name, architecture) if options.rank_pattern or options.alpha_pattern else ()
+        r = pattern_value(options.rank_pattern, names) or own.get(target, rank)
+        other = pattern_value(options.alpha_pattern, names)
+        if other is not None:
+            return r, other / (math.sqrt(r) if rslora else r)
+        return r, alpha / (math.sqrt(rank * r) if rslora else r)
+
+    return of
+
+
+def matches(expression, names):
+    """Tell whether PEFT's rule finds one of a matrix's names: the expression is all of it, or all behind a dot."""
+    return any(re.fullmatch(rf"(.*\.)?({expression})", name) for name in names)
+
+
+def names_of(tensor, architecture):
+    """Return what a tensor is called: the module of Hugging Face's model, GGUF's name with and without its end."""
+    module = hf_name(tensor, architecture)
+    return [name for name in (module, tensor, tensor.removesuffix(".weight")) if name]
+
+
+def pattern_value(patterns, names):
+    """Return what the first of ((expression, value), ...) that finds a matrix gives it, None where none does."""
+    return next((value for expression, value in patterns if matches(expression, names)), None)
 
 
 def new_pair(shape, rank, scale, rng):
@@ -65,15 +108,15 @@ def new_pair(shape, rank, scale, rng):
     return LoraPair(a.astype(np.float32), np.zeros((n_out, rank), np.float32), scale)
 
 
-def starting_pairs(model, targets, rank_and_scale, seed, num_layers=None, init=None):
+def starting_pairs(model, targets, size_of, seed, num_layers=None, init=None):
     """Return {base tensor name: LoraPair} to train from: `init`'s pairs where it has them, fresh ones elsewhere.
 
-    rank_and_scale: target -> (rank, scale) of a fresh pair.
+    size_of: (base tensor name, matrix) -> (rank, scale) of a fresh pair.
 
     LlamacyError when `init` is another model's, or adapts what cannot be trained here.
     """
     where, rng = places(model.config, targets, num_layers), np.random.Generator(np.random.PCG64(seed))
-    pairs = {name: new_pair(place.shape, *rank_and_scale(place.key), rng) for name, place in where.items()}
+    pairs = {name: new_pair(place.shape, *size_of(name, place.key), rng) for name, place in where.items()}
     if init is None:
         return pairs
     init = init.bound(model.metadata)

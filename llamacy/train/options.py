@@ -24,21 +24,93 @@ MAX_RANK = 4096
 
 
 def target_modules(text):
-    """Return the matrices that a comma-separated list names, in TARGETS' order; UsageError names the one unknown."""
-    by_alias, chosen = {word: list(names) for word, names in _WORDS.items()}, set()
+    """Return the matrices that a comma-separated list names, in TARGETS' order, and behind them what is an expression.
+
+    An expression is PEFT's, of modules' names; commas within brackets are its own. UsageError names what is unknown.
+    """
+    by_alias, chosen, expressions = {word: list(names) for word, names in _WORDS.items()}, set(), []
     for name in TARGETS:
         for alias in dict.fromkeys((name, *_aliases(name))):
             by_alias.setdefault(alias, []).extend((name, *_ALSO.get(name, ())))
-    for word in filter(None, (part.strip().lower() for part in text.split(","))):
+    for part in filter(None, _listed(text)):
+        word = part.lower()
         if word in ALL_LINEAR:
             chosen.update(USUAL)
         elif (plain := word.removesuffix(".weight").removeprefix("mlp.")) in by_alias:
             chosen.update(by_alias[plain])
+        elif is_expression(part):
+            expressions.append(expression("--target-modules", part))
+        elif MATRIX.fullmatch(part):
+            expressions.append(part)
         else:
             raise UsageError(f"--target-modules: {word!r} is unknown; wanted all-linear or of {', '.join(TARGETS)}")
-    if not chosen:
+    if not chosen and not expressions:
         raise UsageError(f"--target-modules: the list is empty; wanted all-linear or of {', '.join(TARGETS)}")
-    return tuple(name for name in TARGETS if name in chosen)
+    return (*(name for name in TARGETS if name in chosen), *dict.fromkeys(expressions))
+
+
+def _listed(text):
+    """Yield the parts between the commas of a list that stand in no bracket, without blanks around them."""
+    depth, part = 0, ""
+    for char in text:
+        depth += (char in "([{") - (char in ")]}")
+        if char == "," and depth == 0:
+            yield part.strip()
+        part = "" if char == "," and depth == 0 else part + char
+    yield part.strip()
+
+
+def is_expression(word):
+    """Tell whether a target is to be looked for among modules' names: no plain word, no tensor's name."""
+    return word not in TARGETS and not MATRIX.fullmatch(word) and bool(re.search(r"[.\\^$*+?()\[\]{}|]", word))
+
+
+def expression(flag, text):
+    """Return the regular expression `text`; UsageError where it is none."""
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UsageError(f"{flag}: {text!r} is no regular expression: {error}") from None
+    return text
+
+
+def rank_patterns(text):
+    """Return ((expression, rank), ...) of "REGEX=N,REGEX=N"; UsageError where it is none."""
+    return _patterns("--rank-pattern", text, int)
+
+
+def alpha_patterns(text):
+    """Return ((expression, alpha), ...) of "REGEX=F,REGEX=F"; UsageError where it is none."""
+    return _patterns("--alpha-pattern", text, float)
+
+
+def _patterns(flag, text, number):
+    *parts, rest = re.split(r"=\s*([0-9.eE+-]+)\s*(?:,|$)", text)
+    try:
+        found = tuple(
+            (expression(flag, part.strip()), number(value)) for part, value in zip(parts[::2], parts[1::2], strict=True)
+        )
+    except ValueError:
+        found = ()
+    if rest.strip() or not found or not all(part for part, _ in found):
+        raise UsageError(f"{flag}: wanted REGEX=NUMBER, with commas between several, got {text!r}")
+    return found
+
+
+def layer_ranges(text):
+    """Return ((first, last), ...) of "3,10-20,25-", last None for the end; UsageError where it is no such list."""
+    found = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,9})\s*(-\s*(\d{1,9})?)?\s*", part)
+        if match is None or (match[3] and int(match[3]) < int(match[1])):
+            raise UsageError(f"--layers: wanted numbers and ranges such as 3,10-20,25-, got {text!r}")
+        last = match[1] if match[2] is None else match[3]
+        found.append((int(match[1]), None if last is None else int(last)))
+    return tuple(found)
+
+
+# Fields whose values are written as a text, and how that is read
+LISTS = {"rank_pattern": rank_patterns, "alpha_pattern": alpha_patterns, "layers": layer_ranges}
 
 
 def _aliases(name):
@@ -62,8 +134,18 @@ SOME_RANKS = {
     "test": lambda value: all(name in TARGETS and 1 <= rank <= MAX_RANK for name, rank in value),
     "wanted": f"ranks from 1 to {MAX_RANK}",
 }
+PATTERN_RANKS = {
+    "test": lambda value: all(type(rank) is int and 1 <= rank <= MAX_RANK for _, rank in value),
+    "wanted": f"ranks from 1 to {MAX_RANK}",
+}
+PATTERN_ALPHAS = {
+    "test": lambda value: all(0 < alpha < math.inf for _, alpha in value),
+    "wanted": "numbers above 0",
+}
 SOME_TARGETS = {
-    "test": lambda value: value and all(name in TARGETS or MATRIX.fullmatch(name) for name in value),
+    "test": lambda value: (
+        value and all(name in TARGETS or MATRIX.fullmatch(name) or is_expression(name) for name in value)
+    ),
     "wanted": "some of " + ", ".join(TARGETS),
 }
 
@@ -71,7 +153,7 @@ SOME_TARGETS = {
 # --method: plain fine-tuning, or learning from preferences (preference.py has a class for each).
 METHODS = ("sft", "dpo", "orpo", "kto")
 # The fields by which one way of training is told from another.
-RECIPE = ("method", "beta", "loraplus_ratio", "init_weights", "neftune_alpha")
+RECIPE = ("method", "beta", "loraplus_ratio", "init_weights", "neftune_alpha", "dora", "rank_pattern", "alpha_pattern")
 # --init-weights -> what new pairs begin as
 INITIAL = {"default": "A by chance, B zero", "pissa": "the largest singular values of the matrix, trained"}
 
@@ -118,8 +200,12 @@ class TrainOptions:
     rslora: bool = _option(False, "--rslora")
     lora_dropout: float = _option(0.0, "--lora-dropout", **BELOW_ONE)
     init_weights: str = _option("default", "--init-weights", INITIAL.__contains__, f"one of {', '.join(INITIAL)}")
+    dora: bool = _option(False, "--dora")
     ranks: tuple = _option((), "--rank-wq and so on", **SOME_RANKS)
+    rank_pattern: tuple = _option((), "--rank-pattern", **PATTERN_RANKS)
+    alpha_pattern: tuple = _option((), "--alpha-pattern", **PATTERN_ALPHAS)
     targets: tuple = _option(USUAL, "--target-modules", **SOME_TARGETS)
+    layers: tuple = _option((), "--layers")
     num_layers: int | None = _option(None, "--num-layers", **_at_least(1))
 
     # memory: None lets the memory there is decide
@@ -140,6 +226,8 @@ class TrainOptions:
                 raise UsageError(f"{row.metadata['flag']}: wanted {row.metadata['wanted']}, got {value!r}")
         if self.neftune_alpha and self.method != "sft":
             raise UsageError(f"--neftune-alpha: --method {self.method} looks at an answer twice; leave the noise away")
+        if self.layers and self.num_layers is not None:
+            raise UsageError("--layers and --num-layers are both given: name one")
         if self.warmup_steps is not None and self.warmup_ratio is not None:
             raise UsageError("--warmup-steps and --warmup-ratio are both given: name one")
         if self.method in ("dpo", "kto") and not self.mask_prompt:

@@ -15,6 +15,7 @@ from llamacy.model.weights import check_tensors
 from llamacy.text import chat
 from llamacy.text.tokenizer import open_tokenizer
 from llamacy.train.batches import split
+from llamacy.train.choice import settled
 from llamacy.train.data import Subset, open_data
 from llamacy.train.lora import check_targets
 from llamacy.train.preference import needs_of
@@ -72,6 +73,7 @@ class Prepared:
     def check(self):
         """Raise LlamacyError where the model is one that cannot be trained, before time goes into the data."""
         config = self.config()
+        self.options = settled(config, self.options)
         check_targets(config, self.options)
         check_tensors(self.file, config)
 

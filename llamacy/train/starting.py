@@ -32,7 +32,9 @@ def starting_adapter(prepared):
     ranks, scales = Counter(pair.rank for pair in adapter.pairs.values()), Counter()
     if max(ranks) > MAX_RANK:
         raise LlamacyError(f"{path}: a pair has rank {max(ranks)}, wanted at most {MAX_RANK}")
-    if ("rank" in chosen and set(ranks) != {prepared.options.rank}) or prepared.options.ranks:
+    if ("rank" in chosen and set(ranks) != {prepared.options.rank}) or (
+        prepared.options.ranks or prepared.options.rank_pattern or prepared.options.alpha_pattern
+    ):
         has = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, sorted(ranks)))}"
         raise UsageError(f"--rank: {path} has {has}; leave ranks away to go on from it")
     scales.update(round(pair.scale, 6) for pair in adapter.pairs.values())
@@ -43,7 +45,9 @@ def starting_adapter(prepared):
     changes = {"rank": rank, "ranks": common_ranks(adapter, rank)}
     if not own_scale:
         changes["alpha"] = float(scale * rank)
-    if "targets" not in chosen:
+    if adapter.is_dora:
+        changes["dora"] = True
+    if "targets" not in chosen and not prepared.job.options.layers:
         changes["targets"] = targets_to_go_on(prepared, adapter)
     prepared.options = dataclasses.replace(prepared.options, **changes)
     return adapter

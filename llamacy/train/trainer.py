@@ -12,7 +12,7 @@ from llamacy.formats.lora import LoraPair
 from llamacy.model.weights import kept_rows
 from llamacy.train.flops import Flops
 from llamacy.train.health import astray
-from llamacy.train.lora import as_adapter, places, principal_pair, starting_pairs
+from llamacy.train.lora import as_adapter, places, principal_pair, rank_and_scale, starting_pairs
 from llamacy.train.preference import objective
 from llamacy.train.prefix import LIMIT, PrefixCache
 
@@ -51,7 +51,8 @@ class Trainer:
 
     def init_lora(self, rank, alpha, targets, seed, init_from=None, num_layers=None):
         """Set up the pairs: fresh ones, or those of the Adapter `init_from`."""
-        pairs = starting_pairs(self.model, targets, self._rank_and_scale(rank, alpha), seed, num_layers, init_from)
+        size_of = rank_and_scale(self.model.config.architecture, self.options, rank, alpha)
+        pairs = starting_pairs(self.model, targets, size_of, seed, num_layers, init_from)
         self._frozen = {}
         if self.options.init_weights == "pissa" and init_from is None:
             self._frozen = {name: pair.rank for name, pair in pairs.items()}
@@ -67,9 +68,12 @@ class Trainer:
         self._pass = kernels.trainstep.TrainStep(
             self.model.weights, ranks, self.max_tokens, self.model.threads, activations,
             bool(self.options.checkpointing), self.options.lora_dropout, self.model.rope_tables(self.options.n_ctx),
+            self.options.dora or bool(init_from and init_from.is_dora),
         )  # fmt: skip
+        self._lengths = self._pass.row_lengths() if self._pass.magnitudes else None  # of the model's own rows
         for name, a, b, kept in self._views(self._pass.params):
             a[:], b[:, kept] = pairs[name].a, pairs[name].b.T
+        self._first_magnitudes(pairs)
         self._m, self._v = np.zeros_like(self._pass.params), np.zeros_like(self._pass.params)
         self._good, self._good_step = self._pass.params.copy(), 0
         self._segments = list(self._find_segments())
@@ -80,16 +84,19 @@ class Trainer:
         if self.flops.first_layer > 0 and not self.options.neftune_alpha:
             self.prefix = PrefixCache(folder, -(-self.model.config.n_embd // 16) * 16, limit)
 
-    def _rank_and_scale(self, rank, alpha):
-        """Return a function: matrix -> (its rank, its scale), where --rank-wq and the like have the last word."""
-        own, rslora = dict(self.options.ranks), self.options.rslora
+    def _first_magnitudes(self, pairs):
+        """Begin with those that pairs bring, and with what leaves W + scale B A as it is."""
+        for i, (name, m, kept) in enumerate(self._magnitudes(self._pass.params)):
+            if i == 0:
+                self._pass.params[self._pass.magnitudes[0] :] = self._pass.row_lengths()
+            if pairs[name].magnitude is not None:
+                m[kept] = pairs[name].magnitude
 
-        def of(target):
-            r = own.get(target, rank)
-            # with rsLoRA alpha is the one that fits `rank`, so that alpha / rank is the scale
-            return r, alpha / (math.sqrt(rank * r) if rslora else r)
-
-        return of
+    def _magnitudes(self, flat):
+        """Yield (base tensor name, its magnitudes, which of them are rows of B) as views into a flat array of the
+        pass; none without DoRA."""
+        for at, (name, _, b, kept) in zip(self._pass.magnitudes, self._views(flat), strict=False):
+            yield name, flat[at : at + b.shape[1]], kept
 
     def _weight(self, name):
         """Return a base matrix (n_out, n_in) as f32."""
@@ -110,6 +117,8 @@ class Trainer:
             rank = self._frozen.get(self.names[layer, slot], rank)
             yield a, a + rank * (-(-n_in // 16) * 16), 1.0
             yield b, b + rank * (-(-n_out // 16) * 16), ratio
+        for at in self._pass.magnitudes[:1]:  # as PEFT has it: what has one dimension is with B
+            yield at, len(self._pass.params), ratio
 
     def _views(self, flat):
         """Yield (base tensor name, A (r, n_in), B^T (r, n), which of its columns are rows of B: there are gaps in that
@@ -221,6 +230,8 @@ class Trainer:
         kept = self._pass.params.copy()
         for _, _, b, _ in self._views(self._pass.params):
             b[:] = 0
+        for at in self._pass.magnitudes[:1]:
+            self._pass.params[at:] = self._lengths
         try:
             yield
         finally:
@@ -289,15 +300,18 @@ class Trainer:
         return total / max(n_items, 1), n_items
 
     def gradients(self):
-        """Return {base tensor name: (dA (r, n_in), dB (n_out, r))} of the last step."""
-        return {name: (a.copy(), b[:, kept].T.copy()) for name, a, b, kept in self._views(self._pass.grads)}
+        """Return {base tensor name: (dA (r, n_in), dB (n_out, r), with DoRA dm (n_out,))} of the last step."""
+        found = {name: (a.copy(), b[:, kept].T.copy()) for name, a, b, kept in self._views(self._pass.grads)}
+        more = {name: (m[kept],) for name, m, kept in self._magnitudes(self._pass.grads)}
+        return {name: pair + more.get(name, ()) for name, pair in found.items()}
 
     # ---- results and state ----
 
     def adapter(self):
         """Return the pairs as they are now, as an Adapter."""
+        magnitudes = {name: m[kept] for name, m, kept in self._magnitudes(self._pass.params)}
         pairs = {
-            name: LoraPair(a.copy(), np.ascontiguousarray(b[:, kept].T), self.scales[name])
+            name: LoraPair(a.copy(), np.ascontiguousarray(b[:, kept].T), self.scales[name], magnitudes.get(name))
             for name, a, b, kept in self._views(self._pass.params)
         }
         # a pair of twice the rank has the scale of the half that is trained

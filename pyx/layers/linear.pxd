@@ -3,10 +3,12 @@ from ..products.inputs cimport Acts
 
 cdef struct Lora:               # one adapter's pair on one matrix: y += scale * B (A x)
     int rank
-    int width                   # rank padded to 16
+    int width                   # rank padded to 16; with `stretch` rank + 1 is
     float scale                 # alpha / rank * the user's scale
+    float user                  # the user's scale
     float* a                    # (n_cols, width): A transposed
     float* b                    # [n_tiles][rank][16]: B's rows in tiles
+    float* stretch              # (n_rows padded to 16): W x is times 1 + user * stretch, see magnitude.pxd; NULL: none
 
 cdef struct Linear:
     Packed w

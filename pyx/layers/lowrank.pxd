@@ -24,6 +24,10 @@ cdef struct LoraPair:
     float* bn               # (N, w)
     float* ga               # (r, K)   gradients, accumulated
     float* gbt              # (r, N)
+    float* m                # (N) trained lengths of rows, see magnitude.pxd; NULL: none, and so all below
+    float* gm               # (N) its gradient, accumulated
+    float* length           # (N) of W + scale B A's rows, made before each step,
+    float* gain             # (N) and m / length
 
 
 cdef inline void pair_size(LoraPair* p, int rank, float scale, int n_in, int n_out) noexcept nogil:

@@ -31,18 +31,20 @@ cdef struct Extent:         # what the layout depends on, besides the model
     int expert_ldu          # the same of one expert's pairs
     int item                # bytes of a kept activation: 2 (bf16) or 4 (f32)
     bint checkpointing      # keep each layer's input only; the rest is computed again when the backward pass comes to it
+    bint magnified          # pairs have magnitudes
 
 cdef struct Kept:           # one layer's activations, all (T, ...); in the last layer from att on only the scored tokens
     float* x                # E: the residual at entry
     float* mid              # E: what the norm before the MLP sees: the residual after attention, or x in a parallel layer
     float* u                # the pairs' low-rank inputs, one after the other
-    void* q                 # these are `item` bytes a value; q and k after rope, or before the norms that they have
+    void* q                 # these are `item` bytes a value; q and k after rope, or before the norms that they have; of a matrix whose
+                            # pair has magnitudes as they were before these
     void* k
     void* v
     void* att
     void* gate              # F
     void* up                # with gated MLPs
-    void* attention         # E: what attention adds to x, before its norm; with post_norms
+    void* attention         # E: what attention adds to x, before its norm; with post_norms or magnitudes
     void* mlp               # E: the same of the MLP
     float* logits           # of layers with experts: (T, n padded to 16),
     int* chosen             # (T, k),
@@ -56,6 +58,8 @@ cdef struct Gradient:       # dy of one matrix, and the form that its backward p
     size_t ld
     int16_t* q              # NULL: f32
     float* scale
+    float* product          # of a matrix whose pair has magnitudes: W x + B u, then times dy; NULL for others
+    size_t ldp
 
 cdef struct Buffers:        # shared by all threads, (T, ...) where not said otherwise
     float* normed           # E
@@ -87,7 +91,7 @@ cdef struct Buffers:        # shared by all threads, (T, ...) where not said oth
     uint8_t* cache          # keys and values of one layer as attention reads them
 
 
-cdef inline Extent extent_of(const Config* c, dict ranks, int T, int n_segments, activations, bint checkpointing):
+cdef inline Extent extent_of(const Config* c, dict ranks, int T, int n_segments, activations, bint checkpointing, bint magnified):
     """What the memory of calls of T tokens in n_segments sequences depends on."""
     cdef Extent e
     widths, of_expert = [0] * c.n_layer, {}
@@ -97,7 +101,7 @@ cdef inline Extent extent_of(const Config* c, dict ranks, int T, int n_segments,
         else:
             expert = layer, (slot - N_SLOTS) // OF_EXPERT
             of_expert[expert] = of_expert.get(expert, 0) + padded(rank, 16)
-    e.T, e.n_segments, e.checkpointing = T, n_segments, checkpointing
+    e.T, e.n_segments, e.checkpointing, e.magnified = T, n_segments, checkpointing, magnified
     e.first_layer, e.ldu = min([layer for layer, _ in ranks] or [c.n_layer]), max(widths)
     e.expert_ldu = max(of_expert.values(), default=0)
     e.item = 4 if activations == "f32" else 2
@@ -150,7 +154,7 @@ cdef inline size_t place_layer(Kept* k, const Config* c, const Extent* e, uint8_
     k.q, k.att = take(base, &at, quarter * c.q_p // 4), take(base, &at, quarter * c.q_p // 4)
     k.k, k.v = take(base, &at, quarter * c.kv_p // 4), take(base, &at, quarter * c.kv_p // 4)
     k.gate, k.up = take(base, &at, quarter * c.ff_p // 4), take(base, &at, quarter * c.ff_p // 4 if c.gated else 0)
-    if c.post_norms:
+    if c.post_norms or e.magnified:
         k.attention, k.mlp = take(base, &at, quarter * c.embd_p // 4), take(base, &at, quarter * c.embd_p // 4)
     if c.n_expert:
         at = place_experts(k, c, e, base, at)

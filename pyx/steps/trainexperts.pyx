@@ -328,6 +328,7 @@ cdef class TrainExperts(TrainLayers):
         g.dy, g.ld = dy + self.xb.first[e] * ld, ld
         g.q = self.xb.rounded_dy + before if self.precision != EXACT else NULL
         g.scale = self.xb.dy_scale + before // BACK_ROWS
+        g.product, g.ldp = NULL, 0
         return g
 
     cdef void expert_gradients(self, int layer, int first, int n_linear, float** dy, size_t ld, int i, int n) noexcept nogil:

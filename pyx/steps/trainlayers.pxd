@@ -14,6 +14,7 @@ cdef class TrainLayers:
     cdef RopeTables ropes
     cdef LoraPair* pairs
     cdef int precision, n_slots             # n_slots: pairs a layer may have
+    cdef bint magnified                     # pairs have magnitudes, those of experts apart
     cdef Extent extent
     cdef Kept* kept
     cdef Buffers b
@@ -37,11 +38,14 @@ cdef class TrainLayers:
     cdef const float* noise             # (T, E): added to what enters the first layer, NULL for none
     cdef LoraPair* pair(self, int layer, int slot) noexcept nogil
     cdef void work_through(self, bint backward, int i, int n) noexcept nogil
+    cdef void measure(self, int i, int n) noexcept nogil
     cdef int rows(self, int layer) noexcept nogil
     cdef float* gradient_of(self, int layer) noexcept nogil
     cdef float* scratch(self, int i) noexcept nogil
     cdef void place_input(self, Acts* a, const float* x, size_t ld, int n_cols, int rows) noexcept nogil
     cdef void linear_inputs(self, int layer, int slot, int n_linear, Acts* a, int lo, int hi, float* work) noexcept nogil
+    cdef void magnify(self, int layer, int slot, float* y, size_t ldy, int lo, int hi) noexcept nogil
+    cdef bint plain_heads(self, int layer) noexcept nogil
     cdef void linear(self, int layer, int slot, const Acts* a, int first, float* y, size_t ldy, int lo, int hi) noexcept nogil
     cdef void linears(self, int layer, int slot, int n_linear, const Acts* a, float** y, const size_t* ldy) noexcept nogil
     cdef void add_linear(self, int layer, int slot, const Norm* after, void* kept, const Acts* a, const float* x, const int* row, float* y,
@@ -61,7 +65,8 @@ cdef class TrainLayers:
                              int lo, int hi, int i) noexcept nogil
     cdef void pair_gradients(self, int layer, int slot, const float* x, size_t ldx, const Gradient* dy, int rows, int lo, int hi, int i) noexcept nogil
     cdef void mlp_backward(self, int layer, int i, int n) noexcept nogil
-    cdef Gradient branch_gradient(self, int layer, const Norm* after, const void* kept, int lo, int hi) noexcept nogil
+    cdef Gradient branch_gradient(self, int layer, int slot, const Norm* after, const void* kept, int lo, int hi) noexcept nogil
+    cdef void restore_product(self, int layer, int slot, const void* kept, float* y, size_t ld, Gradient* g, int lo, int hi) noexcept nogil
     cdef void spread_rows(self, const float* scored, float* all_, size_t ld, int i, int n) noexcept nogil
     cdef void output_backward(self, int layer, int i, int n) noexcept nogil
     cdef void attention_backward(self, int layer, int i, int n) noexcept nogil

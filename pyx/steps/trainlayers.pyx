@@ -17,7 +17,7 @@ from libc.string cimport memcpy, memset
 from ..layers.attention cimport UNIT_ROWS, attend
 from ..layers.attention_backward cimport attend_backward
 from ..layers.block cimport (
-    ATTN_OUTPUT, ATTN_Q, FFN_DOWN, N_SLOTS, Block, Config, add_branch, angles_at, scale_logits,
+    ATTN_K, ATTN_OUTPUT, ATTN_Q, ATTN_V, FFN_DOWN, N_SLOTS, Block, Config, add_branch, angles_at, scale_logits,
 )
 from ..layers.dropout cimport dropped_backward, dropped_gradient, dropped_input
 from ..layers.kvcache cimport KvHead
@@ -27,6 +27,7 @@ from ..layers.lowrank cimport (
     LoraPair, columns_before, pair_backward, pair_gradient, pair_input, pair_input_backward, pair_output, pair_transpose,
     transpose_rows,
 )
+from ..layers.magnitude cimport magnify_rows, magnify_rows_backward, magnitude_gradient, pair_gains
 from ..layers.norm cimport Norm, norm_row
 from ..products.gemm cimport matmul_backward_tiles
 from ..products.inputs cimport BACK_ROWS, EXACT, Acts, acts_place, acts_quantize, padded, quantize_gradient
@@ -50,13 +51,8 @@ cdef class TrainLayers:
 
     cdef void work_through(self, bint backward, int i, int n) noexcept nogil:
         cdef Config* c = &self.weights.config
-        cdef int t, layer, slot, lo = share(self.T, i, n), hi = share(self.T, i + 1, n), first = self.extent.first_layer
-        cdef LoraPair* p
-        for layer in range(first, c.n_layer):
-            for slot in range(self.n_slots):
-                p = self.pair(layer, slot)
-                if p.rank:
-                    pair_transpose(p, share(max(p.n_in, p.n_out), i, n), share(max(p.n_in, p.n_out), i + 1, n))
+        cdef int t, layer, lo = share(self.T, i, n), hi = share(self.T, i + 1, n), first = self.extent.first_layer
+        self.measure(i, n)
         for t in range(lo, hi):
             self.ropes.angles(self.position[t], self.b.cosine + angles_at(c, NULL, t), self.b.sine + angles_at(c, NULL, t))
             if not self.entered:
@@ -85,6 +81,24 @@ cdef class TrainLayers:
                 self.mlp_backward(layer, i, n)
                 self.output_backward(layer, i, n)
             self.attention_backward(layer, i, n)
+
+    cdef void measure(self, int i, int n) noexcept nogil:
+        """What a step wants of the pairs besides themselves: their transposes, lengths and gains"""
+        cdef int layer, slot, tiles, last = self.weights.config.n_layer
+        cdef LoraPair* p
+        for layer in range(self.extent.first_layer, last):
+            for slot in range(self.n_slots):
+                p = self.pair(layer, slot)
+                if p.rank:
+                    pair_transpose(p, share(max(p.n_in, p.n_out), i, n), share(max(p.n_in, p.n_out), i + 1, n))
+        if not self.magnified:
+            return
+        barrier(&self.team)      # the pairs' transposes
+        for layer in range(self.extent.first_layer, last):
+            for slot in range(N_SLOTS):
+                p, tiles = self.pair(layer, slot), self.weights.blocks[layer].linear[slot].w.n_tiles
+                if p.m != NULL:
+                    pair_gains(p, &self.weights.blocks[layer].linear[slot].w, share(tiles, i, n), share(tiles, i + 1, n))
 
     cdef int rows(self, int layer) noexcept nogil:
         """How many tokens a layer has behind attention: the last one only those with a target, numbered as in `scored`."""
@@ -122,12 +136,24 @@ cdef class TrainLayers:
                 pair_input(p, a.f32 + lo * a.ld, a.ld, hi - lo, u, self.extent.ldu)
 
     cdef void linear(self, int layer, int slot, const Acts* a, int first, float* y, size_t ldy, int lo, int hi) noexcept nogil:
-        """Row tiles lo..hi of y = W x + bias + B u; first: where the rows of a begin in u"""
+        """Row tiles lo..hi of y = W x + bias + B u, without the bias where `magnify` adds it; first: where the rows of a begin in u"""
         cdef LoraPair* p = self.pair(layer, slot)
+        cdef Linear l = self.weights.blocks[layer].linear[slot]
         cdef size_t ldu = self.extent.ldu
-        linear_tiles(&self.weights.blocks[layer].linear[slot], 0, a, self.precision, NULL, 0, y, ldy, lo, hi)
+        if p.m != NULL:
+            l.bias = NULL
+        linear_tiles(&l, 0, a, self.precision, NULL, 0, y, ldy, lo, hi)
         if p.rank:
             pair_output(p, self.kept[layer].u + first * ldu + columns_before(self.pair(layer, 0), slot), ldu, a.n_rows, y, ldy, lo, hi)
+
+    cdef void magnify(self, int layer, int slot, float* y, size_t ldy, int lo, int hi) noexcept nogil:
+        """Rows lo..hi of a matrix's products become its outputs, where its pair has magnitudes"""
+        if self.pair(layer, slot).m != NULL:
+            magnify_rows(self.pair(layer, slot), self.weights.blocks[layer].linear[slot].bias, y, ldy, lo, hi)
+
+    cdef bint plain_heads(self, int layer) noexcept nogil:
+        """Whether queries and keys are kept as the matrices give them, not as attention compares them"""
+        return self.weights.blocks[layer].q_norm.norm.weight != NULL or self.pair(layer, ATTN_Q).m != NULL or self.pair(layer, ATTN_K).m != NULL
 
     cdef void linears(self, int layer, int slot, int n_linear, const Acts* a, float** y, const size_t* ldy) noexcept nogil:
         """The outputs of matrices with the same input, UNIT_TILES row tiles at a time to the thread that is free first.
@@ -155,8 +181,9 @@ cdef class TrainLayers:
         cdef float* product
         cdef int t, lo = share(a.n_rows, i, n), hi = share(a.n_rows, i + 1, n)
         self.linears(layer, slot, 1, a, &self.b.part, &ld)
-        if after.weight != NULL and self.keeping and layer >= self.extent.first_layer:
+        if (after.weight != NULL or self.pair(layer, slot).m != NULL) and self.keeping and layer >= self.extent.first_layer:
             save_rows(self.b.part, kept, ld, lo, hi, self.extent.item)
+        self.magnify(layer, slot, self.b.part, ld, lo, hi)
         for t in range(lo, hi):
             product = self.b.part + t * ld
             if after.weight != NULL:
@@ -170,7 +197,7 @@ cdef class TrainLayers:
         cdef Buffers* b = &self.b
         cdef Acts a
         cdef int t, lo = share(self.T, i, n), hi = share(self.T, i + 1, n), rows = self.rows(layer), width = c.n_head * c.head_dim
-        cdef bint last = layer == c.n_layer - 1, keeping = self.keeping and layer >= self.extent.first_layer
+        cdef bint last = layer == c.n_layer - 1, keeping = self.keeping and layer >= self.extent.first_layer, plain = self.plain_heads(layer)
         cdef float* att = b.datt if last else b.att
         cdef float* y[3]
         cdef size_t ldy[3]
@@ -181,17 +208,19 @@ cdef class TrainLayers:
         y[0], y[1], y[2] = b.q, b.k, b.v
         ldy[0], ldy[1], ldy[2] = c.q_p, c.kv_p, c.kv_p
         self.linears(layer, ATTN_Q, 3, &a, y, ldy)
-        if keeping and l.q_norm.norm.weight != NULL:
-            save_rows(b.q, k.q, c.q_p, lo, hi, self.extent.item)
-            save_rows(b.k, k.k, c.kv_p, lo, hi, self.extent.item)
-        head_rows(c, l, &l.q_norm, b, b.q, c.q_p, c.n_head, lo, hi)
-        temper_rows(c, self.position, b.q, c.q_p, lo, hi)
-        head_rows(c, l, &l.k_norm, b, b.k, c.kv_p, c.n_head_kv, lo, hi)
-        if keeping and l.q_norm.norm.weight == NULL:
+        if keeping and plain:
             save_rows(b.q, k.q, c.q_p, lo, hi, self.extent.item)
             save_rows(b.k, k.k, c.kv_p, lo, hi, self.extent.item)
         if keeping:
             save_rows(b.v, k.v, c.kv_p, lo, hi, self.extent.item)
+        for t in range(3):
+            self.magnify(layer, ATTN_Q + t, y[t], ldy[t], lo, hi)
+        head_rows(c, l, &l.q_norm, b, b.q, c.q_p, c.n_head, lo, hi)
+        temper_rows(c, self.position, b.q, c.q_p, lo, hi)
+        head_rows(c, l, &l.k_norm, b, b.k, c.kv_p, c.n_head_kv, lo, hi)
+        if keeping and not plain:
+            save_rows(b.q, k.q, c.q_p, lo, hi, self.extent.item)
+            save_rows(b.k, k.k, c.kv_p, lo, hi, self.extent.item)
         store_rows(c, b, self.starts, self.n_segments, lo, hi)
         barrier(&self.team)      # the cache
         self.attend_units(layer, i)
@@ -237,7 +266,7 @@ cdef class TrainLayers:
         cdef Kept* k = self.kept + layer
         cdef Buffers* b = &self.b
         cdef Acts a
-        cdef int rows = self.rows(layer), lo = share(rows, i, n), hi = share(rows, i + 1, n)
+        cdef int j, rows = self.rows(layer), lo = share(rows, i, n), hi = share(rows, i + 1, n)
         cdef float* y[2]
         cdef size_t ldy[2]
         self.place_input(&a, b.normed, c.embd_p, c.n_embd, rows)
@@ -251,13 +280,15 @@ cdef class TrainLayers:
             save_rows(b.gate, k.gate, c.ff_p, lo, hi, self.extent.item)
             if c.gated:
                 save_rows(b.up, k.up, c.ff_p, lo, hi, self.extent.item)
+        for j in range(l.n_of_mlp):
+            self.magnify(layer, l.first_of_mlp + j, y[j], ldy[j], lo, hi)
         self.place_input(&a, b.h, c.ff_p, l.linear[FFN_DOWN].w.n_cols, rows)
         activate_rows(c, l, b, lo, hi)
         self.shared_rows(layer, lo, hi)
         self.linear_inputs(layer, FFN_DOWN, 1, &a, lo, hi, self.scratch(i))
         barrier(&self.team)      # a (h, rounded) and u
-        # the norm after it wants the product
-        if onward or l.post_ffw_norm.weight != NULL:
+        # the norm after it, or the pair's magnitudes, want the product
+        if onward or l.post_ffw_norm.weight != NULL or self.pair(layer, FFN_DOWN).m != NULL:
             self.add_linear(layer, FFN_DOWN, &l.post_ffw_norm, k.mlp, &a, self.kept[layer + 1].x if l.parallel else k.mid, NULL,
                             self.kept[layer + 1].x, i, n)
 
@@ -324,6 +355,7 @@ cdef class TrainLayers:
         g.dy, g.ld = dy, ld
         g.q = self.b.rounded_dy + at if self.precision != EXACT else NULL
         g.scale = self.b.dy_scale + at // BACK_ROWS
+        g.product, g.ldp = NULL, 0
         return g
 
     cdef void linear_gradients(self, int layer, int slot, const Gradient* g, int rows, int lo, int hi) noexcept nogil:
@@ -331,6 +363,8 @@ cdef class TrainLayers:
         cdef LoraPair* p = self.pair(layer, slot)
         cdef Buffers* b = &self.b
         cdef size_t ldt = padded(self.T, 16), at = columns_before(self.pair(layer, 0), slot)
+        if g.product != NULL:
+            magnify_rows_backward(p, <float*>g.dy, g.ld, g.product, g.ldp, lo, hi)
         if g.q != NULL:
             quantize_gradient(g.dy, g.ld, self.weights.blocks[layer].linear[slot].w.n_rows, rows, lo, hi, g.q, g.scale)
         if p.rank:
@@ -380,6 +414,8 @@ cdef class TrainLayers:
         cdef int end = min(hi, p.in_p // 16)
         if p.rank:
             pair_gradient(self.b.ut + at, ldt, p.rank, dy.dy, dy.ld, rows, p.gbt, p.ldb, lo, min(hi, p.out_p // 16))
+        if dy.product != NULL:
+            magnitude_gradient(p, dy.product, dy.ldp, rows, lo, min(hi, p.out_p // 16))
         if p.part:
             return
         if p.rank and self.dropping:
@@ -394,13 +430,15 @@ cdef class TrainLayers:
         cdef Buffers* b = &self.b
         cdef int rows = self.rows(layer), lo = share(rows, i, n), hi = share(rows, i + 1, n)
         cdef float* dx = self.gradient_of(layer)
-        cdef Gradient down = self.branch_gradient(layer, &l.post_ffw_norm, k.mlp, lo, hi)
+        cdef Gradient down = self.branch_gradient(layer, FFN_DOWN, &l.post_ffw_norm, k.mlp, lo, hi)
         cdef Gradient g[2]
         cdef int j
         g[0], g[1] = self.gradient(b.gate, c.ff_p, 0), self.gradient(b.up, c.ff_p, rows * padded(c.n_ff, BACK_ROWS))
         restore_rows(k.gate, b.gate, c.ff_p, lo, hi, self.extent.item)
         if c.gated:
             restore_rows(k.up, b.up, c.ff_p, lo, hi, self.extent.item)
+        for j in range(l.n_of_mlp):
+            self.magnify(layer, l.first_of_mlp + j, b.up if j else b.gate, c.ff_p, lo, hi)
         activate_rows(c, l, b, lo, hi)
         self.shared_rows(layer, lo, hi)
         self.linear_gradients(layer, FFN_DOWN, &down, rows, lo, hi)
@@ -409,23 +447,34 @@ cdef class TrainLayers:
         self.shared_rows_backward(layer, lo, hi)
         activate_rows_backward(c, l, b, lo, hi)
         input_rows(c, &l.ffn_norm, k.mid, b.normed, lo, hi)
-        for j in range(l.n_of_mlp):
+        for j in range(l.n_of_mlp):     # h and dh are used up
+            self.restore_product(layer, l.first_of_mlp + j, k.up if j else k.gate, b.dh if j else b.h, c.ff_p, g + j, lo, hi)
             self.linear_gradients(layer, l.first_of_mlp + j, g + j, rows, lo, hi)
         barrier(&self.team)      # the same of gate and up; normed
         self.linears_backward(layer, l.first_of_mlp, l.n_of_mlp, b.normed, c.embd_p, g, rows, b.part, c.embd_p, i)
         input_rows_backward(c, &l.ffn_norm, k.mid, b.part, dx, lo, hi)
 
-    cdef Gradient branch_gradient(self, int layer, const Norm* after, const void* kept, int lo, int hi) noexcept nogil:
+    cdef Gradient branch_gradient(self, int layer, int slot, const Norm* after, const void* kept, int lo, int hi) noexcept nogil:
         """dy of the last matrix of attention or of the MLP, rows lo..hi made here: in part, or the residual's where that is the
-        same. normed is used up."""
+        same. normed is used up, or holds the product."""
         cdef Config* c = &self.weights.config
         cdef float* dx = self.gradient_of(layer)
-        if after.weight == NULL and c.residual_scale == 1:
+        cdef Gradient g
+        if after.weight == NULL and c.residual_scale == 1 and self.pair(layer, slot).m == NULL:
             return self.gradient(dx, c.embd_p, 0)
         if after.weight != NULL:
             restore_rows(kept, self.b.normed, c.embd_p, lo, hi, self.extent.item)
+            self.magnify(layer, slot, self.b.normed, c.embd_p, lo, hi)
         branch_rows_backward(c, after, self.b.normed, dx, self.b.part, lo, hi)
-        return self.gradient(self.b.part, c.embd_p, 0)
+        g = self.gradient(self.b.part, c.embd_p, 0)
+        self.restore_product(layer, slot, kept, self.b.normed, c.embd_p, &g, lo, hi)
+        return g
+
+    cdef void restore_product(self, int layer, int slot, const void* kept, float* y, size_t ld, Gradient* g, int lo, int hi) noexcept nogil:
+        """Rows lo..hi of what a matrix gave, in y, for the gradient of its magnitudes, where its pair has any"""
+        if self.pair(layer, slot).m != NULL:
+            g.product, g.ldp = y, ld
+            restore_rows(kept, y, ld, lo, hi, self.extent.item)
 
     cdef void output_backward(self, int layer, int i, int n) noexcept nogil:
         """From the gradient behind attention to b.datt of all T tokens, of those that the last layer left out zero; q, k and v
@@ -441,12 +490,15 @@ cdef class TrainLayers:
         restore_rows(k.q, b.q, c.q_p, lo, hi, self.extent.item)
         restore_rows(k.k, b.k, c.kv_p, lo, hi, self.extent.item)
         restore_rows(k.v, b.v, c.kv_p, lo, hi, self.extent.item)
-        if l.q_norm.norm.weight != NULL:
+        self.magnify(layer, ATTN_V, b.v, c.kv_p, lo, hi)
+        if self.plain_heads(layer):
+            self.magnify(layer, ATTN_Q, b.q, c.q_p, lo, hi)
+            self.magnify(layer, ATTN_K, b.k, c.kv_p, lo, hi)
             head_rows(c, l, &l.q_norm, b, b.q, c.q_p, c.n_head, lo, hi)
             temper_rows(c, self.position, b.q, c.q_p, lo, hi)
             head_rows(c, l, &l.k_norm, b, b.k, c.kv_p, c.n_head_kv, lo, hi)
         lo, hi = share(rows, i, n), share(rows, i + 1, n)
-        g = self.branch_gradient(layer, &l.post_attention_norm, k.attention, lo, hi)
+        g = self.branch_gradient(layer, ATTN_OUTPUT, &l.post_attention_norm, k.attention, lo, hi)
         restore_rows(k.att, b.att, c.q_p, lo, hi, self.extent.item)
         self.linear_gradients(layer, ATTN_OUTPUT, &g, rows, lo, hi)
         barrier(&self.team)      # q, k, v; dy behind attention of all tokens: rounded, du, transposes; att
@@ -494,9 +546,14 @@ cdef class TrainLayers:
         if l.q_norm.norm.weight != NULL:
             restore_rows(k.q, b.att, c.q_p, lo, hi, self.extent.item)
             restore_rows(k.k, b.k, c.kv_p, lo, hi, self.extent.item)
+            self.magnify(layer, ATTN_Q, b.att, c.q_p, lo, hi)
+            self.magnify(layer, ATTN_K, b.k, c.kv_p, lo, hi)
         head_rows_backward(c, l, &l.q_norm, b, b.att, c.q_p, b.q, c.q_p, c.n_head, lo, hi)
         head_rows_backward(c, l, &l.k_norm, b, b.k, c.kv_p, b.dk, c.q_p, c.n_head_kv, lo, hi)
         input_rows(c, &l.attn_norm, k.x, b.normed, lo, hi)
+        self.restore_product(layer, ATTN_Q, k.q, b.att, c.q_p, g, lo, hi)
+        self.restore_product(layer, ATTN_K, k.k, b.k, c.kv_p, g + 1, lo, hi)
+        self.restore_product(layer, ATTN_V, k.v, b.v, c.kv_p, g + 2, lo, hi)
         for j in range(3):
             self.linear_gradients(layer, ATTN_Q + j, g + j, self.T, lo, hi)
         barrier(&self.team)      # the same of q, k, v; normed

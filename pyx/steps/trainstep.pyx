@@ -21,7 +21,7 @@ from .weights cimport Weights, set_sizes
 import numpy as np
 
 
-def memory_needed(sizes, dict ranks, int T, int n_segments, int n_threads=1, activations="int16", bint checkpointing=False):
+def memory_needed(sizes, dict ranks, int T, int n_segments, int n_threads=1, activations="int16", bint checkpointing=False, bint magnitudes=False):
     """Bytes that calls of up to T tokens in n_segments sequences touch, {what for: bytes}, besides the pairs' own arrays.
 
     sizes: as Weights' config, with n_layer; the rest as TrainStep's.
@@ -32,7 +32,7 @@ def memory_needed(sizes, dict ranks, int T, int n_segments, int n_threads=1, act
     cdef Extent e
     cdef Kept* kept
     set_sizes(&c, sizes)
-    e = extent_of(&c, ranks, T, n_segments, activations, checkpointing)
+    e = extent_of(&c, ranks, T, n_segments, activations, checkpointing, magnitudes)
     kept = <Kept*>calloc(c.n_layer + 1, sizeof(Kept))
     if kept == NULL:
         raise MemoryError()
@@ -48,15 +48,17 @@ cdef class TrainStep(TrainExperts):
     cdef readonly object params, grads      # f32 (n,): every A (r, K) and B^T (r, N), padded to 16 columns
     # (layer, slot, rank, n_in, n_out, offset of A, offset of B^T); n_out: each part of a fused matrix but the last padded to 16
     cdef readonly list layout
-    cdef float[::1] transposed
+    cdef readonly list magnitudes           # of each of these the offset of its magnitudes, a number for each column of B^T; empty without
+    cdef float[::1] transposed, measured
     cdef int n_threads, max_tokens
     cdef uint8_t[::1] memory, activations_memory, cache
     cdef bint busy
 
     def __cinit__(self, Weights weights, dict ranks, int max_tokens, int n_threads=1, activations="int16", bint checkpointing=False,
-                  double dropout=0, ropes=None):
+                  double dropout=0, ropes=None, bint magnitudes=False):
         """ranks: {(layer, slot): (rank, scale)}; max_tokens: the longest call; activations: "int16" or "f32"; dropout: the
-        share of each pair's inputs that `run` with a key leaves out; ropes: as RopeTables takes them, None for those of the weights."""
+        share of each pair's inputs that `run` with a key leaves out; ropes: as RopeTables takes them, None for those of the weights;
+        magnitudes: each pair has a trained length for each row, see layers/magnitude.pxd; not those of experts."""
         cdef Config* c = &weights.config
         self.weights, self.n_threads, self.max_tokens, self.ropes = weights, n_threads, max_tokens, weights.tables(ropes)
         self.precision = {"int16": INT16, "f32": EXACT}[activations]
@@ -71,8 +73,9 @@ cdef class TrainStep(TrainExperts):
         self.losses = <double*>calloc(max_tokens, sizeof(double))
         if not (self.pairs and self.kept and self.scored and self.rank_of and self.position and self.losses):
             raise MemoryError()
+        self.magnified = magnitudes
         self.make_pairs(ranks)
-        self.extent = extent_of(c, ranks, max_tokens, 1, activations, checkpointing)
+        self.extent = extent_of(c, ranks, max_tokens, 1, activations, checkpointing, magnitudes)
         self.memory = np.empty(place_buffers(&self.b, c, &self.extent, NULL) + 64, np.uint8)
         self.expert_memory = np.empty(place_expert_buffers(&self.xb, c, &self.extent, NULL) + 64, np.uint8)
         self.activations_memory = np.empty(place_kept(self.kept, c, &self.extent, NULL) + 64, np.uint8)
@@ -98,10 +101,12 @@ cdef class TrainStep(TrainExperts):
         cdef int layer, slot
         cdef size_t n_params = 0, transposed = 0
         cdef int part, columns, n_out
-        self.layout = []
+        self.layout, self.magnitudes = [], []
         for (layer, slot), (rank, scale) in sorted(ranks.items()):
             if not (0 <= layer < c.n_layer and 0 <= slot < self.weights.n_slots(layer) and rank >= 1 and self.parts_of(slot)):
                 raise ValueError(f"layer {layer}, matrix {slot}, rank {rank}: not of this model")
+            if self.magnified and slot >= N_SLOTS:
+                raise ValueError(f"layer {layer}, matrix {slot}: experts have no magnitudes")
             columns = n_out = 0
             for part in range(self.parts_of(slot)):
                 l, p = self.weights.linear_at(layer, slot + part), self.pair(layer, slot + part)
@@ -116,6 +121,8 @@ cdef class TrainStep(TrainExperts):
             self.layout.append((layer, slot, rank, p.n_in, n_out, n_params, n_params + p.rank * p.in_p))
             n_params += p.rank * (p.in_p + columns)
             transposed += p.width * (p.in_p + columns)
+        n_lengths = self.place_magnitudes(n_params) if self.magnified else 0
+        n_params += n_lengths
         self.params, self.grads = np.zeros(n_params, np.float32), np.zeros(n_params, np.float32)
         self.transposed = np.zeros(transposed, np.float32)
         params, grads, transposed = self.params, self.grads, 0
@@ -127,6 +134,47 @@ cdef class TrainStep(TrainExperts):
                 p.at, p.bn = &self.transposed[transposed], &self.transposed[transposed + p.width * (p.in_p + columns)]
                 columns += p.out_p
             transposed += p.width * (p.in_p + columns)
+        if self.magnitudes:
+            self.set_magnitudes(params, grads)
+
+    cdef size_t place_magnitudes(self, size_t at):
+        """Give each pair its magnitudes behind the others' parameters, which end at `at`; returns how many there are"""
+        cdef size_t first = at
+        for layer, slot, *_ in self.layout:
+            self.magnitudes.append(at)
+            at += self.pair(layer, slot).ldb
+        return at - first
+
+    cdef set_magnitudes(self, float[::1] params, float[::1] grads):
+        """Where each pair's magnitudes, their gradients, lengths and gains are"""
+        cdef LoraPair* p
+        cdef int part
+        cdef size_t at, n = params.shape[0], before = self.magnitudes[0]
+        self.measured = np.zeros(2 * (n - before), np.float32)
+        for (layer, slot, *_), start in zip(self.layout, self.magnitudes):
+            at = start
+            for part in range(self.parts_of(slot)):
+                p = self.pair(layer, slot + part)
+                p.m, p.gm = &params[at], &grads[at]
+                p.length, p.gain = &self.measured[2 * (at - before)], &self.measured[2 * (at - before) + p.out_p]
+                at += p.out_p
+
+    def row_lengths(self):
+        """f32 (n,): |rows of W + scale B A| of all pairs, as their magnitudes lie in params from the first one on."""
+        cdef LoraPair* p
+        cdef int part
+        found = []
+        self.weights.begin_step(self.n_threads, &self.busy)
+        try:
+            with nogil, parallel(num_threads=self.n_threads):
+                self.measure(join_team(&self.team), omp_get_num_threads())
+            for layer, slot, *_ in self.layout:
+                for part in range(self.parts_of(slot)):
+                    p = self.pair(layer, slot + part)
+                    found.append(np.array(<float[:p.out_p]>p.length))
+        finally:
+            self.weights.end_step(&self.busy)
+        return np.concatenate(found)
 
     cdef int parts_of(self, int slot) noexcept nogil:
         """How many matrices from a slot on share a pair's A"""

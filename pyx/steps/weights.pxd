@@ -44,5 +44,6 @@ cdef class Weights:
     cdef Linear* linear_at(self, int layer, int slot) noexcept
     cdef void embed(self, int token, const float* scales, float* x) noexcept nogil
     cdef void add_embedding_pair(self, const Lora* l, int token, float factor, float* x) noexcept nogil
-    cdef put_adapter(self, int at, dict pairs)
+    cdef put_adapter(self, int at, dict pairs, int n_threads)
+    cdef object stretched(self, const Linear* l, Lora* lora, magnitude, int n_threads)
     cdef put_embedding(self, int at, int n, pair, list arrays)

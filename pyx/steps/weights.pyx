@@ -1,5 +1,6 @@
 """A model's weights as the compiled steps see them: a Block for each layer, embedding and output matrix, adapters."""
 
+from cython.parallel cimport parallel
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
@@ -7,6 +8,7 @@ from libc.string cimport memset
 from ..layers.block cimport Block, Config, FFN_GATE, FFN_UP, N_SLOTS, scale_row
 from ..layers.experts cimport MAX_EXPERTS, OF_EXPERT, SIGMOID, SOFTMAX, Experts, Routing
 from ..layers.linear cimport Linear, Lora
+from ..layers.magnitude cimport row_lengths
 from ..layers.mlp cimport activation
 from ..layers.norm cimport NORMED_HEAD, HeadNorm, Norm, norm_kind
 from ..layers.scores cimport NO_WINDOW, Scoring
@@ -14,6 +16,7 @@ from ..products.gemm cimport Packed
 from ..products.inputs cimport padded
 from ..products.matmul cimport PackedMatrix
 from ..types.quants cimport row_type
+from .team cimport omp_get_num_threads, omp_get_thread_num, share
 
 import numpy as np
 
@@ -56,6 +59,22 @@ cdef void unpacked_row(const Packed* w, int row, float* x) noexcept nogil:
         for i in range(min(32, w.n_cols - 32 * b)):
             x[32 * b + i] = values[16 * i + row % 16]
         tile += w.type.tile_bytes
+
+
+cdef void stretch_rows(const Packed* w, Lora* l, const float* magnitude, int thread, int of) noexcept nogil:
+    """A thread's row tiles of B become g B, of the stretch g - 1"""
+    cdef int tile, i, k
+    cdef float* b
+    cdef float gain
+    cdef float lengths[16]
+    for tile in range(share(w.n_tiles, thread, of), share(w.n_tiles, thread + 1, of)):
+        b = l.b + <size_t>tile * l.rank * 16
+        row_lengths(w, l.rank, l.scale, l.a, l.width, b, 16, tile, lengths)
+        for i in range(16):
+            gain = magnitude[16 * tile + i] / lengths[i] if lengths[i] != 0 else 0
+            l.stretch[16 * tile + i] = gain - 1
+            for k in range(l.rank):
+                b[16 * k + i] *= gain
 
 
 cdef class Weights:
@@ -303,25 +322,27 @@ cdef class Weights:
             return &self.output
         return &self.blocks[layer].linear[slot] if slot < N_SLOTS else &self.blocks[layer].experts.linear[slot - N_SLOTS]
 
-    def add_adapter(self, dict pairs):
+    def add_adapter(self, dict pairs, int n_threads=1):
         """Append an adapter: {(layer, slot): (a f32 (r, n_in), b f32 (n_out, r), scale)}; returns its index.
+
+        With a fourth, magnitude f32 (n_out,), the matrix is (magnitude / |V|) V, row by row, V = W + scale b a.
 
         Layer -1 is the output matrix; EMBEDDING the token embedding, with a (r, n_embd) and b (n_vocab, r). LlamacyError
         while a step runs.
         """
-        return self.replace_adapter(self.n_lora, pairs)
+        return self.replace_adapter(self.n_lora, pairs, n_threads)
 
-    def replace_adapter(self, int at, dict pairs):
+    def replace_adapter(self, int at, dict pairs, int n_threads=1):
         """Put an adapter in the place of another, whose memory is given back; without pairs it changes nothing."""
         if not 0 <= at <= self.n_lora:
             raise ValueError(f"adapter {at} is not in 0..{self.n_lora}")
         self.begin_change()
         try:
-            return self.put_adapter(at, dict(pairs))
+            return self.put_adapter(at, dict(pairs), n_threads)
         finally:
             self.end_change()
 
-    cdef put_adapter(self, int at, dict pairs):
+    cdef put_adapter(self, int at, dict pairs, int n_threads):
         """replace_adapter's work; pairs is used up"""
         cdef int layer, slot, n = max(self.n_lora, at + 1)
         cdef Linear* l
@@ -331,10 +352,12 @@ cdef class Weights:
         arrays = []
         transposed = {}     # by identity: the parts of a fused matrix share A
         embedding = pairs.pop(EMBEDDING, None)
-        for (layer, slot), (first, second, _) in pairs.items():
+        for (layer, slot), (first, second, *more) in pairs.items():
             l = self.linear_at(layer, slot)
             if first.shape[1] != l.w.n_cols or second.shape[0] != l.w.n_rows or first.shape[0] != second.shape[1]:
                 raise ValueError(f"adapter pair {first.shape}, {second.shape} does not fit a ({l.w.n_rows}, {l.w.n_cols}) matrix")
+            if len(more) > 1 and more[1].shape != (l.w.n_rows,):
+                raise ValueError(f"{more[1].shape} magnitudes, wanted ({l.w.n_rows},)")
         for layer in range(-1, self.config.n_layer):
             for slot in range(self.n_slots(layer)):
                 l = self.linear_at(layer, slot)
@@ -345,23 +368,36 @@ cdef class Weights:
                 memset(grown + at, 0, sizeof(Lora))
                 if (layer, slot) not in pairs:
                     continue
-                first, second, scale = pairs[layer, slot]
-                r, n_tiles = first.shape[0], l.w.n_tiles
+                first, second, scale, *magnitude = pairs[layer, slot]
+                r, n_tiles, width = first.shape[0], l.w.n_tiles, padded(first.shape[0] + len(magnitude), 16)
                 if id(first) not in transposed:
-                    transposed[id(first)] = np.zeros((l.w.n_cols, padded(r, 16)), np.float32)
+                    transposed[id(first)] = np.zeros((l.w.n_cols, width), np.float32)
                     transposed[id(first)][:, :r] = first.T
                 a = transposed[id(first)]
                 wide = np.zeros((16 * n_tiles, r), np.float32)
                 wide[:l.w.n_rows] = second
                 b = np.ascontiguousarray(wide.reshape(n_tiles, 16, r).transpose(0, 2, 1))
                 arrays += [a, b]
-                grown[at] = Lora(r, padded(r, 16), scale, &a[0, 0], &b[0, 0, 0])
+                grown[at] = Lora(r, width, scale, 1, &a[0, 0], &b[0, 0, 0], NULL)
+                if magnitude:
+                    arrays.append(self.stretched(l, grown + at, magnitude[0], n_threads))
         self.put_embedding(at, n, embedding, arrays)
-        self.adapters[at:at + 1] = [{key: scale for key, (_, _, scale) in pairs.items()}]
+        self.adapters[at:at + 1] = [{key: pair[2] for key, pair in pairs.items()}]
         self.lora_arrays[at:at + 1] = [arrays]      # the last thing: nothing points to the old ones any more
         self.n_lora = n
         self.max_width, self.max_expert_width = self.widest(), self.widest_expert()
         return at
+
+    cdef object stretched(self, const Linear* l, Lora* lora, magnitude, int n_threads):
+        """Make a pair's B g B and its stretch g - 1, g = magnitude / |W + scale B A|; returns what it points to."""
+        cdef float[::1] stretch = np.zeros(16 * l.w.n_tiles, np.float32)
+        cdef float[::1] wanted = np.zeros(16 * l.w.n_tiles, np.float32)
+        check_threads(n_threads)
+        np.asarray(wanted)[:l.w.n_rows] = magnitude
+        lora.stretch = &stretch[0]
+        with nogil, parallel(num_threads=n_threads):
+            stretch_rows(&l.w, lora, &wanted[0], omp_get_thread_num(), omp_get_num_threads())
+        return stretch
 
     cdef put_embedding(self, int at, int n, pair, list arrays):
         """Put an adapter's pair on the token embedding, or None, in its place of n; its arrays are added to `arrays`."""
@@ -376,7 +412,7 @@ cdef class Weights:
             if a.shape[1] != self.config.n_embd or b.shape[0] != self.config.n_vocab or a.shape[0] != b.shape[1]:
                 raise ValueError("the adapter's embedding pair does not fit")
             arrays += [a, b]
-            grown[at] = Lora(<int>a.shape[0], 0, pair[2], &a[0, 0], &b[0, 0])
+            grown[at] = Lora(<int>a.shape[0], 0, pair[2], 1, &a[0, 0], &b[0, 0], NULL)
         self.embedding_loras[at:at + 1] = [pair[2] if pair is not None else 0]
 
     def set_scale(self, int adapter, float user):
@@ -386,6 +422,7 @@ cdef class Weights:
             self.embedding_pairs[adapter].scale = self.embedding_loras[adapter] * user
             for (layer, slot), scale in self.adapters[adapter].items():
                 self.linear_at(layer, slot).loras[adapter].scale = scale * user
+                self.linear_at(layer, slot).loras[adapter].user = user
         finally:
             self.end_change()
 

@@ -272,7 +272,7 @@ def test_peft_scales(tmp_path, config, v_scale, o_scale):
 REFUSED_CONFIGS = {
     "another method": ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
     "no method": ({"peft_type": None}, "peft_type is None"),
-    "DoRA": ({"use_dora": True}, "use_dora is True"),
+    "DoRA": ({"use_dora": True}, "no lora_magnitude_vector"),
     "PiSSA": ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'"),
     "alpha a word": ({"lora_alpha": "x"}, "lora_alpha is 'x'"),
     "alpha infinite": ({"lora_alpha": math.inf}, "lora_alpha is inf"),
@@ -324,9 +324,9 @@ def test_mlx_scales(tmp_path, more, scale):
     np.testing.assert_array_equal(pair.a, a.T)
     np.testing.assert_array_equal(pair.b, b.T)
     assert pair.scale == scale
-    config["fine_tune_type"] = "dora"
+    config["fine_tune_type"] = "full"
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(LlamacyError, match="fine_tune_type is 'dora'"):
+    with pytest.raises(LlamacyError, match="fine_tune_type is 'full'"):
         load_adapter(tmp_path)
 
 

@@ -5,6 +5,35 @@ from tests.mutants.table import table
 LAYERS = table(
     "pyx/layers",
     (
+        "DoRA's lengths are those of W alone",
+        "magnitude.pxd",
+        "v = vf_fma1(vf_load(low + 16 * i), scale, vf_load(values + 16 * i))",
+        "v = vf_load(values + 16 * i)",
+        "train/test_dora.py::test_gradients",
+        "model/test_dora.py::test_one_adapter_of_any_rank",
+    ),
+    (
+        "DoRA's magnitudes have the gradient of a plain product",
+        "magnitude.pxd",
+        "p.gm[16 * tile + i] += sums[i] / p.length[16 * tile + i]",
+        "p.gm[16 * tile + i] += sums[i]",
+        "train/test_dora.py::test_gradients",
+    ),
+    (
+        "the gradient passes DoRA's gain by",
+        "magnitude.pxd",
+        "vf_store(dy + t * ldy + i, vf_mul(d, vf_load(p.gain + i)))",
+        "vf_store(dy + t * ldy + i, d)",
+        "train/test_dora.py::test_gradients",
+    ),
+    (
+        "a user's scale does not reach the stretch",
+        "linear.pyx",
+        "u[t * ldu + lora.rank] = lora.user * ",
+        "u[t * ldu + lora.rank] = 1 * ",
+        "model/test_dora.py::test_one_adapter_of_any_rank",
+    ),
+    (
         "rope's backward turns forward",
         "rope.pyx",
         "cosine, sine, layout, -1)",
@@ -167,10 +196,17 @@ STEPS = table(
         "model/test_parts.py::test_rounded_activations",
     ),
     (
+        "a recomputed MLP without what magnitudes saw",
+        "trainlayers.pyx",
+        "l.post_ffw_norm.weight != NULL or self.pair(layer, FFN_DOWN).m != NULL:",
+        "l.post_ffw_norm.weight != NULL:",
+        "train/test_dora.py::test_gradients",
+    ),
+    (
         "a recomputed MLP without what the norm behind it saw",
         "trainlayers.pyx",
-        "if onward or l.post_ffw_norm.weight != NULL:",
-        "if onward:",
+        "if onward or l.post_ffw_norm.weight != NULL or",
+        "if onward or",
         "train/test_parts.py::test_gradients",
     ),
     (

@@ -41,8 +41,22 @@ TRAIN = table(
         "train/test_trainstep.py::test_dropout_is_the_same_for_any_threads_and_another_each_step",
     ),
     (
-        "rsLoRA divides by the rank",
+        "the reference keeps its magnitudes",
         "trainer.py",
+        "self._pass.params[at:] = self._lengths",
+        "pass",
+        "train/test_dora.py::test_a_start_is_the_model_to_the_last_bit_and_so_is_the_reference",
+    ),
+    (
+        "the last pattern that matches counts",
+        "lora.py",
+        "(value for expression, value in patterns if",
+        "(value for expression, value in patterns[::-1] if",
+        "train/test_choice.py::test_the_first_pattern_that_matches_gives_rank_and_alpha",
+    ),
+    (
+        "rsLoRA divides by the rank",
+        "lora.py",
         "alpha / (math.sqrt(rank * r) if rslora else r)",
         "alpha / r",
         "train/test_trainstep.py::test_matrices_may_have_ranks_of_their_own",

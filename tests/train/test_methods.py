@@ -113,9 +113,9 @@ def test_a_run_of_lora_plus_is_that_of_peft():
         assert result.grad_norm == pytest.approx(wanted["grad_norm"], rel=0.01)
 
 
-def run_of(name, options, init, rate, n):
+def run_of(name, options, init, rate, n, activations="f32"):
     """Return [(a step's result, what was recorded of it), ...]."""
-    trainer = Trainer(golden.model("f32"), TrainOptions(max_grad_norm=0.0, **options))
+    trainer = Trainer(golden.model(activations), TrainOptions(max_grad_norm=0.0, **options))
     start = golden.stored_adapter(init) if init else None
     trainer.init_lora(golden.RANK, golden.ALPHA, tuple(TARGETS), 42, start)
     samples, found = recorded_samples(), []

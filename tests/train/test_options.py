@@ -37,6 +37,8 @@ BAD = {
     "targets": ((), ("attn_x",)),
     "lora_dropout": (1.0, -0.1, math.nan),
     "ranks": ((("attn_q", 0),), (("attn_x", 4),)),
+    "rank_pattern": ((("q_proj", 0),), (("q_proj", 4097),), (("q_proj", 2.5),)),
+    "alpha_pattern": ((("q_proj", 0),), (("q_proj", math.inf),)),
     "num_layers": (0, -1),
     "save_every": (-1,),
     "save_every_steps": (-1,),

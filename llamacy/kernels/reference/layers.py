@@ -57,6 +57,29 @@ def lora_linear_backward(dy, x, w, a, b, scale, keep=None):
     return dx, dlow.T @ adapted, dy_scaled.T @ (adapted @ a.T)
 
 
+def row_lengths(w, a, b, scale):
+    """|each row of V|, V = W + scale * B A: (n_out,)."""
+    w, a, b = _f64(w, a, b)
+    return np.linalg.norm(w + scale * b @ a, axis=1)
+
+
+def dora_linear(x, w, a, b, scale, m, keep=None, lengths=None):
+    """y = (m / |V|) V x, row by row, V = W + scale * B A: m (n_out,), the rest as lora_linear (arXiv:2402.09353).
+
+    `lengths` (n_out,): |V|, a constant to the backward pass, instead of what V has.
+    """
+    lengths = row_lengths(w, a, b, scale) if lengths is None else lengths
+    return _f64(m) / lengths * lora_linear(x, w, a, b, scale, keep)
+
+
+def dora_linear_backward(dy, x, w, a, b, scale, m, keep=None):
+    """Return dx, da and db as lora_linear_backward, and dm (n_out,)."""
+    dy, m = _f64(dy, m)
+    lengths = row_lengths(w, a, b, scale)
+    dm = (dy * lora_linear(x, w, a, b, scale, keep)).sum(axis=0) / lengths
+    return *lora_linear_backward(m / lengths * dy, x, w, a, b, scale, keep), dm
+
+
 def _per_token(scale):
     return np.asarray(scale, np.float64)[..., None]
 

@@ -3,7 +3,7 @@
 `weights` is a dict of arrays under GGUF's names (`blk.0.attn_q.weight` (n_out, n_in), norms (n_embd,), biases where a
 matrix has one); without `output.weight` the embedding is the head. `lora` is a dict of (a (R, n_in), b (n_out, R))
 under the names of the matrices that they adapt. Tokens of several samples lie one after the other; `segments` (T,)
-tells them apart.
+tells them apart. With a third, m (n_out,), a pair is DoRA's.
 Axes as in layers.py, and F n_ff.
 """
 
@@ -224,15 +224,23 @@ class _Linears:
     def forward(self, name, x, tokens=None):
         """y (T, n_out) of x (T, n_in); tokens (T,): which of the call's they are."""
         y = layers.linear(round_activations(x, self.bits), self.weights[name])
-        y = y + self.weights.get(name.removesuffix("weight") + "bias", 0)
-        return y + layers.low_rank(x, *self.lora[name], self._scale_of(tokens)) if name in self.lora else y
+        a, b, *m = self.lora.get(name, (None, None))
+        if a is not None:
+            y = y + layers.low_rank(x, a, b, self._scale_of(tokens))
+        if m:
+            y = y * m[0] / layers.row_lengths(self.weights[name], a, b, self.scale)
+        return y + self.weights.get(name.removesuffix("weight") + "bias", 0)
 
     def backward(self, name, dy, x, tokens=None):
         """Return dx; rounding is taken as the identity, and no frozen matrix has its gradient formed."""
         if name not in self.lora:
             return dy @ self.weights[name]
-        dx, da, db = layers.lora_linear_backward(dy, x, self.weights[name], *self.lora[name], self._scale_of(tokens))
-        self.gradients[name] = (da, db)
+        a, b, *m = self.lora[name]
+        if m:
+            dx, *found = layers.dora_linear_backward(dy, x, self.weights[name], a, b, self.scale, *m)
+        else:
+            dx, *found = layers.lora_linear_backward(dy, x, self.weights[name], a, b, self._scale_of(tokens))
+        self.gradients[name] = tuple(found)
         return dx
 
     def forward_parts(self, x, names, widths):
