@@ -20,7 +20,7 @@ EVERYWHERE = {"errors", "system"}
 NAMED = {"library"}  # the package itself has its names: when they are asked for, see tests/library
 
 # Modules from outside the standard library, and where they may be imported: always, or only inside a function.
-ALWAYS, LAZY = {"numpy"}, {"jinja2", "matplotlib", "pyarrow", "safetensors", "tqdm"}
+ALWAYS, LAZY = {"numpy"}, {"jinja2", "matplotlib", "pyarrow", "safetensors", "tensorboard", "tqdm", "yaml"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -1,9 +1,10 @@
-"""--config FILE: a command's flags from a TOML file, `learning-rate = 1e-3`, and such a file of the flags of a run.
+"""--config FILE: the flags of a command from TOML (`learning-rate = 1e-3`) or YAML, and such a file of those of a run.
 
 What stands on the command line has the last word.
 """
 
 import json
+import os
 
 from llamacy.errors import LlamacyError, UsageError, shown
 
@@ -15,7 +16,7 @@ NOT_KEPT = ("help", "version", "config", "estimate", "show_sample", "verbose", "
 def parsed(parser, argv):
     """Return the parsed flags of a command line, with those of the file that its --config names.
 
-    LlamacyError where the file is no TOML, UsageError for a setting that is no flag or has no such value.
+    LlamacyError where the file cannot be read, UsageError for a setting that is no flag or has no such value.
     """
     args = parser.parse_args(argv)
     if args.config is None:
@@ -30,20 +31,54 @@ def parsed(parser, argv):
 
 
 def _read(path):
-    try:
-        import tomllib
-    except ImportError:
-        raise LlamacyError(f"{path}: reading --config needs Python 3.11 or newer; give the flags instead") from None
+    """Return the settings of a file: YAML by its name, else TOML."""
+    read = _yaml if os.path.splitext(path)[1].lower() in (".yaml", ".yml") else _toml_of
     try:
         with open(path, "rb") as file:
             raw = file.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:
             raise LlamacyError(f"{path}: more than {MAX_BYTES} bytes, wanted a file of flags")
-        return tomllib.loads(raw.decode("utf-8"))
+        return read(path, raw)
     except OSError as error:
         raise LlamacyError(f"{path}: cannot read --config: {error.strerror}") from error
+
+
+def _toml_of(path, raw):
+    try:
+        import tomllib
+    except ImportError:
+        raise LlamacyError(f"{path}: reading --config needs Python 3.11 or newer; give the flags instead") from None
+    try:
+        return tomllib.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise LlamacyError(f"{path}: not TOML, wanted lines such as learning-rate = 1e-3: {error}") from error
+
+
+def _yaml(path, raw):
+    try:
+        import yaml
+    except ImportError as error:
+        raise LlamacyError(
+            f"{path}: YAML needs the pyyaml package: pip install 'llamacy[yaml]', or write the flags as TOML"
+        ) from error
+
+    class Once(yaml.SafeLoader):
+        """As TOML has it, each key stands once."""
+
+        def construct_mapping(self, node, deep=False):
+            keys = [key.value for key, _ in node.value]
+            twice = next((key for key in keys if keys.count(key) > 1), None)
+            if twice is not None:
+                raise yaml.YAMLError(f"{shown(twice)} stands twice")
+            return super().construct_mapping(node, deep)
+
+    try:
+        found = yaml.load(raw.decode("utf-8"), Once)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise LlamacyError(f"{path}: not YAML, wanted lines such as learning-rate: 1e-3: {error}") from error
+    if not isinstance(found, dict):
+        raise LlamacyError(f"{path}: wanted lines such as learning-rate: 1e-3, got {shown(found)}")
+    return {str(key): value for key, value in found.items()}
 
 
 def _action(parser, key, path):
@@ -66,6 +101,8 @@ def _words(action, key, value, path):
         if not isinstance(value, bool):
             raise UsageError(f"{path}: {shown(key)}: wanted true or false, got {shown(value)}")
         return [flag] if value else []
+    if isinstance(value, bool) and {*(action.choices or ())} == {"on", "off"}:  # what YAML makes of these words
+        value = "on" if value else "off"
     values = value if isinstance(value, list) else [value]
     if not values or not all(type(each) in (str, int, float) for each in values):
         raise UsageError(f"{path}: {shown(key)}: wanted a text or a number, got {shown(value)}")
@@ -81,6 +118,7 @@ def written(parser, args):
         if not action.option_strings or action.dest in NOT_KEPT or value in (None, [], {}):
             continue
         key = max(action.option_strings, key=len).lstrip("-")
+        value = _in_words(value)
         if action.nargs != 0 and not _is_plain(value):
             lines.append(f"# {key} is to be given on the command line again")
         elif action.nargs != 0:
@@ -88,6 +126,16 @@ def written(parser, args):
         elif value == action.const and value != action.default:
             lines.append(f"{key} = true")
     return "\n".join([f"# {parser.prog} --config THIS FILE repeats the run", *lines, ""])
+
+
+def _in_words(value):
+    """Return a value that is no text, number or list of these as the command line has it."""
+    if isinstance(value, dict):
+        return json.dumps(value)
+    if isinstance(value, list) and all(isinstance(each, tuple) for each in value):  # of --override-kv
+        kinds = [(key, type(each).__name__, each) for key, each in value]
+        return [f"{key}={kind}:{str(each).lower() if kind == 'bool' else each}" for key, kind, each in kinds]
+    return value
 
 
 def _is_plain(value):

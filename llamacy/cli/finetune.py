@@ -75,7 +75,7 @@ def build_parser():
     add_model_flags(parser, ctx_size=f"{DEFAULT_CTX}, at most the model's", names=("-m", "--model", "--model-base"))
     parser.set_defaults(activations="int16")
     optional(parser, "--config", dest="config", metavar="FILE",
-             help="flags from a TOML file, learning-rate = 1e-3; every run writes one beside its adapter")  # fmt: skip
+             help="flags from a file, TOML (learning-rate = 1e-3) or YAML; a run keeps its own")  # fmt: skip
     _add_data_flags(parser.add_argument_group("data"))
     _add_run_flags(parser.add_argument_group("run"))
     _add_method_flags(parser.add_argument_group("method"))
@@ -203,7 +203,17 @@ def _add_output_flags(group):
     optional(group, "--lora-format", dest="lora_format", metavar="FORMAT",
              help="gguf, ggla, peft or mlx (default: gguf; with --dora peft)")  # fmt: skip
     optional(group, "--log-json", dest="log_json", metavar="FILE", help="write a JSON line per step")
-    optional(group, "--plot", dest="plot", metavar="FILE", help="draw the loss curve, .svg or .png")
+    optional(group, "--plot", dest="plot", metavar="FILE",
+             help="draw losses, learning rate and gradient norm while it trains, .svg or .png")  # fmt: skip
+    optional(
+        group, "--report", dest="report", metavar="FILE", help="a page on the run, .html: curves, answers, settings"
+    )
+    optional(group, "--tensorboard", dest="tensorboard", metavar="DIR", help="write its numbers for TensorBoard there")
+    group.add_argument("--sample-prompts", type=whole(0, 1000), default=3, metavar="N",
+                       help="at the end compare base and adapter by their answers to N prompts, held out where there "
+                       "is validation data, and by their perplexity, 0 = not at all")  # fmt: skip
+    group.add_argument("--sample-every", type=whole(0, 1 << 40), default=0, metavar="N",
+                       help="show such answers every N steps too, 0 = not")  # fmt: skip
 
 
 def options_from(args):

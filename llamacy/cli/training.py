@@ -9,6 +9,7 @@ from llamacy.cli.run import say
 from llamacy.default_model import default_model
 from llamacy.errors import LlamacyError
 from llamacy.formats.atomic import atomic_write
+from llamacy.library.comparing import Comparing
 from llamacy.train.estimate import shown
 from llamacy.train.finetune import estimate, set_up, train
 from llamacy.train.job import Job
@@ -19,7 +20,8 @@ from llamacy.train.summary import CLOSE, OPEN, token_lines, whole_lines
 # Flags that are fields of a Job by the same name
 SAME = ("model", "include_sample_start", "keep_empty", "max_samples", "chat_template", "template_kwargs",
         "init_lora", "checkpoint_in", "resume", "outdir", "lora_out", "save_path", "checkpoint_out", "lora_format",
-        "log_json", "plot", "max_ram", "verbose")  # fmt: skip
+        "log_json", "plot", "report", "tensorboard", "sample_prompts", "sample_every", "max_ram",
+        "verbose")  # fmt: skip
 
 
 def job_from(args, options):
@@ -47,8 +49,10 @@ def finetune(args, options, flags):
             tell_estimate(estimate(setup))
             return 0
         _keep_flags(f"{setup.outputs.adapter}.toml", flags)
-        result = train(setup, say)
+        result = train(setup, say, asking=Comparing(setup.trainer.model, setup.options.n_ctx))
     tell_result(job.model, result)
+    if result.failed:
+        raise result.failed
     return 128 + result.signum if result.ended == "stopped" else 0
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from llamacy.errors import LlamacyError, UsageError
 from llamacy.formats.adapter import load_adapter, save_adapter
+from llamacy.library.comparing import Comparing
 from llamacy.model.loading import Loading
 from llamacy.system import fit_threads
 from llamacy.train.finetune import set_up, train
@@ -51,6 +52,10 @@ class Finetuned:
     losses      list of float: the loss at each optimiser step      validation  list of (step, loss)
     steps       optimiser steps that were done                      best_step   the adapter's, by validation; else None
     ended       "end", "early" (validation no longer fell) or "stopped" (Ctrl-C, or the callback)
+    grad_norms, learning_rates      at each step, as losses are; NaN for the loss and norm of a step that was skipped
+    answers     of base and adapter to prompts, where they were asked for: list of {"step", "prompt", "wanted", "base",
+                "adapter"}
+    perplexity  {"training": {"base": float, "adapter": float}, "validation": ...}, {} where it was not measured
     path        where the run wrote the adapter, None where no `output` was named
     """
 
@@ -62,6 +67,10 @@ class Finetuned:
     ended: str
     path: str | None
     base: dict = dataclasses.field(repr=False)
+    grad_norms: list[float] = dataclasses.field(default_factory=list, repr=False)
+    learning_rates: list[float] = dataclasses.field(default_factory=list, repr=False)
+    answers: list[dict] = dataclasses.field(default_factory=list, repr=False)
+    perplexity: dict = dataclasses.field(default_factory=dict)
 
     def save(self, path: str | os.PathLike, format: str = "gguf") -> str:
         """Write the adapter at `path`, whole or not at all: gguf, ggla, peft or mlx (the last two are folders).
@@ -74,9 +83,9 @@ class Finetuned:
         return str(path)
 
     def plot(self, path: str | os.PathLike) -> None:
-        """Draw the losses, .svg or .png."""
+        """Draw the losses, learning rate and gradient norm, .svg or .png."""
         check_plot(str(path))
-        write_plot(str(path), "fine-tuning", self.losses, self.validation)
+        write_plot(str(path), "fine-tuning", self.losses, self.validation, self.learning_rates, self.grad_norms)
 
 
 def finetune(
@@ -99,6 +108,12 @@ def finetune(
     activations: Literal["int16", "f32"] = "int16",
     max_ram: int | None = None,
     format: Literal["gguf", "ggla", "peft", "mlx"] | None = None,
+    report: str | os.PathLike | None = None,
+    plot: str | os.PathLike | None = None,
+    log_json: str | os.PathLike | None = None,
+    tensorboard: str | os.PathLike | None = None,
+    sample_every: int = 0,
+    sample_prompts: int | None = None,
     progress: bool | None = None,
     callback: Callable[[Step], Any] | None = None,
     **options: Any,
@@ -121,6 +136,11 @@ def finetune(
     activations    "int16", near to exact, or "f32"
     max_ram        bytes to stay below; None: the free memory
     format         of the adapter in `output`: gguf, ggla, peft or mlx; None: gguf, with dora=True peft
+    report         a page on the run, .html; plot: a picture, .svg or .png; both are drawn anew while it trains
+    log_json       a file with a JSON line for each step; tensorboard: a folder for TensorBoard (its package is needed)
+    sample_every   ask base and adapter every so many steps, for the log, the page and `answers`; 0: not
+    sample_prompts how many prompts they are asked at the end and then; 0: none, and no perplexities are measured;
+                   None: 3 where there is a report or sample_every, else 0
     progress       True, False, or None: a bar where there is a terminal or a notebook
     callback       called with a Step after each optimiser step; returns True to end the run there
     options        any other field of TrainOptions: batch_size, grad_acc, max_steps, lora_dropout, seed, dora, ...;
@@ -155,12 +175,15 @@ def finetune(
             checkpoint_out=None if output is not None else "",
             lora_format=format,
             max_ram=max_ram,
+            **_shown(report, plot, log_json, tensorboard, sample_every, sample_prompts),
         )
         with _named(job):
             setup = set_up(job, stack, _tell)
         stop = _Asked(lambda text: None)
         shown = _Reported(_shows(progress), job.options.epochs, callback, stop)
-        result = train(setup, _tell, shown, stop)
+        result = train(setup, _tell, shown, stop, Comparing(setup.trainer.model, setup.options.n_ctx))
+        if result.failed:
+            _tell(f"warning: {result.failed}")
         base, done = setup.prepared.metadata, result.done
         return Finetuned(
             adapter=load_adapter(result.outputs.adapter, base),
@@ -171,7 +194,37 @@ def finetune(
             ended=result.ended,
             path=result.outputs.adapter if output is not None else None,
             base=base,
+            grad_norms=[float(norm) for norm in done.grad_norms],
+            learning_rates=[float(rate) for rate in done.rates],
+            **_compared(result.comparison),
         )
+
+
+def _shown(report, plot, log_json, tensorboard, sample_every, sample_prompts):
+    """Return the fields of a Job that say what a run shows of itself."""
+    paths = {"report": report, "plot": plot, "log_json": log_json, "tensorboard": tensorboard}
+    for name, value in (("sample_every", sample_every), ("sample_prompts", sample_prompts)):
+        if value is not None and (type(value) is not int or value < 0):
+            raise UsageError(f"{name}: wanted 0 or more, got {value!r}")
+    if sample_prompts is None:
+        sample_prompts = 3 if report is not None or sample_every else 0
+    return {name: None if path is None else os.fspath(path) for name, path in paths.items()} | {
+        "sample_every": sample_every,
+        "sample_prompts": sample_prompts,
+    }
+
+
+def _compared(found):
+    """Return a Comparison, or None, as the fields of a Finetuned."""
+    if found is None:
+        return {}
+    answers = [
+        {"step": each.step, "prompt": question.prompt, "wanted": question.wanted, "base": base, "adapter": adapter}
+        for each in found.answers
+        for question, base, adapter in zip(found.questions, each.base, each.adapter, strict=True)
+    ]
+    perplexity = {name: {"base": each.base, "adapter": each.adapter} for name, each in found.perplexity.items()}
+    return {"answers": answers, "perplexity": perplexity}
 
 
 @contextlib.contextmanager
@@ -181,6 +234,8 @@ def _named(job):
         yield
     except LlamacyError as error:
         text = str(error)
+        for name in ("report", "plot", "log_json", "tensorboard"):
+            text = text.replace(f"--{name.replace('_', '-')}", name)
         for path in job.train_data + job.val_data:
             name = os.path.basename(path).removesuffix(RECORDS)
             text = text.replace(f"{path}:", f"{name}: record ") if path.endswith(RECORDS) else text

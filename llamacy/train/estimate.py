@@ -18,6 +18,8 @@ from llamacy.train.trainer import PACK_TOKENS, n_inputs, packs
 SECONDS, STEPS, LENGTHS = 4.0, 4, 200
 # A pass before the run that takes less than this is measured twice.
 QUICK = 1.0
+# Tokens that a model is given at once while it is asked: it shall not take much memory beside training's.
+ASKED = 16
 # Up to this many samples each one's length is looked at.
 COUNTED = 1000
 # A pass forward costs this share of a step.
@@ -92,6 +94,13 @@ def training_bytes(config, ranks, case, threads, activations, magnitudes=False):
         # magnitudes have lengths and gains too, and the model's own lengths
         "adapter": 6 * params + turned + 9 * lengths,
     }
+
+
+def asking_bytes(model, n_tokens):
+    """Return the bytes that a model takes for texts of up to n_tokens beside training (library/comparing.py)."""
+    config, rows = model.config, min(n_tokens, ASKED)
+    step = 4 * rows * (8 * config.n_embd + 2 * config.n_ff)
+    return model.new_session(1, n_tokens, 1).cache_bytes + step + 2 * 4 * min(rows * config.n_vocab, 1 << 23)
 
 
 def _adapted(ranks):

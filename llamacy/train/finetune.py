@@ -5,28 +5,36 @@ Nothing here knows flags or a terminal: what people are told goes through `say(t
 
 import dataclasses
 import math
+import os
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamacy.errors import UsageError
+from llamacy.errors import LlamacyError, UsageError
 from llamacy.formats.adapter import WITH_MAGNITUDES
+from llamacy.system import peak_rss_bytes
 from llamacy.train.batches import Plan
 from llamacy.train.budget import Budget, folder_of
+from llamacy.train.comparison import Comparison
 from llamacy.train.data import Data, Subset
 from llamacy.train.estimate import Case, rehearsed, seconds_of, shown
 from llamacy.train.flops import peak_flops
 from llamacy.train.loop import Run
 from llamacy.train.outputs import Outputs, check_writable, claim
-from llamacy.train.plot import check_plot, write_plot
+from llamacy.train.plot import check_plot
 from llamacy.train.prepare import Prepared, template_of
 from llamacy.train.progress import Progress, clock_time
+from llamacy.train.report import Report, check_report, settings_of
 from llamacy.train.runlog import RunLog
 from llamacy.train.sources import path_and_weight
 from llamacy.train.starting import checkpoint_to_resume, ids_of, starting_adapter
 from llamacy.train.state import Progressed
 from llamacy.train.stop import Stop
 from llamacy.train.summary import CLOSE, OPEN, shown_lines, summary, token_lines
+from llamacy.train.tensorboard import Logs, TensorBoardLog, check_tensorboard
 from llamacy.train.trainer import Trainer
+from llamacy.train.watching import Comparer, Pictures, facts
 
 
 @dataclass
@@ -34,7 +42,8 @@ class SetUp:
     """All that a run consists of before its first step.
 
     data: all samples; train, held: those to train on and those to validate on, None without; checkpoint: the path of
-    one to go on from, None; case, peak: the way of running that was chosen, and the bytes it takes at its peak.
+    one to go on from, None; case, peak: the way of running that was chosen, and the bytes it takes at its peak;
+    comparer: what base and adapter are compared by, asking: the bytes that it takes besides.
     """
 
     prepared: Prepared
@@ -47,6 +56,8 @@ class SetUp:
     checkpoint: str | None
     case: Case
     peak: int
+    comparer: Comparer
+    asking: int
 
     @property
     def options(self):
@@ -58,7 +69,8 @@ class SetUp:
 class Result:
     """How a run ended: `ended` is "end", "early" or "stopped", then by the signal `signum`; `done` what it came to.
 
-    shaped: the data gave its prompts one shape, which prompts for the adapter need too.
+    shaped: the data gave its prompts one shape, which prompts for the adapter need too. comparison: of base and
+    adapter, None for none. failed: why a picture could not be written at the end, None where it could.
     """
 
     ended: str
@@ -66,6 +78,8 @@ class Result:
     done: Progressed
     outputs: Outputs
     shaped: bool
+    comparison: Comparison | None = None
+    failed: LlamacyError | None = None
 
 
 @dataclass
@@ -109,7 +123,9 @@ def set_up(job, claims, say, estimate=False):
     trainer.init_lora(options.rank, options.file_alpha, options.targets, options.seed, start, options.num_layers)
     if options.epochs > 1 or held is not None:
         trainer.keep_prefix(folder_of(outputs))
-    return SetUp(prepared, outputs, data, train, held, budget, trainer, checkpoint, case, peak)
+    comparer = Comparer(prepared, trainer, train, held, job.sample_prompts, say)
+    asking = comparer.fits(budget, peak)
+    return SetUp(prepared, outputs, data, train, held, budget, trainer, checkpoint, case, peak, comparer, asking)
 
 
 def _check_files(job):
@@ -117,8 +133,14 @@ def _check_files(job):
     if job.plot:
         check_plot(job.plot)
         check_writable(job.plot, "--plot")
+    if job.report:
+        check_report(job.report)
+        check_writable(job.report, "--report")
     if job.log_json:
         check_writable(job.log_json, "--log-json")
+    if job.tensorboard:
+        check_tensorboard()
+        check_writable(os.path.join(job.tensorboard, "events"), "--tensorboard")
 
 
 def _outputs(job, prepared, claims):
@@ -139,7 +161,8 @@ def _outputs(job, prepared, claims):
         outputs.check()
         data = (path_and_weight(argument)[0] for argument in (*job.train_data, *job.val_data))
         inputs = [*prepared.file.paths, *data]
-        claim(claims, [*outputs.written(), (job.log_json, "--log-json"), (job.plot, "--plot")], inputs)
+        more = [(job.log_json, "--log-json"), (job.plot, "--plot"), (job.report, "--report")]
+        claim(claims, [*outputs.written(), *more], inputs)
     return outputs
 
 
@@ -154,45 +177,98 @@ def estimate(setup):
     return Estimate(setup.peak, trainer.options.checkpointing, seconds, plan.n_steps, speed, adapter, kept)
 
 
-def train(setup, say, progress=None, stop=None):
-    """Run the loop with its log, its bar and its signals; return the Result.
+def train(setup, say, progress=None, stop=None, asking=None):
+    """Run the loop with its logs, its bar, its pictures and its signals; return the Result.
 
     progress: what shows the steps, None for a Progress on stderr. stop: what asks for an early end, None for a Stop.
+    asking: who answers prompts with base and adapter (comparison.py), None for nobody.
     """
-    job, options, outputs, checkpoint = setup.prepared.job, setup.options, setup.outputs, setup.checkpoint
+    job, options, outputs = setup.prepared.job, setup.options, setup.outputs
     setup.budget.tell_room(outputs, say)
-    if setup.case.checkpointing and not job.options.checkpointing:
-        limit = shown(setup.budget.limit)
-        say(f"activations are computed again in the backward pass: without, more than {limit} are needed")
     progress = progress or Progress(options.epochs)
-    guess = math.log(setup.budget.config.n_vocab)
-    run = Run(setup.trainer, setup.train, options, outputs, progress, validation=setup.held, guess=guess,
-              ids=ids_of(setup.prepared, setup.data, setup.held),
-              describe=lambda done: description(setup.prepared, setup.data, done))  # fmt: skip
-    if checkpoint:
-        run.resume(checkpoint)
-        say(f"{checkpoint}: going on from step {run.done.step}")
-    log = RunLog(job.log_json, progress.note, run.done.step if checkpoint else None) if job.log_json else None
-    if log:
-        run.log, run.peak_flops = log, peak_flops(job.loading.threads)
-    _tell_before(setup, say)
-    _tell_time(setup, run, say)
+    setup.comparer.asking = asking
+    run = Run(setup.trainer, setup.train, options, outputs, progress, validation=setup.held,
+              guess=math.log(setup.budget.config.n_vocab), ids=ids_of(setup.prepared, setup.data, setup.held),
+              describe=lambda done: description(setup.prepared, setup.data, done), sample_every=job.sample_every,
+              sample=lambda stop: _sampled(setup.comparer, run.done, progress, stop))  # fmt: skip
+    if setup.checkpoint:
+        run.resume(setup.checkpoint)
+        say(f"{setup.checkpoint}: going on from step {run.done.step}")
+    run.log = _logs(job, progress.note, run.done.step if setup.checkpoint else None)
+    run.peak_flops = peak_flops(job.loading.threads) if job.log_json else 0.0
+    pictures = Pictures(job.plot, job.report, progress.note)
+    report = pictures.report = _report(setup, _said_before(setup, run, say))
+    began = time.monotonic()
+    run.watch = lambda done: pictures.draw_if_due(done, lambda: facts(run, began))
     progress.begin(run.plan.n_steps, run.done.step)
-    say(
+    failed = None
+    try:
+        with Stop(progress.note) if stop is None else stop as stop:
+            ended = run.go(stop)
+            progress.close()
+            if ended != "stopped":
+                _compare(setup, run, say, stop)
+    finally:
+        progress.close()
+        if run.log:
+            run.log.close()
+        report.facts = facts(run, began, "" if sys.exc_info()[0] is None else ", then an error")
+        failed = pictures.failure(run.done)
+    return Result(ended, stop.signum, run.done, outputs, bool(template_of(setup.data)), setup.comparer.found, failed)
+
+
+def _logs(job, warn, done):
+    """Return the logs of a run as one, None for none; done: of a run that goes on the steps that were done."""
+    logs = [RunLog(job.log_json, warn, done)] if job.log_json else []
+    if job.tensorboard:
+        logs.append(TensorBoardLog(job.tensorboard, warn, done))
+    return Logs(logs) if logs else None
+
+
+def _report(setup, said):
+    """Return the Report of a run that begins."""
+    job, options = setup.prepared.job, setup.options
+    how = f"rank {options.rank}" if options.method == "sft" else f"{options.method}, rank {options.rank}"
+    return Report(f"{Path(job.model).name}, {how}", said=said, settings=settings_of(job, options),
+                  comparison=setup.comparer.found)  # fmt: skip
+
+
+def _said_before(setup, run, say):
+    """Say what is about to be done; return these lines, and those on the data that were said before."""
+    said, options = [], setup.options
+
+    def tell(line):
+        said.append(line)
+        say(line)
+
+    if setup.case.checkpointing and not setup.prepared.job.options.checkpointing:
+        limit = shown(setup.budget.limit)
+        tell(f"activations are computed again in the backward pass: without, more than {limit} are needed")
+    _tell_before(setup, tell)
+    _tell_time(setup, run, tell)
+    tell(
         f"training {run.plan.n_steps} steps of {options.batch_size} x {options.grad_acc} samples: "
         f"{setup.budget.in_words()}, "
         f"alpha {options.alpha:g}, learning rate {options.learning_rate:g} ({options.lr_schedule})"
     )
-    try:
-        with Stop(progress.note) if stop is None else stop as stop:
-            ended = run.go(stop)
-    finally:
-        progress.close()
-        if log:
-            log.close()
-    if job.plot:
-        write_plot(job.plot, f"{Path(job.model).name}, rank {options.rank}", run.done.losses, run.done.validation)
-    return Result(ended, stop.signum, run.done, outputs, shaped=bool(template_of(setup.data)))
+    return [*setup.data.report(), *said]
+
+
+def _sampled(comparer, done, progress, stop):
+    """Show what base and adapter answer now; return it for the log."""
+    lines, row = comparer.sample(done.step, stop) or ([], None)
+    for line in lines:
+        progress.note(line)
+    return row
+
+
+def _compare(setup, run, say, stop):
+    """Say what base and the adapter that was saved answer, and how well they know the data."""
+    lines, row = setup.comparer.finish(setup.outputs, run.done.best_step or run.done.step, stop) or ([], {})
+    for line in lines:
+        say(line)
+    if run.log and row:
+        run.log.amend({"step": run.done.step, "peak_rss_bytes": peak_rss_bytes()} | row)
 
 
 def _tell_before(setup, say):
@@ -205,7 +281,7 @@ def _tell_before(setup, say):
     weights += config.n_rows * config.n_embd
     say(
         f"adapter: {every:,} trained parameters, {100 * every / weights:.2f} % of the matrices' {weights:,}; at most "
-        f"{shown(setup.peak)} of memory"
+        f"{shown(setup.peak + setup.asking)} of memory"
     )
     verbose = setup.prepared.job.verbose
     say(f"the first sample, what is learnt of it {'with a *' if verbose else 'in ' + OPEN + CLOSE}:")

@@ -22,7 +22,8 @@ class Job:
     init_lora         path of an adapter to start from
     checkpoint_in     path of a checkpoint to go on from if it is there; resume: from the run's own, which must be there
     outdir, lora_out, save_path, checkpoint_out    see Outputs; lora_format too, None: gguf, with DoRA peft
-    log_json, plot    paths of a log and of a picture
+    log_json, plot, report, tensorboard     paths of a log, a picture, a page, and of a folder for TensorBoard
+    sample_prompts    how many prompts base and adapter are to answer at the end, and every sample_every steps, 0 = not
     max_ram           bytes to stay below; None: the free memory
     verbose           show the first sample token by token
     """
@@ -53,5 +54,9 @@ class Job:
     lora_format: str | None = None
     log_json: str | None = None
     plot: str | None = None
+    report: str | None = None
+    tensorboard: str | None = None
+    sample_prompts: int = 0
+    sample_every: int = 0
     max_ram: int | None = None
     verbose: bool = False

@@ -59,17 +59,20 @@ class Run:
     validation  samples to measure the loss on, None without
     describe    progressed -> metadata to put in the adapter
     guess       the loss of a model that knows nothing, ln(vocabulary): a first loss above it is told
+    watch       called with the Progressed after each step; sample(stop) every sample_every steps: what it returns is in
+                the log
     peak_flops  what the log's flop_utilisation is a share of; 0 leaves it out
     """
 
     def __init__(
         self, trainer, data, options, outputs, progress, *, ids=None, validation=None, log=None, describe=None,
-        peak_flops=0.0, guess=None,
+        peak_flops=0.0, guess=None, watch=None, sample=None, sample_every=0,
     ):  # fmt: skip
         self.trainer, self.data, self.validation = trainer, data, validation
         self.options, self.outputs = options, outputs
         self.progress, self.log, self.peak_flops, self.guess = progress, log, peak_flops, guess
         self.describe = describe or (lambda progressed: {})
+        self.watch, self.sample, self.sample_every = watch, sample, sample_every
         self.plan = Plan(len(data), options)
         self.n_warmup = warmup_steps(options.warmup_steps, self.plan.n_steps, options.warmup_ratio)
         self.done = Progressed()
@@ -78,7 +81,7 @@ class Run:
         self.fixed.update(n_samples=len(data), alpha=options.file_alpha, targets=list(options.targets),
                           ranks=dict(options.ranks) or None, lora_dropout=options.lora_dropout or None)  # fmt: skip
         self.fixed["recipe"] = recipe(options)
-        self._saved = self._first = self._before = None
+        self._saved = self._first = self.before = None
 
     def resume(self, path):
         """Go on from a checkpoint; LlamacyError names what differs where this run is not its continuation."""
@@ -148,7 +151,7 @@ class Run:
         if self.validation is not None:
             loss = self._validation_loss(stop)
             if loss is not None and math.isfinite(loss):
-                self._before = loss
+                self.before = loss
                 self.progress.note(f"step 0: validation loss {loss:.4f}, before training")
 
     def _tell_good_loss(self):
@@ -224,9 +227,15 @@ class Run:
         if self.peak_flops:
             row["flop_utilisation"] = result.flops / seconds / self.peak_flops
         val_loss = self._measure(stop) if self._measuring_is_due(step) else None
+        measured = {} if val_loss is None else {"val_loss": val_loss}
+        # the last step's are those of the adapter that is saved: asked for by the caller
+        if self.sample_every and (step + 1) % self.sample_every == 0 and step + 1 < self.plan.n_steps:
+            samples = self.sample(stop)
+            measured |= {"samples": samples} if samples else {}
         if self.log:
-            measured = {} if val_loss is None else {"val_loss": val_loss}
             self.log.write({**row, "peak_rss_bytes": peak_rss_bytes(), **measured})
+        if self.watch:
+            self.watch(self.done)
 
     def _skipped(self, wrong, row):
         """Say that a step went astray, and end the run where too many did so in a row."""
@@ -242,8 +251,8 @@ class Run:
 
     def _tell_first(self, loss, row):
         """Put what was measured before into the first row, and say so where the first loss is that of no knowledge."""
-        if self._before is not None:
-            row["val_loss_before"] = self._before
+        if self.before is not None:
+            row["val_loss_before"] = self.before
         # of preferences the wanted answers' own, where there are any
         plain = self.options.method == "sft"
         loss, of = (loss, "") if plain else (row.get("nll_loss", -math.inf), " of the wanted answers")

@@ -1,17 +1,22 @@
-"""The loss curve as a picture: SVG written here, PNG through matplotlib."""
+"""A run's course as a picture, losses, learning rate and gradient norm: SVG written here, PNG through matplotlib."""
 
 import math
 import os
+import warnings
+from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-from llamacy.errors import LlamacyError, UsageError
+from llamacy.errors import LlamacyError, UsageError, printable
 from llamacy.formats.atomic import atomic_write
 
 WIDTH, HEIGHT = 800, 450
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 40, 50
+# Below the losses, one below the other, each with its own numbers.
+SMALL = 170
 # A curve of more points than this says nothing more at 800 pixels.
 MAX_POINTS = 2000
-STYLE = {"step": "#b8c4d6", "mean": "#1f5fbf", "validation": "#d1495b"}
+STYLE = {"step": "#b8c4d6", "mean": "#1f5fbf", "validation": "#d1495b", "learning rate": "#2a8c6a",
+         "gradient norm": "#8a5fbf"}  # fmt: skip
 
 
 def check_plot(path):
@@ -36,23 +41,60 @@ def _pyplot():
     return pyplot
 
 
-def write_plot(path, title, losses, validation=()):
-    """Draw `losses` (one per step, from step 1) and `validation` ((step, loss), ...) into an SVG or PNG file."""
-    curves = {"step": thinned(list(enumerate(losses, 1))), "mean": thinned(list(enumerate(smoothed(losses), 1)))}
+@dataclass(frozen=True)
+class Panel:
+    """Curves over the steps that share an axis: {name: [(step, value), ...]}, each of finite numbers."""
+
+    label: str
+    curves: dict
+    height: int
+    top: int = 20
+
+    def low_high(self):
+        """Return the ends of the axis, which has an extent even where nothing was measured."""
+        values = [y for curve in self.curves.values() for _, y in curve]
+        low = min(0.0, min(values, default=0.0))
+        return low, max(max(values, default=0.0) * 1.05, low + 1e-6)
+
+
+def panels(losses, validation=(), rates=(), grad_norms=()):
+    """Return the Panels of a run: numbers for each step, from step 1, NaN for none; validation ((step, loss), ...)."""
+    curves = {"step": thinned(_points(losses)), "mean": thinned(_points(smoothed(losses)))}
     if validation:
-        curves["validation"] = list(validation)
-    write = _write_png if path.lower().endswith(".png") else _write_svg
-    write(path, title, curves)
+        curves["validation"] = [(step, loss) for step, loss in validation if math.isfinite(loss)]
+    found = [Panel("loss", curves, HEIGHT, TOP)]
+    for name, numbers in (("learning rate", rates), ("gradient norm", grad_norms)):
+        if points := _points(numbers):
+            found.append(Panel(name, {name: thinned(points)}, SMALL))
+    return found
+
+
+def write_plot(path, title, losses, validation=(), rates=(), grad_norms=()):
+    """Draw a run into an SVG or PNG file; see panels."""
+    parts = panels(losses, validation, rates, grad_norms)
+    with atomic_write(path) as file:
+        if path.lower().endswith(".png"):
+            _write_png(file, title, parts)
+        else:
+            file.write(svg(title, parts).encode())
+
+
+def _points(numbers):
+    return [(step, float(value)) for step, value in enumerate(numbers, 1) if math.isfinite(value)]
 
 
 def smoothed(losses):
-    """Return the running mean of `losses` over about a twentieth of the run, without a lag at its beginning."""
+    """Return the running mean of `losses` over about a twentieth of the run, without a lag at its beginning.
+
+    Steps without a loss, NaN, have no mean and change none.
+    """
     keep = 1 - 1 / max(1.0, len(losses) / 20)
     total = weight = 0.0
     means = []
     for loss in losses:
-        total, weight = keep * total + loss, keep * weight + 1
-        means.append(total / weight)
+        if math.isfinite(loss):
+            total, weight = keep * total + loss, keep * weight + 1
+        means.append(total / weight if math.isfinite(loss) else math.nan)
     return means
 
 
@@ -69,61 +111,75 @@ def ticks(low, high, n_wanted=5):
     return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-def _write_svg(path, title, curves):
-    points = [point for curve in curves.values() for point in curve]
-    x_end = max(2, max(x for x, _ in points))
-    y_high = max(y for _, y in points)
-    y_low = min(0.0, min(y for _, y in points))
-    # A run without any loss still has an axis.
-    y_high = max(y_high * 1.05, y_low + 1e-6)
+def svg(title, parts):
+    """Return Panels as the text of an SVG picture, the title above them."""
+    end = max([2, *(x for panel in parts for curve in panel.curves.values() for x, _ in curve)])
+    height = sum(panel.height for panel in parts)
+    rows = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}"',
+        ' font-family="sans-serif" font-size="12">',
+        f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
+        f'<text x="{LEFT}" y="24" font-size="15">{escape(printable(title))}</text>',
+    ]
+    at = 0
+    for panel in parts:
+        rows += _svg_panel(panel, at, end)
+        at += panel.height
+    return "\n".join([*rows, "</svg>", ""])
+
+
+def _svg_panel(panel, at, end):
+    """Return the lines of one Panel that begins at height `at`; end: the last step of the axis."""
+    low, high = panel.low_high()
+    top, bottom = at + panel.top, at + panel.height - BOTTOM
 
     def place(x, y):
-        across = LEFT + (x - 1) / (x_end - 1) * (WIDTH - LEFT - RIGHT)
-        return round(across, 1), round(TOP + (y_high - y) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM), 1)
+        across = LEFT + (x - 1) / (end - 1) * (WIDTH - LEFT - RIGHT)
+        return round(across, 1), round(top + (high - y) / (high - low) * (bottom - top), 1)
 
+    middle = (top + bottom) // 2
     rows = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}"',
-        ' font-family="sans-serif" font-size="12">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
-        f'<text x="{LEFT}" y="24" font-size="15">{escape(title)}</text>',
-        f'<text x="{WIDTH // 2}" y="{HEIGHT - 10}" text-anchor="middle">step</text>',
-        f'<text x="16" y="{HEIGHT // 2}" text-anchor="middle" transform="rotate(-90 16 {HEIGHT // 2})">loss</text>',
+        f'<text x="{WIDTH // 2}" y="{at + panel.height - 10}" text-anchor="middle">step</text>',
+        f'<text x="16" y="{middle}" text-anchor="middle" transform="rotate(-90 16 {middle})">{panel.label}</text>',
     ]
-    for value in ticks(y_low, y_high):
+    for value in ticks(low, high, 5 if panel.height > SMALL else 4):
         x, y = place(1, value)
         rows.append(f'<path d="M{x} {y}H{WIDTH - RIGHT}" stroke="#e4e4e4"/>')
         rows.append(f'<text x="{x - 8}" y="{y + 4}" text-anchor="end">{value:.4g}</text>')
-    for value in sorted({max(1, round(value)) for value in ticks(1, x_end)}):
-        x, y = place(value, y_low)
+    for value in sorted({max(1, round(value)) for value in ticks(1, end)}):
+        x, y = place(value, low)
         rows.append(f'<text x="{x}" y="{y + 18}" text-anchor="middle">{value}</text>')
-    for number, (name, curve) in enumerate(curves.items()):
-        rows += _svg_curve(name, [place(*point) for point in curve], WIDTH - RIGHT - 90, TOP + 6 + 18 * number)
-    with atomic_write(path) as file:
-        file.write("\n".join([*rows, "</svg>", ""]).encode())
+    for number, (name, curve) in enumerate(panel.curves.items()):
+        places = [place(*point) for point in curve]
+        rows += _svg_curve(name, places, WIDTH - RIGHT - 90, top + 6 + 18 * number, len(panel.curves) > 1)
+    return rows
 
 
-def _svg_curve(name, places, x, y):
-    """Return a line through `places` (a dot for a single one) and its entry in the legend."""
-    colour = STYLE[name]
+def _svg_curve(name, places, x, y, named):
+    """Return a line through `places` (a dot for a single one) and, where it is named, its entry in the legend."""
+    stroke = f'fill="none" stroke="{STYLE[name]}" stroke-width="2" stroke-linecap="round" stroke-linejoin="round"'
     if len(places) == 1:
         places = [places[0], (places[0][0] + 0.1, places[0][1])]
-    line = " ".join(f"{x},{y}" for x, y in places)
-    stroke = f'fill="none" stroke="{colour}" stroke-width="2" stroke-linecap="round" stroke-linejoin="round"'
-    return [
-        f'<polyline points="{line}" {stroke}/>',
-        f'<path d="M{x} {y}h20" {stroke}/>',
-        f'<text x="{x + 26}" y="{y + 4}">{name}</text>',
-    ]
+    line = " ".join(f"{across},{down}" for across, down in places)
+    entry = [f'<path d="M{x} {y}h20" {stroke}/>', f'<text x="{x + 26}" y="{y + 4}">{name}</text>']
+    return [f'<polyline points="{line}" {stroke}/>', *(entry if named else [])]
 
 
-def _write_png(path, title, curves):
+def _write_png(file, title, parts):
     pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=(WIDTH / 100, HEIGHT / 100), dpi=150)
-    for name, curve in curves.items():
-        axes.plot(*zip(*curve, strict=True), color=STYLE[name], label=name, marker="." if len(curve) == 1 else "")
-    axes.set(title=title, xlabel="step", ylabel="loss")
-    axes.legend(loc="upper right")
-    axes.grid(alpha=0.3)
-    with atomic_write(path) as file:
+    height = sum(panel.height for panel in parts)
+    figure, rows = pyplot.subplots(len(parts), figsize=(WIDTH / 100, height / 100), dpi=150, squeeze=False, sharex=True,
+                                   height_ratios=[panel.height for panel in parts], layout="constrained")  # fmt: skip
+    for panel, axes in zip(parts, rows[:, 0], strict=True):
+        for name, curve in panel.curves.items():
+            steps, values = [x for x, _ in curve], [y for _, y in curve]
+            axes.plot(steps, values, color=STYLE[name], label=name, marker="." if len(curve) == 1 else "")
+        axes.set(ylabel=panel.label, ylim=panel.low_high())
+        axes.grid(alpha=0.3)
+    rows[0, 0].set_title(title.replace("$", r"\$"))
+    rows[0, 0].legend(loc="upper right")
+    rows[-1, 0].set_xlabel("step")
+    with warnings.catch_warnings():  # of a font without the title's characters
+        warnings.simplefilter("ignore")
         figure.savefig(file, format="png")
     pyplot.close(figure)

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import warnings
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -119,6 +120,15 @@ class Prepared:
             add_generation_prompt=add_generation_prompt,
             **self.job.template_kwargs | variables,
         )
+
+    @contextmanager
+    def masked(self):
+        """While this lasts, samples say which of their tokens are answers, whatever the run learns of them."""
+        before, self.encoder.mask_prompt = self.encoder.mask_prompt, True
+        try:
+            yield
+        finally:
+            self.encoder.mask_prompt = before
 
     def training_data(self):
         """Return the Data to train on: what the job names, else the sample data."""

@@ -18,7 +18,7 @@ class RunLog:
     """
 
     def __init__(self, path, warn, done=None):
-        self.path, self.warn = path, warn
+        self.path, self.warn, self._last = path, warn, None
         try:
             n_cut = 0 if done is None else cut_back(path, done)
             if n_cut:
@@ -32,11 +32,27 @@ class RunLog:
         if self.file is None:
             return
         try:
-            self.file.write(json.dumps(plain(row), allow_nan=False) + "\n")
+            line = json.dumps(plain(row), allow_nan=False) + "\n"
+            self.file.write(line)
             self.file.flush()
+            self._last = line.encode(), row
         except OSError as error:
             self.warn(f"warning: {self.path}: cannot write the log: {error.strerror}; training goes on without it")
             self.close()
+
+    def amend(self, row):
+        """Write the newest step's line anew with what was found later; `row` has that step's number."""
+        if self.file is None or self._last is None or not os.path.isfile(self.path):
+            return
+        line, merged = self._last
+        try:
+            with open(self.path, "r+b") as file:
+                file.seek(-len(line), os.SEEK_END)
+                if file.read() == line:
+                    file.seek(-len(line), os.SEEK_END)
+                    file.write(json.dumps(plain(merged | row), allow_nan=False).encode() + b"\n")
+        except OSError as error:
+            self.warn(f"warning: {self.path}: cannot write the log: {error.strerror}")
 
     def close(self):
         """Close the file; what could not be written is lost."""
@@ -49,8 +65,10 @@ class RunLog:
 
 
 def plain(row):
-    """Return a row as JSON can hold it: null where a number is none."""
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+    """Return a row as JSON can hold it: null where a number is none, inner tables' too."""
+    if isinstance(row, dict):
+        return {key: plain(value) for key, value in row.items()}
+    return None if isinstance(row, float) and not math.isfinite(row) else row
 
 
 def cut_back(path, done):

@@ -63,7 +63,7 @@ def finetune(monkeypatch, capfd, tmp_path):
     def call(*argv, interrupt_at=None, signum=signal.SIGINT):
         Recorded.last, Recorded.interrupt_at, Recorded.signum = None, interrupt_at, signum
         try:
-            code = run(command.main, ["-m", str(MODEL), *map(str, argv)])
+            code = run(command.main, ["-m", str(MODEL), "--sample-prompts", "0", *map(str, argv)])
         except SystemExit as exit:
             code = exit.code
         return code, *capfd.readouterr()
