@@ -135,7 +135,7 @@ class Prepared:
         data = self.open(self.job.train_data or [sample_data()])
         # the model's own template may write what is no token, and know why
         own = self.job.chat_template is None and chat.KEY in self.metadata
-        note = None if own or "_template" not in vars(self) else note_on(self._render, self.tokenizer)
+        note = None if own or "_template" not in vars(self) else note_on(self.render, self.tokenizer)
         if note:
             self._say(note)
         return data
