@@ -104,8 +104,9 @@ def _describe_adapter(path, kind, adapter):
         "format": kind,
         "size_bytes": os.path.getsize(path) if os.path.isfile(path) else None,
         "architecture": adapter.architecture,
-        "parameters": sum(pair.a.size + pair.b.size for pair in adapter.pairs.values()),
+        "parameters": sum(pair.size for pair in adapter.pairs.values()),
         "alpha": adapter.alpha,
+        "dora": adapter.is_dora,
         "metadata": dict(adapter.metadata),
         "pairs": pairs,
         "norms": [{"name": name, "n": len(delta)} for name, delta in adapter.norms.items()],
@@ -150,6 +151,7 @@ def _summary(found):
     if found["kind"] == "adapter":
         ranks = sorted({pair["rank"] for pair in found["pairs"]})
         rows += [("rank", ", ".join(map(str, ranks)) or "-"), ("alpha", f"{found['alpha']:g}")]
+        rows += [("magnitudes", "one of each row, DoRA's")] if found["dora"] else []
         scales = sorted({round(pair["scale"], 6) for pair in found["pairs"]})
         return rows + [("scale", ", ".join(f"{scale:g}" for scale in scales[:8]) or "-")]
     metadata = found["metadata"]

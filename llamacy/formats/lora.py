@@ -37,6 +37,11 @@ class LoraPair:
     def rank(self):
         return self.a.shape[0]
 
+    @property
+    def size(self):
+        """How many numbers it has."""
+        return self.a.size + self.b.size + (0 if self.magnitude is None else self.magnitude.size)
+
     def folded_b(self, scale):
         """Return B for a file whose rule gives `scale`: B itself, or B times what is missing."""
         factor = self.scale / scale

@@ -147,7 +147,10 @@ def _alphas(file, config):
 
 def _pattern(file, text):
     """Return PEFT's regular expression for a pattern's key, refusing those that could take for ever to match."""
-    if len(text) > 200 or len(re.findall(r"[*+?{]", text)) > 3 or re.search(r"\)[*+?{]", text):
+    # what repeats: escaped characters, sets of them and the marks of groups do not
+    plain = re.sub(r"\\.|\[\^?\]?[^\]]*\]", "x", text).replace("(?:", "(")
+    repeated, optional = (len(re.findall(marks, plain)) for marks in (r"[*+{]", r"\?"))
+    if len(text) > 200 or repeated > 3 or optional > 3 or re.search(r"\)[*+{]|\(\?", plain):
         raise file.error(f"{CONFIG}: alpha_pattern {shown(text)} is too intricate", "name the modules plainly")
     try:
         return re.compile(rf"(.*\.)?({text})")

@@ -193,7 +193,7 @@ def _of_adapter(adapter):
     found = blake2b(digest_size=16)
     for name, pair in sorted(adapter.pairs.items()):
         found.update(f"{name} {pair.scale} {pair.a.shape}".encode())
-        for values in (pair.a, pair.b):
+        for values in (pair.a, pair.b, *([] if pair.magnitude is None else [pair.magnitude])):
             found.update(np.ascontiguousarray(values))
     for name, delta in sorted(adapter.norms.items()):
         found.update(name.encode())

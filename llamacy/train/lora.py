@@ -136,6 +136,8 @@ def starting_pairs(model, targets, size_of, seed, num_layers=None, init=None):
                 f"{init.path}: {name} is {pair.b.shape[0]} x {pair.a.shape[1]} here, {wanted[0]} x {wanted[1]} in "
                 f"{model.path}; use the model it was trained on"
             )
+        if pair.magnitude is not None and pair.magnitude.shape != wanted[:1]:
+            raise LlamacyError(f"{init.path}: {name} has {pair.magnitude.size} magnitudes, wanted {wanted[0]}")
     return pairs | init.pairs
 
 

@@ -261,6 +261,8 @@ def peft_folder(path, config=None, tensors=None):
         ({"alpha_pattern": {r"layers\.\d+\.self_attn\.v_proj": 3}}, 3 / 4, 8 / 2),
         ({"alpha_pattern": {"layers.1.self_attn.v_proj": 3, "proj": 5}}, 8 / 4, 8 / 2),
         ({"alpha_pattern": {"model.layers.0.self_attn.(v|k)_proj": 3}}, 3 / 4, 8 / 2),
+        ({"alpha_pattern": {r".*\.(?:[0-9]|1[0-1])\..*\.(?:q|v)_proj": 3}}, 3 / 4, 8 / 2),
+        ({"alpha_pattern": {r"^model\.layers\.[*+?]?0+\.\w+\.v_proj$": 3}}, 3 / 4, 8 / 2),
     ],
 )
 def test_peft_scales(tmp_path, config, v_scale, o_scale):
@@ -279,6 +281,9 @@ REFUSED_CONFIGS = {
     "patterns a list": ({"alpha_pattern": [1]}, "alpha_pattern is [1]"),
     "a wrong pattern": ({"alpha_pattern": {"(": 1}}, "alpha_pattern '('"),
     "an endless pattern": ({"alpha_pattern": {"(a+)+": 1}}, "too intricate"),
+    "another": ({"alpha_pattern": {"(?:[ab]+)*": 1}}, "too intricate"),
+    "a long one": ({"alpha_pattern": {"a?" * 30: 1}}, "too intricate"),
+    "one that looks ahead": ({"alpha_pattern": {"(?=a)b": 1}}, "too intricate"),
     "an overflowing pattern": ({"alpha_pattern": {"a{99999999999}": 1}}, "alpha_pattern"),
 }
 

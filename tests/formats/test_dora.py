@@ -6,12 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from llamacy.cli import convert, info
+from llamacy.cli.run import run
 from llamacy.errors import LlamacyError
 from llamacy.formats.adapter import FORMATS, LoraPair, load_adapter, save_adapter
 from llamacy.formats.mapped import MappedFile
 from llamacy.formats.merge import merged
 from llamacy.formats.model_file import open_model
 from llamacy.formats.safetensors import read_safetensors, write_safetensors
+from llamacy.generate.prompt_cache import _of_adapter
 from llamacy.kernels.reference import model as twin
 from tests.formats.test_adapters import BASE, N_EMBD, N_VOCAB, assert_equal, pair_of, sample
 from tests.model.test_dora import dora_adapter
@@ -141,3 +144,22 @@ def test_an_embedding_s_are_read_and_cannot_be_merged(tmp_path):
     adapter.pairs["token_embd.weight"] = LoraPair(pair.a, pair.b, 2.0, np.ones(N_EMBD, np.float32))
     save_adapter(tmp_path / "p", adapter, "peft", BASE)
     assert load_adapter(tmp_path / "p", BASE).pairs["token_embd.weight"].magnitude.shape == (N_EMBD,)
+
+
+def test_a_change_of_magnitudes_is_another_adapter_to_kept_prompts():
+    found = {_of_adapter(adapter) for adapter in (sample(), dora())}
+    other = dora()
+    other.pairs["blk.0.attn_q.weight"].magnitude[3] += 1
+    assert len(found | {_of_adapter(other)}) == 3
+
+
+def test_info_and_convert_say_what_it_is(tmp_path, capsys):
+    save_adapter(tmp_path / "p", dora(), "peft", BASE)
+    assert run(info.main, [str(tmp_path / "p")]) == 0
+    assert "one of each row, DoRA's" in capsys.readouterr().out
+    assert run(info.main, ["--json", str(tmp_path / "p")]) == 0
+    found, wanted = json.loads(capsys.readouterr().out), sample()
+    assert found["dora"] is True
+    assert found["parameters"] == sum(pair.a.size + pair.b.size + len(pair.b) for pair in wanted.pairs.values())
+    assert run(convert.main, [str(tmp_path / "p"), str(tmp_path / "a.gguf")]) == 1
+    assert "a DoRA adapter, whose magnitudes gguf has no place for" in capsys.readouterr().err
