@@ -1,6 +1,7 @@
 # make             everything the commands need: .venv, compiled kernels, the default model
 # make test        the tests          make test-peers  those that need torch, PEFT or llama.cpp (own environment)
-# make test-clients  the server with other people's clients: openai, anthropic, ollama, litellm, LangChain (own environment)
+# make test-clients  the server with other people's clients: openai (Python, Node), anthropic, ollama, litellm, LangChain,
+#                  schemathesis on its description, JSON Schema's own tests (own environment)
 # make test-page   the chat page in a headless Chromium, skipped where there is none
 # make bench       compare with them  make demo        fine-tune, generate, serve one request
 # make report      the newest results of make bench into docs/performance.md and the READMEs
@@ -84,11 +85,16 @@ tests/clients/.venv/.installed: tests/clients/requirements.txt
 	@tests/clients/.venv/bin/python -m pip install -qq --disable-pip-version-check -r $<
 	@touch $@
 
+# Without npm the tests of Node's client are skipped, and say so.
+tests/clients/node/.installed: tests/clients/node/package.json
+	@cd $(@D) && npm install --no-audit --no-fund --loglevel=error >install.log 2>&1 || true
+	@touch $@
+
 test-page: all $(VENV)/.test
 	@$(PY) -m pytest -rs tests/page
 
-test-clients: all tests/clients/.venv/.installed
-	@tests/clients/.venv/bin/python -m pytest -p no:cacheprovider tests/clients
+test-clients: all tests/clients/.venv/.installed tests/clients/node/.installed
+	@tests/clients/.venv/bin/python -m pytest -rs -p no:cacheprovider tests/clients
 
 test-neon: all $(VENV)/.test
 	@$(PY) tools/emulate.py neon
@@ -124,7 +130,7 @@ docs: all
 	@$(PY) tools/models_doc.py
 
 clean:
-	rm -rf $(VENV) tests/clients/.venv bench/.venv bench/work build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) tests/clients/.venv tests/clients/node/node_modules tests/clients/node/.installed bench/.venv bench/work build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	rm -f llamacy/kernels/*/*.so llamacy/kernels/*/*/*.so
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 

@@ -9,38 +9,51 @@ from llamacy.server.gates import GATES
 
 ANY = {"type": "object"}
 TEXT, FLAG, WHOLE, NUMBER = {"type": "string"}, {"type": "boolean"}, {"type": "integer"}, {"type": "number"}
-LIST, TEXTS = {"type": "array"}, {"type": "array", "items": {"type": "string"}}
-MESSAGES = {
-    "type": "array",
-    "minItems": 1,
-    "items": {"type": "object", "properties": {"role": TEXT, "content": {}}, "required": ["role"]},
+LIST, COUNT = {"type": "array"}, {"type": "integer", "minimum": 1}
+SOME_TEXT = {"type": "string", "minLength": 1}
+TEXTS = {"type": "array", "items": SOME_TEXT, "minItems": 1}
+IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+PROMPT = {"anyOf": [SOME_TEXT, IDS, TEXTS]}
+MESSAGE = {
+    "type": "object",
+    "properties": {"role": {"type": "string", "enum": ["system", "user", "assistant"]}, "content": SOME_TEXT},
+    "required": ["role", "content"],
 }
-SAMPLING = {"temperature": NUMBER, "top_p": NUMBER, "seed": WHOLE, "stream": FLAG}
+MESSAGES = {"type": "array", "minItems": 1, "items": MESSAGE}
+SAMPLING = {
+    "temperature": {"type": "number", "minimum": 0, "maximum": 2},
+    "top_p": {"type": "number", "minimum": 0, "maximum": 1},
+    "seed": WHOLE,
+    "stream": FLAG,
+}
+MODEL = {"model": TEXT}
+NAME = {"name": SOME_TEXT}
+SCALES = {"type": "array", "items": {"type": "object", "properties": {"id": WHOLE, "scale": NUMBER}}}
 # (method, path) -> (what it does, the request's members, which of them it must have)
 REQUESTS = {
     ("POST", "/completion"): (
         "Go on with a prompt",
-        {"prompt": {}, "n_predict": WHOLE, "top_k": WHOLE, **SAMPLING},
+        {"prompt": PROMPT, "n_predict": {"type": "integer", "minimum": -1}, "top_k": WHOLE, **SAMPLING},
         ["prompt"],
     ),
     ("POST", "/v1/completions"): (
         "Go on with a prompt (OpenAI)",
-        {"prompt": {}, "max_tokens": WHOLE, **SAMPLING},
+        {"prompt": PROMPT, "max_tokens": COUNT, **SAMPLING},
         ["prompt"],
     ),
     ("POST", "/v1/chat/completions"): (
         "Answer a conversation (OpenAI)",
-        {"messages": MESSAGES, "max_tokens": WHOLE, "tools": LIST, **SAMPLING},
+        {"messages": MESSAGES, "max_tokens": COUNT, "tools": LIST, **SAMPLING},
         ["messages"],
     ),
     ("POST", "/v1/responses"): (
         "Answer (OpenAI responses)",
-        {"input": {}, "max_output_tokens": WHOLE, "tools": LIST, **SAMPLING},
+        {"input": {"anyOf": [SOME_TEXT, MESSAGES]}, "max_output_tokens": COUNT, "tools": LIST, **SAMPLING},
         ["input"],
     ),
     ("POST", "/v1/messages"): (
         "Answer a conversation (Anthropic)",
-        {"messages": MESSAGES, "max_tokens": WHOLE, "system": {}, **SAMPLING},
+        {"messages": MESSAGES, "max_tokens": COUNT, "system": TEXT, **SAMPLING},
         ["messages", "max_tokens"],
     ),
     ("POST", "/v1/messages/count_tokens"): (
@@ -54,17 +67,21 @@ REQUESTS = {
         ["messages"],
     ),
     ("POST", "/api/generate"): ("Answer a prompt (Ollama)", {"prompt": TEXT, "stream": FLAG, "options": ANY}, []),
-    ("POST", "/api/embed"): ("Vectors of texts (Ollama)", {"input": {}}, ["input"]),
+    ("POST", "/api/embed"): ("Vectors of texts (Ollama)", {"input": {"anyOf": [SOME_TEXT, TEXTS]}}, ["input"]),
     ("POST", "/api/embeddings"): ("The vector of a text (Ollama)", {"prompt": TEXT}, ["prompt"]),
     ("POST", "/api/show"): ("About a model (Ollama)", {"model": TEXT}, ["model"]),
-    ("POST", "/v1/embeddings"): ("Vectors of texts (OpenAI)", {"input": {}, "encoding_format": TEXT}, ["input"]),
-    ("POST", "/embedding"): ("Vectors of texts", {"content": {}}, ["content"]),
+    ("POST", "/v1/embeddings"): (
+        "Vectors of texts (OpenAI)",
+        {"input": PROMPT, "encoding_format": {"enum": ["float", "base64"]}},
+        ["input"],
+    ),
+    ("POST", "/embedding"): ("Vectors of texts", {"content": PROMPT}, ["content"]),
     ("POST", "/tokenize"): (
         "A text's tokens",
         {"content": TEXT, "add_special": FLAG, "with_pieces": FLAG},
         ["content"],
     ),
-    ("POST", "/detokenize"): ("Tokens' text", {"tokens": {"type": "array", "items": WHOLE}}, ["tokens"]),
+    ("POST", "/detokenize"): ("Tokens' text", {"tokens": IDS}, ["tokens"]),
     ("POST", "/apply-template"): ("A conversation as the model sees it", {"messages": MESSAGES}, ["messages"]),
     ("POST", "/infill"): (
         "Fill in between two texts",
@@ -72,8 +89,32 @@ REQUESTS = {
         ["input_prefix", "input_suffix"],
     ),
     ("POST", "/rerank"): ("Rank documents", {"query": TEXT, "documents": TEXTS}, ["query", "documents"]),
-    ("POST", "/lora-adapters/load"): ("Load an adapter by name", {"name": TEXT, "scale": NUMBER}, ["name"]),
-    ("POST", "/lora-adapters/unload"): ("Unload an adapter", {"name": TEXT, "id": WHOLE}, []),
+    ("POST", "/lora-adapters/load"): ("Load an adapter by name", {**NAME, "scale": NUMBER}, ["name"]),
+    ("POST", "/lora-adapters/unload"): ("Unload an adapter", {**NAME, "id": {"type": "integer", "minimum": 0}}, []),
+    ("POST", "/lora-adapters"): ("Set the adapters' scales for all requests that say nothing", SCALES, []),
+    ("GET", "/lora-adapters"): ("The adapters and their scales", None, []),
+    ("GET", "/lora-adapters/available"): ("The adapters that can be loaded", None, []),
+    ("GET", "/v1/models"): ("The model and its adapters (OpenAI)", None, []),
+    ("GET", "/v1/models/"): ("One of them (OpenAI)", None, []),
+    ("GET", "/health"): ("Is the model loaded?", None, []),
+    ("GET", "/metrics"): ("Counters for Prometheus", None, []),
+    ("GET", "/slots"): ("What each slot is doing", None, []),
+    ("POST", "/slots/"): ("Save, restore or erase a slot's cache (?action=)", {"filename": SOME_TEXT}, []),
+    ("GET", "/props"): ("What is served, and with which defaults", None, []),
+    ("GET", "/api/tags"): ("The models (Ollama)", None, []),
+    ("GET", "/api/ps"): ("The models that are loaded (Ollama)", None, []),
+    ("GET", "/api/version"): ("The server's version (Ollama)", None, []),
+}
+# Other names of paths.
+SAME = {
+    "/completions": "/completion",
+    "/chat/completions": "/v1/chat/completions",
+    "/embeddings": "/embedding",
+    "/reranking": "/rerank",
+    "/v1/rerank": "/rerank",
+    "/v1/reranking": "/rerank",
+    "/models": "/v1/models",
+    "/v1/health": "/health",
 }
 ERROR = {
     "description": "What is wrong",
@@ -127,13 +168,15 @@ def description(app):
 
 
 def _operation(method, path):
-    what, members, required = REQUESTS.get((method, path), ("", None, []))
+    what, members, required = REQUESTS.get((method, SAME.get(path, path)), ("", None, []))
     codes = (400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 501, 503)
     operation = {"responses": {"200": ANSWER, **{str(code): ERROR for code in codes}}}
     if what:
         operation["summary"] = what
     if method == "POST":
-        schema = {"type": "object", "properties": members or {}, "required": required} if members else {}
+        is_whole = members is not None and "type" in members
+        whole = {"type": "object", "properties": members, "required": required}
+        schema = members if is_whole else whole if members else {}
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
     return operation
 

@@ -246,6 +246,8 @@ def test_the_description_has_every_path(service):
     without = {key for key in routes.ROUTES if "rerank" in key[1] or key in (("POST", "/infill"), ("POST", "/props"))}
     assert there >= set(routes.ROUTES) - without and not there & without
     assert "/v1/chat/completions" in ask(service, "GET", "/docs")[1]
+    same = [found["paths"][path]["post"] for path in ("/chat/completions", "/v1/chat/completions")]
+    assert same[0] == same[1] and same[0]["summary"] == "Answer a conversation (OpenAI)"
 
 
 def test_errors_before_the_body_have_their_apis_shape():
