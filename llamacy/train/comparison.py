@@ -175,12 +175,13 @@ def _block(name, text, columns):
     return [f"  {name + ':':8} {first}".rstrip(), *(f"{'':11}{line}".rstrip() for line in rest)]
 
 
-def perplexity_lines(found):
-    """Return a table of {what: Perplexity}."""
+def perplexity_lines(found, columns):
+    """Return a table of {what: Perplexity}; on what it was measured below each row where a terminal is narrow."""
     lines = ["perplexity       base    adapter"]
     for name, each in found.items():
         of = f"{each.n} of {each.n_all}" if each.n < each.n_all else f"{each.n}"
-        lines.append(f"{name:12} {each.base:8.4g}   {each.adapter:8.4g}   ({of} samples, {each.n_tokens} tokens)")
+        row, about = f"{name:12} {each.base:8.4g}   {each.adapter:8.4g}", f"({of} samples, {each.n_tokens} tokens)"
+        lines += [f"{row}   {about}"] if len(row) + len(about) + 3 <= columns else [row, f"  {about}"]
     return lines
 
 

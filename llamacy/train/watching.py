@@ -132,14 +132,14 @@ class Comparer:
             if each:
                 self.found.perplexity[name] = each
         if self.found.perplexity:
-            lines += perplexity_lines(self.found.perplexity)
+            lines += perplexity_lines(self.found.perplexity, _columns())
             row["perplexity"] = {
                 name: {"base": each.base, "adapter": each.adapter} for name, each in self.found.perplexity.items()
             }
         return lines, row
 
     def _lines(self, answers):
-        return answer_lines(self.found, answers, shutil.get_terminal_size().columns - 1)
+        return answer_lines(self.found, answers, _columns())
 
     def _row(self, answers):
         rows = zip(self.found.questions, answers.base, answers.adapter, strict=True)
@@ -147,6 +147,11 @@ class Comparer:
             {"prompt": question.prompt, "wanted": question.wanted, "base": base, "adapter": adapter}
             for question, base, adapter in rows
         ]
+
+
+def _columns():
+    """Return how wide a line may be."""
+    return shutil.get_terminal_size().columns - 1
 
 
 def facts(run, began, ended=""):

@@ -100,10 +100,12 @@ def test_perplexities_of_both():
     found = perplexity(Asked(), [TALK] * 3, 9, "adapter")
     assert found == Perplexity(pytest.approx(math.exp(2)), math.inf, 3, 9, 3)
     assert perplexity(Asked(), [TALK], 9, "adapter", stop=True) is None
-    lines = perplexity_lines({"training": found, "validation": Perplexity(12.3456, 3.4, 5, 5, 77)})
+    lines = perplexity_lines({"training": found, "validation": Perplexity(12.3456, 3.4, 5, 5, 77)}, 79)
     assert lines[1].split() == ["training", "7.389", "inf", "(3", "of", "9", "samples,", "3", "tokens)"]
     assert lines[2].split() == ["validation", "12.35", "3.4", "(5", "samples,", "77", "tokens)"]
     assert len({line.index("(") for line in lines[1:]}) == 1
+    narrow = perplexity_lines({"training": found}, 39)
+    assert "".join(narrow[1:]).split() == lines[1].split() and all(len(line) < 40 for line in narrow)
 
 
 def test_what_fails_is_said_and_that_is_all():
