@@ -1,10 +1,12 @@
-"""PEFT + torch in f32 on the dequantised weights, trained as `bin/bench --train` trains; run by bench/run.py.
+"""PEFT + torch on the dequantised weights, trained as `bin/bench --train` trains; run by bench/run.py.
 
-    python peer_peft.py MODEL BATCH TOKENS RANK THREADS STEPS
-    python peer_peft.py MODEL BATCH SAMPLES.json RANK THREADS EPOCHS
+    python peer_peft.py MODEL BATCH TOKENS RANK THREADS STEPS PRECISION
+    python peer_peft.py MODEL BATCH SAMPLES.json RANK THREADS EPOCHS PRECISION
 
-LoRA on all linear matrices, random tokens, forward + backward + AdamW. Prints one JSON object:
-{"ts": [tokens/s of each step], "peak_rss_bytes"}; for samples, [[ids, learnt 0 or 1], ...], samples/s of each epoch.
+LoRA on all linear matrices, random tokens, forward + backward + AdamW. PRECISION, of the frozen weights and of what is
+computed with them: f32, bf16, or nf4: bitsandbytes' 4-bit weights, computed with in bf16; the pairs are f32. Prints one
+JSON object: {"ts": [tokens/s of each step], "peak_rss_bytes"}; for samples, [[ids, learnt 0 or 1], ...], samples/s of
+each epoch.
 """
 
 import json
@@ -20,7 +22,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-WARM_UP_STEPS = 1
+# The first step or epoch is not counted, where first times matter: where it takes longer, it is what is measured.
+WARM_UP_SECONDS = 20
+# An epoch ends after so long, what it did until then counts.
+EPOCH_SECONDS = 90
 
 
 def peak_rss_bytes():
@@ -34,12 +39,34 @@ def forget_peak_rss():
         file.write("5")
 
 
+def to_nf4(model):
+    """Replace all linear matrices but the output head by bitsandbytes' 4-bit ones, as loading with its settings does.
+
+    Settings of a quantisation and a GGUF cannot be given to from_pretrained at once.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    head = model.get_output_embeddings()
+    for parent in list(model.modules()):
+        for name, linear in parent.named_children():
+            if isinstance(linear, torch.nn.Linear) and linear is not head:
+                small = Linear4bit(
+                    linear.in_features, linear.out_features, linear.bias is not None, torch.bfloat16, quant_type="nf4"
+                )
+                small.load_state_dict(linear.state_dict())
+                setattr(parent, name, small.to("cpu"))
+    model.is_loaded_in_4bit = True
+
+
 class Training:
     """LoRA on all linear matrices of a model, a step at a time."""
 
-    def __init__(self, path, rank):
+    def __init__(self, path, rank, precision):
         path = Path(path).resolve()
-        base = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        dtype = torch.float32 if precision == "f32" else torch.bfloat16
+        base = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype)
+        if precision == "nf4":
+            to_nf4(base)
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
         self.model, self.n_vocab = get_peft_model(base, config), base.config.vocab_size
         self.model.config.use_cache = False
@@ -54,15 +81,31 @@ class Training:
         self.optimizer.zero_grad()
 
 
+def measured(run, times):
+    """Call run() `times` times after a first one; return what it returns (count) per second, of each.
+
+    A first one that takes long is the only one.
+    """
+    speeds = []
+    for _ in range(times + 1):
+        begin = time.perf_counter()
+        count = run()
+        seconds = time.perf_counter() - begin
+        speeds.append(count / seconds)
+        if len(speeds) == 1 and seconds > WARM_UP_SECONDS:
+            return speeds
+    return speeds[1:]
+
+
 def on_random_tokens(training, batch, tokens, steps):
     """Return the tokens per second of each step."""
-    speeds = []
-    for _ in range(steps + WARM_UP_STEPS):
+
+    def step():
         ids = torch.randint(0, training.n_vocab, (batch, tokens))
-        begin = time.perf_counter()
         training.step(input_ids=ids, labels=ids)
-        speeds.append(batch * tokens / (time.perf_counter() - begin))
-    return speeds[WARM_UP_STEPS:]
+        return batch * tokens
+
+    return measured(step, steps)
 
 
 def padded(samples):
@@ -79,22 +122,25 @@ def padded(samples):
 
 def on_samples(training, batch, samples, epochs):
     """Return the samples per second of each epoch."""
-    speeds = []
-    for _ in range(epochs + WARM_UP_STEPS):
-        begin = time.perf_counter()
+
+    def epoch():
+        end = time.perf_counter() + EPOCH_SECONDS
         for i in range(0, len(samples), batch):
             training.step(**padded(samples[i : i + batch]))
-        speeds.append(len(samples) / (time.perf_counter() - begin))
-    return speeds[WARM_UP_STEPS:]
+            if time.perf_counter() > end:
+                break
+        return min(i + batch, len(samples))
+
+    return measured(epoch, epochs)
 
 
 if __name__ == "__main__":
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    model_path, n_batch, what, *numbers = sys.argv[1:]
+    model_path, n_batch, what, *numbers, kind = sys.argv[1:]
     lora_rank, n_threads, n_times = map(int, numbers)
     torch.set_num_threads(n_threads)
-    lora = Training(model_path, lora_rank)
+    lora = Training(model_path, lora_rank, kind)
     if what.endswith(".json"):
         result = on_samples(lora, int(n_batch), json.loads(Path(what).read_text()), n_times)
     else:

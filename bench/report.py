@@ -1,7 +1,8 @@
-"""Results of `make bench` as a table and a picture: `python bench/report.py [RESULTS.json]` puts them into the docs.
+"""Results of `make bench` as tables and pictures: `python bench/report.py [RESULTS.json]` puts them into the docs.
 
-Without a name the newest file of bench/results that holds a whole run is taken. Writes the part of docs/performance.md
-between its two marks, docs/performance.svg, and the figures in the tables of the READMEs.
+Of each kind of processor the newest file of bench/results that holds a whole run is taken, of the kind of a named file
+that one. Writes the part of docs/performance.md between its two marks, a table and a picture for each kind, and the
+figures of one kind in the tables of the READMEs.
 """
 
 import json
@@ -11,10 +12,16 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS, PAGE, PICTURE = ROOT / "bench" / "results", ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.svg"
+RESULTS, DOCS = ROOT / "bench" / "results", ROOT / "docs"
+PAGE = DOCS / "performance.md"
 BEGIN, END = "<!-- results: written by `make report` -->\n", "<!-- end of results -->\n"
 
+# What tells kinds of processors apart beside the name and the instruction set that ran, as /proc/cpuinfo names it.
+EXTENSIONS = ("avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "i8mm", "bf16")
+
 READMES = [ROOT / "README.md", ROOT / "README.zh.md"]
+# The READMEs say which processor their figures are of: others' results stay out of them.
+README_PROCESSOR = "AMD EPYC, avx2"
 # The measures in the READMEs' tables, row by row; each README names them in its own words.
 IN_README = [
     "generation of 64, SmolLM2 Q4_1",
@@ -32,6 +39,11 @@ IN_README = [
 # The picture: a bar per measure, its length the ratio to the peer, a mark where the aim is.
 WIDTH, ROW, LEFT, RIGHT, TOP = 820, 26, 330, 70, 46
 OURS, ALSO, AIM, INK = "#1f5fbf", "#7fa6dd", "#d1495b", "#222"
+
+
+def processor(machine):
+    """Return the kind of processor that a file of results was measured on."""
+    return " + ".join([f"{machine['cpu']}, {machine['isa']}", *machine.get("extensions", [])])
 
 
 def compared(result):
@@ -54,37 +66,43 @@ def lines_of(result, bandwidth):
     ours, unit = result["medians"]["llamacy"], result["unit"]
     bandwidth = result.get("read_bytes_per_second") or bandwidth
     share = f"{ours * result['bytes_per_token'] / bandwidth:.0%}" if result["bytes_per_token"] else "-"
-    own = (result["name"], f"{ours:.2f} {unit}", megabytes(result, "llamacy"))
+    own, where = (result["name"], f"{ours:.2f} {unit}", megabytes(result, "llamacy")), result.get("processor", "-")
     lines = []
     for peer, ratio, aim in compared(result):
         name, speed, peak = ("", "", "") if lines else own
         theirs = f"{result['medians'][peer]:.2f} {unit}, {peer}"
         aim = f"{aim:g}x" if aim else "-"
         peaks = f"{peak} / {megabytes(result, peer)}".strip() if result["peak_rss_bytes"] else "-"
-        lines.append((name, speed, theirs, f"{ratio:.2f}x", aim, peaks, "" if lines else share))
-    return lines or [(*own[:2], "-", "-", "-", own[2], share)]
+        lines.append((name, speed, theirs, f"{ratio:.2f}x", aim, peaks, *(("", "") if lines else (share, where))))
+    return lines or [(*own[:2], "-", "-", "-", own[2], share, where)]
 
 
 def table(results, bandwidth):
     """Return the results as a Markdown table."""
-    head = ("measure", "llamacy", "peer", "ratio", "aim", "peak memory", "of read bandwidth")
+    head = ("measure", "llamacy", "peer", "ratio", "aim", "peak memory", "of read bandwidth", "processor")
     rows = [line for result in results for line in lines_of(result, bandwidth)]
     lines = [head, tuple("-" * len(name) for name in head), *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
 
 
+def picture_path(content):
+    """Return the file of a kind of processor's picture."""
+    return DOCS / f"performance-{re.sub('[^a-z0-9]+', '-', processor(content['machine']).lower()).strip('-')}.svg"
+
+
 def section(content):
-    """Return what stands between the marks: where and with what it was measured, the table, the picture."""
+    """Return a kind of processor's section: where and with what it was measured, the table, the picture."""
     machine, versions = content["machine"], content["versions"]
-    bandwidth = machine["read_bytes_per_second"]
+    bandwidth, kind = machine["read_bytes_per_second"], processor(machine)
     names = ", ".join(f"{name} {version}" for name, version in versions.items() if name not in ("commit", "python"))
     samples = f"[every sample](../bench/results/{stem_of(content)}.json)"
+    results = [{"processor": kind} | result for result in content["results"]]
     return (
-        f"{machine['cpu']}, {machine['threads']} threads ({machine['isa']}), reading {bandwidth / 1e9:.1f} GB/s in the "
-        f"same run; {names}; {content['time'][:10]} ({samples}). Medians; peak memory of the process, ours / "
-        "theirs.\n\n"
-        f"{table(content['results'], bandwidth)}\n\n![ratios to the peers](performance.svg)\n"
+        f"## {kind}\n\n"
+        f"{machine['threads']} threads, reading {bandwidth / 1e9:.1f} GB/s in the same run; {names}; "
+        f"{content['time'][:10]} ({samples}). Medians; peak memory of the process, ours / theirs.\n\n"
+        f"{table(results, bandwidth)}\n\n![ratios to the peers]({picture_path(content).name})\n"
     )
 
 
@@ -124,16 +142,18 @@ def stem_of(content):
     return re.sub("[:T]", "-", content["time"][:16])
 
 
-def newest():
-    """Return the content of the newest file of results that holds a whole run, None without any."""
-    contents = (json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"), reverse=True))
-    return next((content for content in contents if not content.get("partial")), None)
+def newest(named=None):
+    """Return {kind of processor: content}: the newest whole runs; `named`, a content, takes the place of its kind's."""
+    contents = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    whole = [content for content in contents if not content.get("partial")] + ([named] if named else [])
+    found = {processor(content["machine"]): content for content in whole}
+    return dict(sorted(found.items()))
 
 
-def filled(page, content):
-    """Return the page's text with the section of `content` between its marks."""
+def filled(page, contents):
+    """Return the page's text with the sections of `contents` between its marks."""
     before, _, rest = page.partition(BEGIN)
-    return before + BEGIN + "\n" + section(content) + "\n" + END + rest.partition(END)[2]
+    return before + BEGIN + "\n" + "\n".join(map(section, contents)) + "\n" + END + rest.partition(END)[2]
 
 
 def filled_readme(text, results):
@@ -157,14 +177,22 @@ def _refilled(cell, result, side):
     return re.sub(r"\d+(?= MB)", f"{peak / 1e6:.0f}", cell)
 
 
+def write(contents):
+    """Put the results {kind of processor: content} into the docs."""
+    PAGE.write_text(filled(PAGE.read_text("utf-8"), contents.values()), "utf-8")
+    for content in contents.values():
+        picture_path(content).write_text(picture(content), "utf-8")
+    if README_PROCESSOR in contents:
+        for readme in READMES:
+            text = filled_readme(readme.read_text("utf-8"), contents[README_PROCESSOR]["results"])
+            readme.write_text(text, "utf-8")
+
+
 if __name__ == "__main__":
     try:
-        found = json.loads(Path(sys.argv[1]).read_text()) if len(sys.argv) > 1 else newest()
+        found = newest(json.loads(Path(sys.argv[1]).read_text()) if len(sys.argv) > 1 else None)
     except (OSError, ValueError) as error:
         sys.exit(f"report: {' '.join(map(str, sys.argv[1:]))}: {error}; wanted a file that `make bench` wrote")
-    if found is None:
+    if not found:
         sys.exit(f"report: no whole run in {RESULTS}: run `make bench` first")
-    PAGE.write_text(filled(PAGE.read_text("utf-8"), found), "utf-8")
-    PICTURE.write_text(picture(found), "utf-8")
-    for readme in READMES:
-        readme.write_text(filled_readme(readme.read_text("utf-8"), found["results"]), "utf-8")
+    write(found)

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.cases import CASES, DEFAULT_MODEL, IK_LLAMA_CPP, ROOT, model_file, model_path, samples_file
 from bench.peer_ik_llama_cpp import version
-from bench.report import RESULTS, lines_of, stem_of, table
+from bench.report import EXTENSIONS, RESULTS, lines_of, processor, stem_of, table
 from llamacy import __version__, kernels
 from llamacy.cli.common import whole
 from llamacy.cli.run import make_parser
@@ -32,7 +32,9 @@ from llamacy.errors import UsageError
 from llamacy.formats.model_file import open_model
 from llamacy.system import cpu_name, physical_cores
 
-PEER_PACKAGES = ["llama-cpp-python", "torch", "peft", "transformers"]
+PEER_PACKAGES = ["llama-cpp-python", "torch", "peft", "transformers", "bitsandbytes"]
+# A peer whose first run takes longer, in seconds, has no other: torch's bf16 where the processor has no such products.
+LONG = 120
 
 
 def run(case, command, python, values):
@@ -53,10 +55,10 @@ def run(case, command, python, values):
             line = " ".join([*program, *arguments])
             raise SystemExit(f"bench: {case.name}: {line} failed ({process.returncode}): {last}")
         if case.timed:
-            return {"ts": [seconds], "peak_rss_bytes": usage.ru_maxrss * 1024}
+            return {"ts": [seconds], "peak_rss_bytes": usage.ru_maxrss * 1024, "seconds": seconds}
         result = json.load(out)
     result = result[0] if isinstance(result, list) else result
-    return result | {"ts": result.get("samples_ts") or result["ts"]}
+    return result | {"ts": result.get("samples_ts") or result["ts"], "seconds": seconds}
 
 
 def bandwidth_now(threads):
@@ -65,29 +67,39 @@ def bandwidth_now(threads):
     return json.loads(subprocess.check_output(command, text=True))
 
 
-def measure(case, rounds, repetitions, python, threads, ik):
+def sides_of(case, ik, without):
+    """Return {who: command}, ours first; ik_llama.cpp where its program is given, no peer whose name matches."""
+    peers = [peer for peer in case.peers if ik or peer.name != IK_LLAMA_CPP]
+    kept = [peer for peer in peers if not (without and re.search(without, peer.name))]
+    return {"llamacy": case.ours} | {peer.name: peer.command for peer in kept}
+
+
+def measure(case, rounds, repetitions, python, threads, ik, without=""):
     """Return a case's result: all sides' samples and medians, the ratios to the peers, the peaks."""
+    sides, found, bandwidths = sides_of(case, ik, without), {}, []
     values = {"model": model_file(case.model, python), "threads": threads, "repetitions": repetitions, "ik": ik}
-    values |= {"samples": samples_file(values["model"])} if "{samples}" in case.theirs else {}
-    sides = {"llamacy": case.ours} | ({case.peer: case.theirs} if case.theirs else {})
-    sides |= {IK_LLAMA_CPP: case.ik} if ik and case.ik else {}
-    found, bandwidths = {side: [] for side in sides}, []
+    values |= {"samples": samples_file(values["model"])} if any("{samples}" in part for part in sides.values()) else {}
     for i in range(1 if case.heavy else rounds):
         for side in reversed(sides) if i % 2 else sides:
+            if side in found and side != "llamacy" and found[side][0]["seconds"] > LONG:
+                continue
             bandwidths += [bandwidth_now(threads)] if case.streams else []
-            found[side].append(run(case, sides[side], python, values))
-    samples = {side: [speed for result in results for speed in result["ts"]] for side, results in found.items()}
+            found.setdefault(side, []).append(run(case, sides[side], python, values))
+    samples = {side: [speed for result in found[side] for speed in result["ts"]] for side in sides}
     medians = {side: statistics.median(speeds) for side, speeds in samples.items()}
     times = {side: medians["llamacy"] / median for side, median in medians.items()}
     ratios = {side: 1 / ratio if case.timed else ratio for side, ratio in times.items()}
+    aims = {peer.name: peer.aim for peer in case.peers}
+    first, *others = [side for side in sides if side != "llamacy"] or [None]
     return {
         "name": case.name,
         "unit": "s" if case.timed else case.unit,
-        "peer": case.peer if case.theirs else None,
+        "processor": processor(machine(threads)),
+        "peer": first,
         "medians": medians,
-        "ratio": ratios.get(case.peer),
-        "aim": case.aim,
-        "also": {side: {"ratio": ratios[side], "aim": case.ik_aim} for side in sides if side == IK_LLAMA_CPP},
+        "ratio": ratios.get(first),
+        "aim": aims.get(first),
+        "also": {side: {"ratio": ratios[side], "aim": aims[side]} for side in others},
         "bytes_per_token": weight_bytes(values["model"]) if case.streams else None,
         "read_bytes_per_second": statistics.median(bandwidths) if bandwidths else None,
         "peak_rss_bytes": {side: max(one["peak_rss_bytes"] for one in results) for side, results in found.items()},
@@ -109,6 +121,16 @@ def memory_bytes():
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def extensions():
+    """Return which of EXTENSIONS the processor has."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            words = set(file.read().replace("\n", " ").split(" "))
+    except OSError:
+        return []
+    return [name for name in EXTENSIONS if name in words]
+
+
 def machine(threads):
     """Return what the figures depend on beside the code."""
     return {
@@ -118,6 +140,7 @@ def machine(threads):
         "memory_bytes": memory_bytes(),
         "system": platform.platform(),
         "isa": kernels.isa,
+        "extensions": extensions(),
         "load_average_before": os.getloadavg()[0],
     }
 
@@ -179,6 +202,7 @@ def build_parser():
     parser.add_argument("--peer-python", default=str(ROOT / "bench/.venv/bin/python"), help="Python that has the peers")
     parser.add_argument("--ik-llama-bench", metavar="PATH", help="llama-bench of ik_llama.cpp, to measure it too")
     parser.add_argument("--only", default="", type=pattern, metavar="REGEX", help="only measures whose names match")
+    parser.add_argument("--without", default="", type=pattern, metavar="REGEX", help="no peers whose names match")
     parser.add_argument("--rounds", type=whole(1), default=3, metavar="N", help="times that the sides take turns")
     parser.add_argument("--quick", action="store_true", help="one round, one repetition, nothing that takes minutes")
     parser.add_argument("-t", "--threads", type=whole(1), default=physical_cores(), metavar="N")
@@ -209,7 +233,7 @@ def main(argv):
     path = RESULTS / f"{stem_of(content)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     for case in cases:
-        results.append(measure(case, rounds, repetitions, args.peer_python, args.threads, ik))
+        results.append(measure(case, rounds, repetitions, args.peer_python, args.threads, ik, args.without))
         for line in lines_of(results[-1], bandwidth):
             print(*line, sep="  ", file=sys.stderr)
         # A part of the table must not take the place of the whole one in the docs.

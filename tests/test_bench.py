@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import peer_ik_llama_cpp
+from bench import peer_ik_llama_cpp, real_models, report
 from bench import run as bench_run
 from bench.bandwidth import read_bandwidth
-from bench.cases import CASES, INSTRUCTIONS, ROOT, Case, samples_file
+from bench.cases import CASES, GEMMA, INSTRUCTIONS, PEFT, QWEN, REAL, ROOT, Case, Peer, samples_file
 from bench.make_model import N_VOCAB, SHAPES, metadata_of, tensors_of
 from bench.run import weight_bytes
 from llamacy.cli import bench
@@ -88,7 +88,8 @@ def test_nothing_to_measure_is_wrong_usage(tiny, capsys):
 
 def test_the_cases_name_models_that_can_be_made():
     kinds = {case.model.rsplit(" ", 1)[0] for case in CASES}
-    assert kinds <= {"SmolLM2", *(f"{name} shape" for name in SHAPES)}
+    assert kinds - {name.rsplit(" ", 1)[0] for name in REAL} <= {"SmolLM2", *(f"{name} shape" for name in SHAPES)}
+    assert set(REAL.values()) == set(real_models.MODELS) and set(REAL) <= {case.model for case in CASES}
     assert len({case.name for case in CASES}) == len(CASES)
 
 
@@ -154,7 +155,8 @@ def test_a_case_is_measured_in_turns_with_both_peers(tiny, tmp_path, monkeypatch
     script.write_text(SIDE)
     ours, theirs, ik = ((str(script), name, str(log)) for name in "otk")
     monkeypatch.setattr(bench_run, "model_file", lambda name, python: tiny)
-    case = Case("a case", "tiny", "llama.cpp", ours, theirs, 2, ik=ik, ik_aim=2.5, peak_aim=100)
+    peers = (Peer("llama.cpp", theirs, 2), Peer("ik_llama.cpp", ik, 2.5))
+    case = Case("a case", "tiny", ours, peers, peak_aim=100)
     found = bench_run.measure(case, 3, 1, sys.executable, 1, "llama-bench")
     assert log.read_text() == "otk" + "kto" + "otk"
     assert found["medians"] == {"llamacy": 6, "llama.cpp": 3, "ik_llama.cpp": 2} and found["ratio"] == 2
@@ -163,6 +165,23 @@ def test_a_case_is_measured_in_turns_with_both_peers(tiny, tmp_path, monkeypatch
     assert len(found["samples"]["llamacy"]) == 9 and found["peak_aim_bytes"] == 100
     alone = bench_run.measure(case, 1, 1, sys.executable, 1, None)
     assert alone["also"] == {} and set(alone["medians"]) == {"llamacy", "llama.cpp"}
+    assert alone["processor"] == report.processor(bench_run.machine(1)) and bench_run.kernels.isa in alone["processor"]
+    other = bench_run.measure(case, 1, 1, sys.executable, 1, "llama-bench", "^llama")
+    assert (other["peer"], other["ratio"], other["aim"], other["also"]) == ("ik_llama.cpp", 3, 2.5, {})
+    none = bench_run.measure(case, 1, 1, sys.executable, 1, None, "llama")
+    assert (none["peer"], none["ratio"], none["aim"]) == (None, None, None)
+    log.write_text("")
+    monkeypatch.setattr(bench_run, "LONG", 0)  # a peer that takes long has one turn
+    bench_run.measure(case, 3, 1, sys.executable, 1, None)
+    assert log.read_text() == "ot" + "o" + "o"
+
+
+def test_each_row_of_training_is_compared_with_peft_in_all_precisions():
+    rows = [case for case in CASES if case.name.startswith("training") and case.peers]
+    assert len(rows) >= 6 and {QWEN, GEMMA} <= {case.model for case in rows}
+    for case in rows:
+        assert [peer.name for peer in case.peers] == list(PEFT.values())
+        assert [peer.command[-1] for peer in case.peers] == ["f32", "bf16", "nf4"]
 
 
 def test_a_timed_case_counts_the_whole_process_and_its_memory(tiny, tmp_path, monkeypatch):
@@ -170,7 +189,7 @@ def test_a_timed_case_counts_the_whole_process_and_its_memory(tiny, tmp_path, mo
     slow.write_text("import time; kept = bytearray(200_000_000); time.sleep(0.4)")
     fast.write_text("")
     monkeypatch.setattr(bench_run, "model_file", lambda name, python: tiny)
-    case = Case("a case", "tiny", "llama.cpp", (str(fast),), (str(slow),), 2, timed=True)
+    case = Case("a case", "tiny", (str(fast),), (Peer("llama.cpp", (str(slow),), 2),), timed=True)
     found = bench_run.measure(case, 1, 1, sys.executable, 1, None)
     assert found["unit"] == "s" and found["medians"]["llama.cpp"] > 0.4
     assert found["ratio"] == pytest.approx(found["medians"]["llama.cpp"] / found["medians"]["llamacy"])
@@ -210,7 +229,8 @@ def test_wrong_usage_of_make_bench_is_one_line(flags, words, capsys, monkeypatch
 def test_results_are_kept_whole_or_marked_as_a_part(tiny, tmp_path, monkeypatch, capsys):
     script = tmp_path / "side.py"
     script.write_text('print(\'{"ts": [2.0], "peak_rss_bytes": 5}\')')
-    cases = [Case(name, "a tiny", "llama.cpp", (str(script),), (str(script),), 1) for name in ("one", "two")]
+    peer = Peer("llama.cpp", (str(script),), 1)
+    cases = [Case(name, "a tiny", (str(script),), (peer,)) for name in ("one", "two")]
     for name, value in (
         ("CASES", cases), ("model_file", lambda name, python: tiny), ("bandwidth_now", lambda threads: 1e9),
         ("peer_versions", lambda python: {"torch": "2"}), ("ROOT", tmp_path), ("RESULTS", tmp_path / "results"),

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from bench import real_models
 from llamacy.errors import LlamacyError
 from llamacy.formats.adapter import save_adapter
 from llamacy.generate.chat_prompt import chat_ids
@@ -19,7 +20,6 @@ from llamacy.train.options import TrainOptions
 from llamacy.train.samples import Sample
 from llamacy.train.trainer import Trainer
 from tests.model.golden import log_softmax
-from tests.peers import real_models
 
 # By activations: the largest difference of a likely token's log-probability, and of a mean over 511 tokens;
 # transformers computes in f32 with the weights that the file's blocks stand for.

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 FACTS = ROOT / "tests" / "data" / "real"
 # LLAMACY_REAL_MODELS: another folder for the files, some 750 MB
 FOLDER = Path(os.environ.get("LLAMACY_REAL_MODELS", ROOT / "bench" / "work" / "real"))
@@ -42,10 +42,15 @@ def facts(name):
     return json.loads((FACTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def path_of(name):
+    """Return where a model's file lies, or will."""
+    return FOLDER / f"{name}.gguf"
+
+
 @cache
 def model_file(name):
     """Return the path of a model's file, fetched and put together where it is not there yet."""
-    path, parts = FOLDER / f"{name}.gguf", MODELS[name]
+    path, parts = path_of(name), MODELS[name]
     if not path.exists():
         FOLDER.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=FOLDER) as scratch:
