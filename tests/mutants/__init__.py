@@ -7,11 +7,12 @@ from tests.mutants.pyx import COMMON, LAYERS, PRODUCTS, STEPS
 from tests.mutants.server import SERVER
 from tests.mutants.table import Mutant, changed, misplaced
 from tests.mutants.text import TEXT
-from tests.mutants.train import STATES, TRAIN
+from tests.mutants.train import SEEN, STATES, TRAIN
 
 MUTANTS = (
     *TRAIN,
     *STATES,
+    *SEEN,
     *MODEL,
     *KERNELS,
     *FORMATS,

@@ -299,3 +299,56 @@ STATES = table(
         "train/test_init_lora.py::test_which_pairs_a_run_trains",
     ),
 )
+
+SEEN = table(
+    "llamacy/train",
+    (
+        "four steps astray in a row are let pass",
+        "health.py",
+        "IN_A_ROW = 3",
+        "IN_A_ROW = 4",
+        "train/test_skipping.py::test_the_count_goes_on_with_the_run",
+    ),
+    (
+        "a good step does not end a row of skipped ones",
+        "state.py",
+        "self.n_astray + 1 if skipped else 0",
+        "self.n_astray + skipped",
+        "train/test_skipping.py::test_a_skipped_step_is_told_and_the_run_goes_on",
+    ),
+    (
+        "a rehearsal counts as a step",
+        "trainer.py",
+        "self.objective.forget()",
+        "self.n_steps += 1",
+        "train/test_skipping.py::test_a_rehearsal_leaves_no_trace",
+    ),
+    (
+        "what stands in a page acts",
+        "report.py",
+        "return html.escape(plain)",
+        "return plain",
+        "train/test_watching.py::test_the_page_is_whole_and_nothing_in_it_acts",
+    ),
+    (
+        "the base is asked with the adapter",
+        "comparison.py",
+        "else asking.answers(prompts, ANSWER, None, stop)",
+        "else asking.answers(prompts, ANSWER, adapter, stop)",
+        "train/test_comparison.py::test_the_base_is_asked_once",
+    ),
+    (
+        "pictures are drawn after every step",
+        "watching.py",
+        "if began < self._next or not",
+        "if not",
+        "train/test_watching.py::test_pictures_are_drawn_while_it_trains",
+    ),
+    (
+        "the last line of a log loses what it had",
+        "runlog.py",
+        "plain(merged | row)",
+        "plain(row)",
+        "library/test_comparing.py::test_the_log_and_the_page_have_them",
+    ),
+)
