@@ -14,6 +14,9 @@
 # A norm that a family does not have changes nothing. Where a layer is `parallel`, the MLP sees what attention sees, x as it
 # was before both. Behind the last layer come output_norm, the output matrix and finish_logits.
 #
+# Latent attention makes queries, keys and values otherwise (latent.pxd); a layer with a short convolution has it for
+# `attend` (shortconv.pxd).
+#
 # A layer with experts has that MLP once for each of them, and adds the outputs of those that the router chose, weighted:
 # experts.pxd. Its matrices of the MLP are then those of the expert that all tokens share, or not there.
 #
@@ -39,10 +42,14 @@ cdef enum:                      # a layer's matrices in the order of use, as MAT
     FFN_GATE = 4
     FFN_UP = 5
     FFN_DOWN = 6
-    N_SLOTS = 7
+    ATTN_Q_A = 7                # latent attention's, see latent.pxd; the only one of queries where they are not of low rank
+    ATTN_KV_A = 8
+    ATTN_KV_B = 9
+    N_SLOTS = 10
 
-cdef struct Rope:               # rotary positions: each pair of a head's first n_rot elements turns
+cdef struct Rope:               # rotary positions: each pair of n_rot elements of a head turns
     int n_rot
+    int first                   # its first element that turns
     int layout                  # see rope.pxd
     int table                   # how far: which of the step's RopeTables
 
@@ -53,7 +60,11 @@ cdef struct Block:              # one layer
     Norm post_ffw_norm
     HeadNorm q_norm
     HeadNorm k_norm
-    Linear linear[7]            # by slot; a bias is NULL, and a matrix has no tiles, where the family has none
+    Norm q_a_norm               # of latent attention
+    Norm kv_a_norm
+    const float* taps           # (n_taps, embd_p): a short convolution is in the place of attention, see shortconv.pxd; or NULL
+    int n_parts[10]             # by slot: how many matrices from this on are one in the model's file, and to adapters; 0: a later one of such
+    Linear linear[10]           # by slot; a bias is NULL, and a matrix has no tiles, where the family has none
     const Activation* activation
     int first_of_mlp            # slot of the first of the matrices whose outputs are activated,
     int n_of_mlp                # and how many there are
@@ -79,7 +90,6 @@ cdef struct Config:             # sizes; *_p are padded to 16, buffers' row stri
     float embedding_scale
     float residual_scale        # of what attention and the MLP add to x
     float logit_scale
-    int n_parts[7]              # by slot: how many matrices from this on are one in the model's file, and to adapters; 0: a later one of such
     float logit_cap             # logits become cap tanh(logit / cap); 0: they stay as they are
     int embd_p
     int q_p
@@ -89,6 +99,17 @@ cdef struct Config:             # sizes; *_p are padded to 16, buffers' row stri
     int n_expert                # 0: no layer has any
     int n_used                  # of them by each token
     int expert_p                # the widest expert's n_ff
+    int kv_rank                 # what keys and values are made of in latent attention; 0: no layer has that
+    int n_value                 # elements of a head's value, head_dim or, in latent attention, less
+    int q_a_p                   # outputs of its matrices, padded: the first of queries,
+    int kv_a_p                  # the first and the second of keys and values
+    int kv_b_p
+    int n_taps                  # of short convolutions; 0: no layer has one
+
+
+cdef inline int widest_input(const Config* c) noexcept nogil:
+    """The widest input of a matrix, padded; of experts' apart"""
+    return max(max(c.q_p, c.embd_p, c.ff_p), max(c.q_a_p, c.kv_a_p))
 
 
 cdef inline size_t angles_at(const Config* c, const Block* b, size_t t) noexcept nogil:
@@ -103,14 +124,14 @@ cdef inline void prepare_heads(const Config* c, const Block* b, const HeadNorm* 
     if norm.norm.weight != NULL and not norm.whole:
         norm_heads(norm, x, first, n_head, c.head_dim)
     if b.rope != NULL:
-        rope(x, n_head, c.head_dim, b.rope.n_rot, cosine, sine, b.rope.layout)
+        rope(x + b.rope.first, n_head, c.head_dim, b.rope.n_rot, cosine, sine, b.rope.layout)
 
 
 cdef inline void prepare_heads_backward(const Config* c, const Block* b, const HeadNorm* norm, const float* x, float* dx, int n_head,
                                         const float* cosine, const float* sine) noexcept nogil:
     """The gradient of what all heads were made of, in place; x: that, where they have norms of their own"""
     if b.rope != NULL:
-        rope_backward(dx, n_head, c.head_dim, b.rope.n_rot, cosine, sine, b.rope.layout)
+        rope_backward(dx + b.rope.first, n_head, c.head_dim, b.rope.n_rot, cosine, sine, b.rope.layout)
     if norm.norm.weight != NULL and not norm.whole:
         norm_heads_backward(norm, x, dx, n_head, c.head_dim)
 

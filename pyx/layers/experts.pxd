@@ -5,7 +5,8 @@
 # family has:
 #
 #   scores  = softmax of all logits, or sigmoid of each
-#   chosen  = the k largest of scores + selection bias (which decides, and weighs nothing)
+#   chosen  = the k largest of scores + selection bias (which decides, and weighs nothing), of the groups with the largest
+#             of them: the sum of its two largest where scores are sigmoids (DeepSeek-V3), else its largest (DeepSeek-V2)
 #   weights = the chosen scores, with `renormalised` divided by their sum; times `scale`
 
 from .linear cimport Linear
@@ -28,6 +29,8 @@ cdef struct Routing:
     int scores
     bint renormalised
     float scale
+    int n_groups                # of n / n_groups neighbours; 0 or 1: none
+    int n_used_groups           # those whose experts may be chosen
 
 cdef struct Experts:            # of one layer
     Routing routing

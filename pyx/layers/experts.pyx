@@ -49,6 +49,29 @@ cdef inline int best_left(const double* scores, const float* logits, const float
     return best
 
 
+cdef void leave_groups_out(const Routing* r, const double* scores, const float* selection, char* taken) noexcept nogil:
+    """taken = 1 for all experts but those of the groups that may be chosen from"""
+    cdef double values[MAX_EXPERTS]
+    cdef double value, best, second
+    cdef int g, i, most, each = r.n // r.n_groups
+    for g in range(r.n_groups):
+        best = second = -1e300
+        for i in range(g * each, (g + 1) * each):
+            value = scores[i] + (selection[i] if selection != NULL else 0)
+            if value > best:
+                best, second = value, best
+            elif value > second:
+                second = value
+        values[g] = best + second if r.scores == SIGMOID and each > 1 else best
+    memset(taken, 1, r.n)
+    for _j in range(r.n_used_groups):
+        most = -1
+        for g in range(r.n_groups):
+            if taken[g * each] and (most < 0 or values[g] > values[most]):
+                most = g
+        memset(taken + most * each, 0, each)
+
+
 cdef void route(const Routing* r, const float* logits, const float* selection, int* chosen, float* weights) noexcept nogil:
     """chosen[k], the first the likeliest, and weights[k] of one token's logits[n]
 
@@ -60,6 +83,8 @@ cdef void route(const Routing* r, const float* logits, const float* selection, i
     cdef int j
     scores_of(r, logits, scores)
     memset(taken, 0, r.n)
+    if r.n_groups > 1:
+        leave_groups_out(r, scores, selection, taken)
     for j in range(r.k):
         chosen[j] = best_left(scores, logits, selection, taken, r.n)
         taken[chosen[j]] = 1
@@ -122,11 +147,11 @@ cdef float shared_weight(const float* gate, const float* x, int n) noexcept nogi
     return <float>sigmoid(vf_hsum(s))
 
 
-def routes(logits, int k, scores="softmax", bint renormalised=False, float scale=1, selection=None, e=None):
-    """Rows of logits (T, n) f32 -> (chosen (T, k), weights f32 (T, k)), or dlogits (T, n) where e (T, k) is given."""
+def routes(logits, int k, scores="softmax", bint renormalised=False, float scale=1, selection=None, e=None, groups=(0, 0)):
+    """Rows of logits (T, n) f32, groups (how many, of them used) -> (chosen (T, k), weights f32 (T, k)), or dlogits (T, n) where e (T, k) is given."""
     cdef float[:, ::1] x = np.ascontiguousarray(logits, np.float32), w, back, given
     cdef int T = <int>x.shape[0], t
-    cdef Routing r = Routing(<int>x.shape[1], k, {"softmax": SOFTMAX, "sigmoid": SIGMOID}[scores], renormalised, scale)
+    cdef Routing r = Routing(<int>x.shape[1], k, {"softmax": SOFTMAX, "sigmoid": SIGMOID}[scores], renormalised, scale, groups[0], groups[1])
     cdef float[::1] added
     cdef const float* bias = NULL
     cdef int[:, ::1] chosen = np.zeros((T, k), np.int32)
@@ -148,7 +173,7 @@ def routes(logits, int k, scores="softmax", bint renormalised=False, float scale
 
 def sorted_rows(const int[:, ::1] chosen, int n):
     """chosen (T, k) of n experts -> (first (n + 1,), place (T, k), token_of (T k,)): see sort_by_expert."""
-    cdef Routing r = Routing(n, <int>chosen.shape[1], SOFTMAX, False, 1)
+    cdef Routing r = Routing(n, <int>chosen.shape[1], SOFTMAX, False, 1, 0, 0)
     cdef int[::1] first = np.zeros(n + 1, np.int32), token_of = np.zeros(chosen.shape[0] * chosen.shape[1], np.int32)
     cdef int[:, ::1] place = np.zeros((chosen.shape[0], chosen.shape[1]), np.int32)
     if np.min(chosen) < 0 or np.max(chosen) >= n:

@@ -10,7 +10,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from ..layers.attention cimport attend_bytes, part_floats
-from ..layers.block cimport Config
+from ..layers.block cimport Config, widest_input
 from ..layers.kvcache cimport CHUNK
 from ..products.gemm cimport unpacking_bytes
 from ..products.inputs cimport EXACT, INT16, INT8, PART_TOKENS, STREAM_TOKENS, acts_bytes, padded
@@ -28,6 +28,7 @@ import numpy as np
 from llamacy.errors import LlamacyError, NotFinite
 
 cdef enum:
+    NEVER_FULL = 1 << 30
     PACED = 16              # tokens of a step up to which a thread is left out where that is quicker
 
 PRECISIONS = {"f32": EXACT, "int8": INT8, "int16": INT16}
@@ -48,7 +49,8 @@ cdef class Session(DecoderExperts):
     cdef float[::1] parts
     cdef uint8_t[::1] scratch
     cdef int[::1] seen                  # per slot: the last call of find_runs that met it
-    cdef int[::1] held                  # per slot: from which position on the ring has all that was stored
+    cdef int[::1] held                  # per slot: from which position on the rings have all that was stored
+    cdef int reach, room                # the most positions that layers with a ring see, 0: there are none; and how many it holds
     cdef int n_calls
     cdef Pace pace
     cdef float[:, ::1] u
@@ -65,11 +67,11 @@ cdef class Session(DecoderExperts):
         usual = "f32" if self.precision == EXACT else "s16"
         self.lay_cache_out(KV_TYPES[k_type or usual], KV_TYPES[v_type or usual])
         self.parts = np.empty(min(max_batch, SPLIT_TOKENS) * c.n_head * self.layout.n_chunks * part_floats(c.head_dim), np.float32)
-        rounded_bytes = acts_bytes(max_batch, max(c.q_p, c.embd_p, c.ff_p), INT8 | INT16)
+        rounded_bytes = acts_bytes(max_batch, widest_input(c), INT8 | INT16)
         rows = self.unit_tokens() * (c.n_head // c.n_head_kv)
         self.work_bytes = padded(max(attend_bytes(rows, c.head_dim) + 4 * rows * c.head_dim, 64 * PIECE * PART_TOKENS), 4096)
         self.work = np.empty(self.work_bytes * n_threads, np.uint8)
-        self.own_bytes = padded(4 * c.embd_p + acts_bytes(1, max(c.q_p, c.embd_p, c.ff_p), INT8 | INT16), 4096)
+        self.own_bytes = padded(4 * c.embd_p + acts_bytes(1, widest_input(c), INT8 | INT16), 4096)
         self.own = np.empty(self.own_bytes * n_threads, np.uint8)
         self.unpacking_bytes = padded(unpacking_bytes(), 4096)
         self.unpacking = np.empty(self.unpacking_bytes * n_threads, np.uint8)
@@ -84,15 +86,18 @@ cdef class Session(DecoderExperts):
     cdef int lay_cache_out(self, int k_type, int v_type) except -1:
         """The cache's memory, and which place in it each layer has"""
         cdef Config* c = &self.weights.config
-        cdef int i, n_whole = 0, n_ringed = 0
-        windows = [self.weights.blocks[i].scores.window for i in range(c.n_layer)]
+        cdef int i, n_whole = 0, n_ringed = 0, n_convolving = 0, ring = min(self.n_ctx, self.max_batch + c.n_taps)
+        windows = [self.weights.blocks[i].scores.window for i in range(c.n_layer) if self.weights.blocks[i].taps == NULL]
         self.layout = cache_layout(c.n_head_kv, c.head_dim, k_type, v_type, windows, self.n_ctx, self.max_batch)
         self.held = np.zeros(self.n_slots, np.int32)
         self.place = <int*>calloc(c.n_layer, sizeof(int))
         if self.place == NULL:
             raise MemoryError()
         for i in range(c.n_layer):
-            if in_ring(&self.layout, self.weights.blocks[i].scores.window):
+            if self.weights.blocks[i].taps != NULL:
+                self.place[i] = n_convolving
+                n_convolving += 1
+            elif in_ring(&self.layout, self.weights.blocks[i].scores.window):
                 self.place[i] = n_ringed
                 n_ringed += 1
             else:
@@ -100,6 +105,9 @@ cdef class Session(DecoderExperts):
                 n_whole += 1
         # zeros: untouched pages cost no memory
         self.cache = np.zeros(slot_bytes(&self.layout) * self.n_slots, np.uint8)
+        self.states = np.zeros((self.n_slots, n_convolving, ring, c.embd_p), np.float32)
+        self.reach = max(self.layout.window, c.n_taps)
+        self.room = min(self.layout.n_ring * CHUNK or NEVER_FULL, ring if n_convolving and ring < self.n_ctx else NEVER_FULL)
         return 0
 
     def __dealloc__(self):
@@ -113,12 +121,12 @@ cdef class Session(DecoderExperts):
 
     @property
     def cache_bytes(self):
-        return self.cache.shape[0]
+        return self.cache.shape[0] + self.states.nbytes
 
     def reusable(self, int slot, int n):
-        """Return how many of the n positions that a slot holds a sequence can go on from: n, or 0 where layers with a window
-        no longer hold all that the next token sees."""
-        return n if max(0, n - self.layout.window + 1) >= self.held[slot] else 0
+        """Return how many of the n positions that a slot holds a sequence can go on from: n, or 0 where layers with a window,
+        or a convolution, no longer hold all that the next token sees."""
+        return n if max(0, n - self.reach + 1) >= self.held[slot] else 0
 
     def held_from(self, int slot):
         """Return the position from which on layers with a window hold what was stored in a slot; 0 where all do."""
@@ -131,8 +139,9 @@ cdef class Session(DecoderExperts):
         cdef int layer
         each = np.asarray(self.cache).reshape(self.n_slots, -1)[slot]
         rows, at, found = {False: [], True: []}, 0, []
-        for layer in range(self.weights.config.n_layer):
-            rows[in_ring(l, self.weights.blocks[layer].scores.window)] += range(layer * l.n_kv, (layer + 1) * l.n_kv)
+        layers = (layer for layer in range(self.weights.config.n_layer) if self.weights.blocks[layer].taps == NULL)
+        for i, layer in enumerate(layers):
+            rows[in_ring(l, self.weights.blocks[layer].scores.window)] += range(i * l.n_kv, (i + 1) * l.n_kv)
         for ringed, chunks in ((False, l.n_chunks), (True, l.n_ring)):
             size = chunks * len(rows[ringed]) * l.chunk_bytes
             if size:
@@ -153,7 +162,7 @@ cdef class Session(DecoderExperts):
             raise ValueError(f"slot {slot} and {n} positions, wanted below {self.n_slots} and at most {self.n_ctx}")
         if self.reusable(slot, n) != n:
             raise ValueError(f"slot {slot} and {n} positions, of which layers with a window hold those from {self.held[slot]} on")
-        n_tiles, heads = (n + 15) // 16, l.n_kv * self.weights.config.n_layer
+        n_tiles, heads = (n + 15) // 16, l.n_kv * (l.n_whole + l.n_ringed)
         self.weights.begin_step(1, &self.busy)
         try:
             found = np.zeros((heads, n_tiles, l.chunk_bytes // l.tiles), np.uint8)
@@ -164,12 +173,34 @@ cdef class Session(DecoderExperts):
         finally:
             self.weights.end_step(&self.busy)
 
+    def read_states(self, int slot, int n):
+        """Return what layers with a convolution saw of the positions before the first n's end, f32 (layers, n_taps - 1, n_embd),
+        the last one last; zeros before the first. Errors as of read_cache."""
+        cdef int j, back = max(0, self.weights.config.n_taps - 1)
+        if not (0 <= slot < self.n_slots and 0 <= n <= self.n_ctx) or self.reusable(slot, n) != n:
+            raise ValueError(f"slot {slot} and {n} positions: not there, or not all that the next sees is held")
+        found = np.zeros((self.states.shape[1], back, self.states.shape[3]), np.float32)
+        for j in range(max(0, back - n), back):
+            found[:, j] = np.asarray(self.states)[slot, :, (n - back + j) % self.states.shape[2]]
+        return found[:, :, :self.weights.config.n_embd]
+
+    def write_states(self, int slot, int n, states):
+        """Put back what read_states returned of n positions, behind write_cache; other n are not reusable then. ValueError
+        where it does not fit."""
+        cdef int j, back = max(0, self.weights.config.n_taps - 1)
+        if not (0 <= slot < self.n_slots and 0 <= n <= self.n_ctx) or np.shape(states) != (self.states.shape[1], back, self.weights.config.n_embd):
+            raise ValueError(f"slot {slot}, {n} positions and states {np.shape(states)} do not fit")
+        for j in range(max(0, back - n), back):
+            np.asarray(self.states)[slot, :, (n - back + j) % self.states.shape[2], :self.weights.config.n_embd] = states[:, j]
+        if self.states.shape[1]:
+            self.held[slot] = max(self.held[slot], n - back)
+
     def write_cache(self, int slot, tiles, int held_from=0):
         """Put back what read_cache returned, of a session over the same weights with the same types, whose `held_from` was
         this; else ValueError. LlamacyError while a step of this session runs."""
         cdef CacheLayout* l = &self.layout
         heads, n_tiles, n_bytes = np.shape(tiles)
-        wanted = l.n_kv * self.weights.config.n_layer, l.chunk_bytes // l.tiles
+        wanted = l.n_kv * (l.n_whole + l.n_ringed), l.chunk_bytes // l.tiles
         if not 0 <= slot < self.n_slots or (heads, n_bytes) != wanted or n_tiles > (self.n_ctx + 15) // 16:
             raise ValueError(f"slot {slot} and tiles {np.shape(tiles)} do not fit {self.n_slots} slots of {wanted[0]} heads and {wanted[1]} bytes")
         self.weights.begin_step(1, &self.busy)
@@ -177,7 +208,7 @@ cdef class Session(DecoderExperts):
             for rows, some, places in self._places(slot, 0, n_tiles):
                 for j in some:
                     places[j // l.tiles % len(places), :, j % l.tiles] = tiles[rows, j]
-            if l.window:
+            if self.reach:
                 self.held[slot] = max(held_from, 16 * n_tiles - l.n_ring * CHUNK if l.n_ring else 0)
         finally:
             self.weights.end_step(&self.busy)
@@ -256,21 +287,21 @@ cdef class Session(DecoderExperts):
 
     cdef int turn_ring(self, const int[::1] positions, const int[::1] slots) except -1:
         """Note what a step takes the place of; LlamacyError, with nothing changed, where one of its tokens sees some of that"""
-        cdef int room = self.layout.n_ring * CHUNK or 1 << 30, slot, low, high, held
-        if self.layout.window == 0:
+        cdef int slot, low, high, held
+        if self.reach == 0:
             return 0
         found = {}
         for t, slot in enumerate(slots):
             low, high = found.get(slot, (positions[t], positions[t]))
             found[slot] = min(low, positions[t]), max(high, positions[t])
         for slot, (low, high) in found.items():
-            held = max(self.held[slot] if low else 0, high + 1 - room)
-            if max(0, low - self.layout.window + 1) < held:
+            held = max(self.held[slot] if low else 0, high + 1 - self.room)
+            if max(0, low - self.reach + 1) < held:
                 raise LlamacyError(
-                    f"slot {slot}, positions {low} to {high}: layers with a window of {self.layout.window} hold the positions "
+                    f"slot {slot}, positions {low} to {high}: layers with a window of {self.reach} hold the positions "
                     f"from {held} on only; begin at position 0, with at most {self.max_batch} tokens at once")
         for slot, (low, high) in found.items():
-            self.held[slot] = max(self.held[slot] if low else 0, high + 1 - room)
+            self.held[slot] = max(self.held[slot] if low else 0, high + 1 - self.room)
         return 0
 
     cdef void find_runs(self) noexcept nogil:

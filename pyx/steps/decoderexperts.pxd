@@ -4,7 +4,7 @@ from ..layers.block cimport Block
 from ..layers.experts cimport Experts
 from ..layers.linear cimport Linear
 from ..products.inputs cimport Acts
-from .decoderlayers cimport DecoderLayers
+from .decodermixers cimport DecoderMixers
 
 cdef struct ExpertRows:     # R = T k rows: a token at one of its experts; sorted by expert
     int n_active            # experts with rows
@@ -25,7 +25,7 @@ cdef struct ExpertRows:     # R = T k rows: a token at one of its experts; sorte
     float* u                # (R, ldu)
     size_t ldu
 
-cdef class DecoderExperts(DecoderLayers):
+cdef class DecoderExperts(DecoderMixers):
     cdef ExpertRows rows
     cdef int max_rows
     cdef uint8_t[::1] expert_memory

@@ -17,6 +17,7 @@ from ..layers.norm cimport norm_row
 from ..products.inputs cimport EXACT, INT16, INT8, PART_TOKENS, Acts, acts_bytes, acts_place, acts_quantize, padded
 from ..simd.verbs cimport vf_fma1, vf_load, vf_store
 from .decoderlayers cimport DecoderLayers
+from .decodermixers cimport DecoderMixers
 from .parts cimport parts_of, some_rows
 from .stepbuffers cimport PIECE, Step, take
 from .team cimport barrier, share
@@ -28,8 +29,8 @@ cdef enum:
     BETWEEN = 320           # more bytes than the paddings of an expert's rounded rows take
 
 
-cdef class DecoderExperts(DecoderLayers):
-    """DecoderLayers and what layers with experts share among threads."""
+cdef class DecoderExperts(DecoderMixers):
+    """DecoderMixers and what layers with experts share among threads."""
 
     # ---- memory ----
 

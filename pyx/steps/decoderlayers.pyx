@@ -212,6 +212,7 @@ cdef class DecoderLayers:
         cdef int lo[3]
         cdef int hi[3]
         cdef int j, first, last, before, n_taken = 0, all_tiles = 0
+        fewer = fewer and b.taps == NULL
         self.input_rows(&a, l, 3, &b.attn_norm, i, n)
         y[0], y[1], y[2] = s.q, s.k, s.v
         ldy[0], ldy[1], ldy[2] = s.ldq, c.kv_p, c.kv_p

@@ -40,8 +40,11 @@ cdef struct Step:           # one call: sizes, inputs and the buffers all thread
     size_t ldq
     float* k                # (T, kv_p)
     float* v
-    float* att              # (T, q_p)
+    float* att              # (T, q_p); before, what latent attention's second matrices see
     float* gate             # (T, ff_p)
+    float* q_low            # (T, q_a_p), (T, kv_a_p) and (T, kv_b_p): what latent attention's matrices give
+    float* kv_low
+    float* kv
     float* epilogue         # (SPLIT_TOKENS, E or ff_p): a product that is taken up at once
     float* u                # (T, ldu)
     size_t ldu
@@ -67,7 +70,8 @@ cdef inline size_t place_step(Step* s, const Config* c, size_t T, uint8_t* base)
     s.ldq = c.q_p + 16 * (c.q_p % 512 == 0)
     s.x, s.normed = take(base, &at, T * c.embd_p), take(base, &at, T * c.embd_p)
     s.q, s.k, s.v = take(base, &at, T * s.ldq), take(base, &at, T * c.kv_p), take(base, &at, T * c.kv_p)
-    s.att, s.gate = take(base, &at, T * c.q_p), take(base, &at, T * c.ff_p)
+    s.att, s.gate = take(base, &at, T * max(c.q_p, c.q_a_p, c.kv_a_p)), take(base, &at, T * c.ff_p)
+    s.q_low, s.kv_low, s.kv = take(base, &at, T * c.q_a_p), take(base, &at, T * c.kv_a_p), take(base, &at, T * c.kv_b_p)
     s.epilogue = take(base, &at, min(T, <size_t>SPLIT_TOKENS) * <size_t>max(c.ff_p, c.embd_p))
     s.cosine, s.sine = take(base, &at, T * c.n_ropes * c.n_rot // 2), take(base, &at, T * c.n_ropes * c.n_rot // 2)
     s.rounded = base + at

@@ -8,7 +8,7 @@ from libc.stdint cimport int16_t, uint8_t
 
 from ..layers.attention cimport UNIT_ROWS, attend_bytes
 from ..layers.attention_backward cimport attend_backward_bytes
-from ..layers.block cimport N_SLOTS, Config
+from ..layers.block cimport N_SLOTS, Config, widest_input
 from ..layers.dropout cimport dropout_floats
 from ..layers.experts cimport OF_EXPERT
 from ..layers.kvcache cimport ALL_CHUNKS, CHUNK, KV_F32, KvHead, tile_part_bytes
@@ -42,6 +42,8 @@ cdef struct Kept:           # one layer's activations, all (T, ...); in the last
     void* k
     void* v
     void* att
+    void* q_low             # as in Buffers
+    void* kv_low
     void* gate              # F
     void* up                # with gated MLPs
     void* attention         # E: what attention adds to x, before its norm; with post_norms or magnitudes
@@ -77,6 +79,14 @@ cdef struct Buffers:        # shared by all threads, (T, ...) where not said oth
     float* up
     float* h
     float* dh               # in the last layer first the gradient of att of scored tokens
+    float* q_low            # latent attention's: what the first matrices of queries, and of keys and values, give (q_a_p), (kv_a_p),
+    float* kv_low
+    float* q_in             # what the second see,
+    float* kv_in
+    float* dq_low           # the gradients of the first two
+    float* dkv_low
+    float* part_low         # the gradient of a second one's input
+    float* kv               # what the second gives of keys and values (kv_b_p); backward its gradient
     float* du               # like Kept.u
     float* ut               # (w, T): one pair's u, transposed; one after the other
     float* dut
@@ -110,7 +120,7 @@ cdef inline Extent extent_of(const Config* c, dict ranks, int T, int n_segments,
 
 cdef inline size_t work_bytes(const Config* c, int T) noexcept nogil:
     """Bytes of scratch per thread."""
-    cdef size_t dropped = 4 * dropout_floats(T, max(c.q_p, c.embd_p, c.ff_p, c.expert_p))
+    cdef size_t dropped = 4 * dropout_floats(T, max(widest_input(c), c.expert_p))
     return padded(max(attend_bytes(UNIT_ROWS + c.n_head // c.n_head_kv, c.head_dim), attend_backward_bytes(T, c.head_dim),
                       dropped, unpacking_bytes()), 4096)
 
@@ -125,16 +135,21 @@ cdef inline size_t place_buffers(Buffers* b, const Config* c, const Extent* e, u
     b.dk, b.dv = take(base, &at, T * c.q_p), take(base, &at, T * c.q_p)
     b.gate, b.up, b.h = take(base, &at, T * c.ff_p), take(base, &at, T * c.ff_p), take(base, &at, T * c.ff_p)
     b.dh = take(base, &at, T * padded(max(c.ff_p, c.q_p), 32))
+    if c.kv_rank:
+        b.q_low, b.q_in, b.dq_low = take(base, &at, T * c.q_a_p), take(base, &at, T * c.q_a_p), take(base, &at, T * c.q_a_p)
+        b.kv_low, b.kv_in, b.dkv_low = take(base, &at, T * c.kv_a_p), take(base, &at, T * c.kv_a_p), take(base, &at, T * c.kv_a_p)
+        b.kv, b.part_low = take(base, &at, T * c.kv_b_p), take(base, &at, T * padded(max(c.q_a_p, c.kv_a_p), 32))
     b.du = take(base, &at, T * e.ldu)
     b.ut, b.dut = take(base, &at, padded(T, 16) * e.ldu), take(base, &at, padded(T, 16) * e.ldu)
     b.cosine, b.sine = take(base, &at, T * c.n_ropes * c.n_rot // 2), take(base, &at, T * c.n_ropes * c.n_rot // 2)
     b.logits = take(base, &at, scored * c.vocab_p)
     b.rows, b.drows = take(base, &at, scored * c.embd_p), take(base, &at, scored * c.embd_p)
     b.rounded = base + at
-    at += acts_bytes(e.T, max(c.q_p, c.embd_p, c.ff_p), INT16)
+    at += acts_bytes(e.T, widest_input(c), INT16)
     # the largest gradients alive at once: gate and up, or q, k and v, or a tile of logits
     n = max(T * 2 * padded(c.ff_p, BACK_ROWS), T * (padded(c.q_p, BACK_ROWS) + 2 * padded(c.kv_p, BACK_ROWS)), T * padded(c.embd_p, BACK_ROWS),
             scored * padded(c.vocab_p, BACK_ROWS))
+    n = max(n, T * (padded(max(c.q_p, c.q_a_p), BACK_ROWS) + padded(c.kv_a_p, BACK_ROWS)), T * padded(c.kv_b_p, BACK_ROWS))
     b.rounded_dy = <int16_t*>(base + at)
     at += padded(2 * n, 64)
     b.dy_scale = take(base, &at, n // BACK_ROWS)
@@ -153,6 +168,7 @@ cdef inline size_t place_layer(Kept* k, const Config* c, const Extent* e, uint8_
     # `take` counts in floats
     k.q, k.att = take(base, &at, quarter * c.q_p // 4), take(base, &at, quarter * c.q_p // 4)
     k.k, k.v = take(base, &at, quarter * c.kv_p // 4), take(base, &at, quarter * c.kv_p // 4)
+    k.q_low, k.kv_low = take(base, &at, quarter * c.q_a_p // 4), take(base, &at, quarter * c.kv_a_p // 4)
     k.gate, k.up = take(base, &at, quarter * c.ff_p // 4), take(base, &at, quarter * c.ff_p // 4 if c.gated else 0)
     if c.post_norms or e.magnified:
         k.attention, k.mlp = take(base, &at, quarter * c.embd_p // 4), take(base, &at, quarter * c.embd_p // 4)

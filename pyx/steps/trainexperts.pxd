@@ -4,7 +4,7 @@ from ..layers.block cimport Config
 from ..layers.lowrank cimport LoraPair
 from ..products.inputs cimport Acts
 from .trainbuffers cimport Extent, Gradient
-from .trainlayers cimport TrainLayers
+from .trainmixers cimport TrainMixers
 
 cdef struct ExpertBuffers:  # R = T k rows: a token at one of its experts; sorted by expert
     int n_active            # experts with rows
@@ -33,7 +33,7 @@ cdef struct ExpertBuffers:  # R = T k rows: a token at one of its experts; sorte
 
 cdef size_t place_expert_buffers(ExpertBuffers* x, const Config* c, const Extent* e, uint8_t* base) noexcept nogil
 
-cdef class TrainExperts(TrainLayers):
+cdef class TrainExperts(TrainMixers):
     cdef ExpertBuffers xb
     cdef uint8_t[::1] expert_memory
     cdef LoraPair* expert_pair(self, int layer, int e, int j) noexcept nogil

@@ -26,6 +26,7 @@ from .stepbuffers cimport take
 from .team cimport Walk, barrier, next_dynamic, omp_get_thread_num, share
 from .trainbuffers cimport UNIT_BLOCKS, UNIT_COLUMNS, UNIT_TILES, Buffers, Extent, Gradient, Kept
 from .trainlayers cimport TrainLayers
+from .trainmixers cimport TrainMixers
 from .trainrows cimport clear_rows, input_rows, input_rows_backward, restore_rows, save_rows
 
 cdef enum:
@@ -72,8 +73,8 @@ cdef inline void add_scaled(const float* x, float factor, int n, float* y) noexc
         vf_store(y + i, vf_fma1(vf_load(x + i), factor, vf_load(y + i)))
 
 
-cdef class TrainExperts(TrainLayers):
-    """TrainLayers and what layers with experts share among threads."""
+cdef class TrainExperts(TrainMixers):
+    """TrainMixers and what layers with experts share among threads."""
 
     cdef LoraPair* expert_pair(self, int layer, int e, int j) noexcept nogil:
         return self.pair(layer, N_SLOTS + OF_EXPERT * e + j)

@@ -51,7 +51,9 @@ cdef class TrainLayers:
     cdef void add_linear(self, int layer, int slot, const Norm* after, void* kept, const Acts* a, const float* x, const int* row, float* y,
                          int i, int n) noexcept nogil
     cdef void attention(self, int layer, int i, int n) noexcept nogil
-    cdef void attend_units(self, int layer, int i) noexcept nogil
+    cdef void project_heads(self, int layer, bint keeping, int i, int n) noexcept nogil
+    cdef void normed_inputs(self, int layer, int slot, int n_linear, Acts* a, int i, int n) noexcept nogil
+    cdef void attend_units(self, int layer, int i, int n) noexcept nogil
     cdef void mlp(self, int layer, bint onward, int i, int n) noexcept nogil
     cdef void shared_rows(self, int layer, int lo, int hi) noexcept nogil
     cdef void shared_rows_backward(self, int layer, int lo, int hi) noexcept nogil
@@ -70,3 +72,6 @@ cdef class TrainLayers:
     cdef void spread_rows(self, const float* scored, float* all_, size_t ld, int i, int n) noexcept nogil
     cdef void output_backward(self, int layer, int i, int n) noexcept nogil
     cdef void attention_backward(self, int layer, int i, int n) noexcept nogil
+    cdef void heads_backward(self, int layer, int i, int n) noexcept nogil
+    cdef void project_backward(self, int layer, float* dn, int i, int n) noexcept nogil
+    cdef void normed_backward(self, int layer, int slot, int n_linear, Gradient* g, float* dn, int i, int n) noexcept nogil

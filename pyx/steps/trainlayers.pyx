@@ -196,34 +196,28 @@ cdef class TrainLayers:
         cdef Kept* k = self.kept + layer
         cdef Buffers* b = &self.b
         cdef Acts a
-        cdef int t, lo = share(self.T, i, n), hi = share(self.T, i + 1, n), rows = self.rows(layer), width = c.n_head * c.head_dim
+        cdef int t, lo = share(self.T, i, n), hi = share(self.T, i + 1, n), rows = self.rows(layer), width = l.linear[ATTN_OUTPUT].w.n_cols
         cdef bint last = layer == c.n_layer - 1, keeping = self.keeping and layer >= self.extent.first_layer, plain = self.plain_heads(layer)
         cdef float* att = b.datt if last else b.att
-        cdef float* y[3]
-        cdef size_t ldy[3]
-        self.place_input(&a, b.normed, c.embd_p, c.n_embd, self.T)
-        input_rows(c, &l.attn_norm, k.x, b.normed, lo, hi)
-        self.linear_inputs(layer, ATTN_Q, 3, &a, lo, hi, self.scratch(i))
-        barrier(&self.team)      # a (normed, rounded) and u of all tokens
-        y[0], y[1], y[2] = b.q, b.k, b.v
-        ldy[0], ldy[1], ldy[2] = c.q_p, c.kv_p, c.kv_p
-        self.linears(layer, ATTN_Q, 3, &a, y, ldy)
+        self.project_heads(layer, keeping, i, n)
         if keeping and plain:
             save_rows(b.q, k.q, c.q_p, lo, hi, self.extent.item)
             save_rows(b.k, k.k, c.kv_p, lo, hi, self.extent.item)
         if keeping:
             save_rows(b.v, k.v, c.kv_p, lo, hi, self.extent.item)
-        for t in range(3):
-            self.magnify(layer, ATTN_Q + t, y[t], ldy[t], lo, hi)
+        self.magnify(layer, ATTN_Q, b.q, c.q_p, lo, hi)
+        self.magnify(layer, ATTN_K, b.k, c.kv_p, lo, hi)
+        self.magnify(layer, ATTN_V, b.v, c.kv_p, lo, hi)
         head_rows(c, l, &l.q_norm, b, b.q, c.q_p, c.n_head, lo, hi)
         temper_rows(c, self.position, b.q, c.q_p, lo, hi)
         head_rows(c, l, &l.k_norm, b, b.k, c.kv_p, c.n_head_kv, lo, hi)
         if keeping and not plain:
             save_rows(b.q, k.q, c.q_p, lo, hi, self.extent.item)
             save_rows(b.k, k.k, c.kv_p, lo, hi, self.extent.item)
-        store_rows(c, b, self.starts, self.n_segments, lo, hi)
-        barrier(&self.team)      # the cache
-        self.attend_units(layer, i)
+        if l.taps == NULL:
+            store_rows(c, b, self.starts, self.n_segments, lo, hi)
+        barrier(&self.team)      # the cache; q, k and v
+        self.attend_units(layer, i, n)
         lo, hi = share(rows, i, n), share(rows, i + 1, n)
         if last:
             for t in range(lo, hi):
@@ -241,7 +235,28 @@ cdef class TrainLayers:
         for t in range(lo, hi if l.parallel else lo):
             memcpy(k.mid + t * c.embd_p, k.x + c.embd_p * <size_t>(self.scored[t] if last else t), 4 * <size_t>c.embd_p)
 
-    cdef void attend_units(self, int layer, int i) noexcept nogil:
+    cdef void project_heads(self, int layer, bint keeping, int i, int n) noexcept nogil:
+        """b.q, b.k and b.v of the layer's x, as its matrices give them"""
+        cdef Config* c = &self.weights.config
+        cdef Buffers* b = &self.b
+        cdef Acts a
+        cdef float* y[3]
+        cdef size_t ldy[3]
+        y[0], y[1], y[2] = b.q, b.k, b.v
+        ldy[0], ldy[1], ldy[2] = c.q_p, c.kv_p, c.kv_p
+        self.normed_inputs(layer, ATTN_Q, 3, &a, i, n)
+        self.linears(layer, ATTN_Q, 3, &a, y, ldy)
+
+    cdef void normed_inputs(self, int layer, int slot, int n_linear, Acts* a, int i, int n) noexcept nogil:
+        """a = what n_linear matrices of attention see of the layer's x"""
+        cdef Config* c = &self.weights.config
+        cdef int lo = share(self.T, i, n), hi = share(self.T, i + 1, n)
+        self.place_input(a, self.b.normed, c.embd_p, c.n_embd, self.T)
+        input_rows(c, &self.weights.blocks[layer].attn_norm, self.kept[layer].x, self.b.normed, lo, hi)
+        self.linear_inputs(layer, slot, n_linear, a, lo, hi, self.scratch(i))
+        barrier(&self.team)      # a (normed, rounded) and u of all tokens
+
+    cdef void attend_units(self, int layer, int i, int n) noexcept nogil:
         """b.att from b.q and the cache, UNIT_ROWS query rows of a KV head at a time to the thread that is free first"""
         cdef Config* c = &self.weights.config
         cdef Buffers* b = &self.b
@@ -517,20 +532,26 @@ cdef class TrainLayers:
 
     cdef void attention_backward(self, int layer, int i, int n) noexcept nogil:
         cdef Config* c = &self.weights.config
+        cdef int lo = share(self.T, i, n), hi = share(self.T, i + 1, n)
+        cdef float* dn = self.b.part if layer > self.extent.first_layer else NULL
+        if layer == c.n_layer - 1:
+            barrier(&self.team)      # the gradient of the residual
+            self.spread_rows(self.b.tail, self.b.dx, c.embd_p, i, n)
+            barrier(&self.team)      # datt, dx of all T
+        self.heads_backward(layer, i, n)
+        self.project_backward(layer, dn, i, n)
+        if dn != NULL:
+            input_rows_backward(c, &self.weights.blocks[layer].attn_norm, self.kept[layer].x, dn, self.b.dx, lo, hi)
+
+    cdef void heads_backward(self, int layer, int i, int n) noexcept nogil:
+        """From datt to the gradients of what the matrices gave: b.q, b.dk, b.dv, of each thread's own tokens"""
+        cdef Config* c = &self.weights.config
         cdef Block* l = &self.weights.blocks[layer]
         cdef Kept* k = self.kept + layer
         cdef Buffers* b = &self.b
-        cdef int t, s, h, end, j, lo = share(self.T, i, n), hi = share(self.T, i + 1, n), group = c.n_head // c.n_head_kv
-        cdef size_t at, kv_at, q_width = padded(c.n_head * c.head_dim, BACK_ROWS), kv_width = padded(c.n_head_kv * c.head_dim, BACK_ROWS)
-        cdef Gradient g[3]
-        cdef float* dn = b.part if layer > self.extent.first_layer else NULL
+        cdef int t, s, h, end, lo = share(self.T, i, n), hi = share(self.T, i + 1, n), group = c.n_head // c.n_head_kv
+        cdef size_t at, kv_at
         cdef Walk walk = Walk(0, 0)
-        g[0], g[1] = self.gradient(b.q, c.q_p, 0), self.gradient(b.dk, c.q_p, self.T * q_width)
-        g[2] = self.gradient(b.dv, c.q_p, self.T * (q_width + kv_width))
-        if layer == c.n_layer - 1:
-            barrier(&self.team)      # the gradient of the residual
-            self.spread_rows(b.tail, b.dx, c.embd_p, i, n)
-            barrier(&self.team)      # datt, dx of all T
         for s in range(self.n_segments):
             while next_dynamic(&self.team, &walk, c.n_head, 1, &h, &end):
                 at = self.starts[s] * <size_t>c.q_p + h * c.head_dim
@@ -550,13 +571,29 @@ cdef class TrainLayers:
             self.magnify(layer, ATTN_K, b.k, c.kv_p, lo, hi)
         head_rows_backward(c, l, &l.q_norm, b, b.att, c.q_p, b.q, c.q_p, c.n_head, lo, hi)
         head_rows_backward(c, l, &l.k_norm, b, b.k, c.kv_p, b.dk, c.q_p, c.n_head_kv, lo, hi)
-        input_rows(c, &l.attn_norm, k.x, b.normed, lo, hi)
+
+    cdef void project_backward(self, int layer, float* dn, int i, int n) noexcept nogil:
+        """The gradients of the matrices that made those, and of their input: dn, NULL where nobody wants it"""
+        cdef Config* c = &self.weights.config
+        cdef Block* l = &self.weights.blocks[layer]
+        cdef Kept* k = self.kept + layer
+        cdef Buffers* b = &self.b
+        cdef int lo = share(self.T, i, n), hi = share(self.T, i + 1, n)
+        cdef size_t q_width = padded(l.linear[ATTN_Q].w.n_rows, BACK_ROWS), kv_width = padded(l.linear[ATTN_K].w.n_rows, BACK_ROWS)
+        cdef Gradient g[3]
+        g[0], g[1] = self.gradient(b.q, c.q_p, 0), self.gradient(b.dk, c.q_p, self.T * q_width)
+        g[2] = self.gradient(b.dv, c.q_p, self.T * (q_width + kv_width))
         self.restore_product(layer, ATTN_Q, k.q, b.att, c.q_p, g, lo, hi)
         self.restore_product(layer, ATTN_K, k.k, b.k, c.kv_p, g + 1, lo, hi)
         self.restore_product(layer, ATTN_V, k.v, b.v, c.kv_p, g + 2, lo, hi)
-        for j in range(3):
-            self.linear_gradients(layer, ATTN_Q + j, g + j, self.T, lo, hi)
+        self.normed_backward(layer, ATTN_Q, 3, g, dn, i, n)
+
+    cdef void normed_backward(self, int layer, int slot, int n_linear, Gradient* g, float* dn, int i, int n) noexcept nogil:
+        """The same of n_linear matrices of attention that see the layer's x, normed"""
+        cdef Config* c = &self.weights.config
+        cdef int j, lo = share(self.T, i, n), hi = share(self.T, i + 1, n)
+        input_rows(c, &self.weights.blocks[layer].attn_norm, self.kept[layer].x, self.b.normed, lo, hi)
+        for j in range(n_linear):
+            self.linear_gradients(layer, slot + j, g + j, self.T, lo, hi)
         barrier(&self.team)      # the same of q, k, v; normed
-        self.linears_backward(layer, ATTN_Q, 3, b.normed, c.embd_p, g, self.T, dn, c.embd_p, i)
-        if dn != NULL:
-            input_rows_backward(c, &l.attn_norm, k.x, dn, b.dx, lo, hi)
+        self.linears_backward(layer, slot, n_linear, self.b.normed, c.embd_p, g, self.T, dn, c.embd_p, i)

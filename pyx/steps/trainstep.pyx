@@ -103,20 +103,20 @@ cdef class TrainStep(TrainExperts):
         cdef int part, columns, n_out
         self.layout, self.magnitudes = [], []
         for (layer, slot), (rank, scale) in sorted(ranks.items()):
-            if not (0 <= layer < c.n_layer and 0 <= slot < self.weights.n_slots(layer) and rank >= 1 and self.parts_of(slot)):
+            if not (0 <= layer < c.n_layer and 0 <= slot < self.weights.n_slots(layer) and rank >= 1 and self.parts_of(layer, slot)):
                 raise ValueError(f"layer {layer}, matrix {slot}, rank {rank}: not of this model")
             if self.magnified and slot >= N_SLOTS:
                 raise ValueError(f"layer {layer}, matrix {slot}: experts have no magnitudes")
             columns = n_out = 0
-            for part in range(self.parts_of(slot)):
+            for part in range(self.parts_of(layer, slot)):
                 l, p = self.weights.linear_at(layer, slot + part), self.pair(layer, slot + part)
                 if l.w.tiles == NULL:
                     raise ValueError(f"layer {layer} has no matrix {slot + part}")
                 pair_size(p, rank, scale, l.w.n_cols, l.w.n_rows)
-                p.part, p.last = part, part == self.parts_of(slot) - 1
+                p.part, p.last = part, part == self.parts_of(layer, slot) - 1
                 n_out = columns + p.n_out
                 columns += p.out_p
-            for part in range(self.parts_of(slot)):
+            for part in range(self.parts_of(layer, slot)):
                 self.pair(layer, slot + part).ldb = columns
             self.layout.append((layer, slot, rank, p.n_in, n_out, n_params, n_params + p.rank * p.in_p))
             n_params += p.rank * (p.in_p + columns)
@@ -128,7 +128,7 @@ cdef class TrainStep(TrainExperts):
         params, grads, transposed = self.params, self.grads, 0
         for layer, slot, _, _, _, a, b in self.layout:
             columns = 0
-            for part in range(self.parts_of(slot)):
+            for part in range(self.parts_of(layer, slot)):
                 p = self.pair(layer, slot + part)
                 p.a, p.bt, p.ga, p.gbt = &params[a], &params[b + columns], &grads[a], &grads[b + columns]
                 p.at, p.bn = &self.transposed[transposed], &self.transposed[transposed + p.width * (p.in_p + columns)]
@@ -176,9 +176,9 @@ cdef class TrainStep(TrainExperts):
             self.weights.end_step(&self.busy)
         return np.concatenate(found)
 
-    cdef int parts_of(self, int slot) noexcept nogil:
+    cdef int parts_of(self, int layer, int slot) noexcept nogil:
         """How many matrices from a slot on share a pair's A"""
-        return self.weights.config.n_parts[slot] if slot < N_SLOTS else 1
+        return self.weights.blocks[layer].n_parts[slot] if slot < N_SLOTS else 1
 
     # ---- the call ----
 

@@ -36,6 +36,7 @@ cdef class Weights:
     cdef float* vector(self, array) except NULL
     cdef int fill_block(self, int i, dict parts, config) except -1
     cdef int set_norm_of(self, Norm* norm, int layer, name, config, array, bias) except -1
+    cdef int set_low_norm(self, Norm* norm, int layer, name, config, array) except -1
     cdef int set_head_norm(self, HeadNorm* h, int layer, name, config, array, int n_head) except -1
     cdef int fill_experts(self, Block* b, dict parts) except -1
     cdef int set_linear(self, Linear* l, matrix, bias) except -1

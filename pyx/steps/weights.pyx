@@ -26,7 +26,7 @@ from llamacy.kernels.threads import check_threads
 EMBEDDING = (-2, 0)     # add_adapter's key for the token embedding
 
 # By slot, see layers/block.pxd.
-NAMES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+NAMES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "attn_q_a", "attn_kv_a_mqa", "attn_kv_b")
 # Behind them those of a layer's experts: matrix j of expert e is slot N_SLOTS + len(EXPERT_NAMES) e + j.
 EXPERT_NAMES = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 SCORES = {"softmax": SOFTMAX, "sigmoid": SIGMOID}
@@ -43,6 +43,14 @@ cdef int set_sizes(Config* c, sizes) except -1:
     c.n_expert, c.n_used = sizes.get("n_expert", 0), sizes.get("n_used", 0)
     c.expert_p = padded(sizes.get("n_ff_expert", 0), 16)
     c.q_p, c.kv_p = padded(c.n_head * c.head_dim, 16), padded(c.n_head_kv * c.head_dim, 16)
+    c.kv_rank, c.n_value = sizes.get("kv_rank", 0), sizes.get("n_value", c.head_dim)
+    c.q_a_p = c.kv_a_p = c.kv_b_p = 0
+    if c.kv_rank:
+        c.q_a_p, c.kv_a_p = padded(sizes["q_rank"], 16), padded(c.kv_rank + c.n_rot, 16)
+        c.kv_b_p = padded(c.n_head * (c.head_dim - c.n_rot + c.n_value), 16)
+    c.n_taps = sizes.get("n_taps", 0)
+    if c.n_taps:        # b, c and x of a convolution stand where queries, keys and values do
+        c.q_p, c.kv_p = max(c.q_p, c.embd_p), max(c.kv_p, c.embd_p)
     c.gated, c.post_norms = sizes.get("gated", True), sizes.get("post_norms", False)
     c.logit_cap = sizes.get("logit_cap", 0)
     c.embedding_scale, c.residual_scale, c.logit_scale = (sizes.get(f"{name}_scale", 1) for name in ("embedding", "residual", "logit"))
@@ -81,26 +89,22 @@ cdef class Weights:
     """Everything a step reads: sizes, tensors and adapters. Arrays handed in are kept alive here."""
 
     def __cinit__(self, config, list layers, output, output_norm, const uint8_t[:, ::1] embedding=None, int embedding_type=0):
-        """config: sizes and scales by Config's names, rms_eps, rope_layout, ropes, see RopeTables, temperature (factor, length),
-        n_parts {slot: how many matrices from this on are one to adapters} and, where they are not llama's, norm (one of
+        """config: sizes and scales by Config's names, rms_eps, rope_layout, ropes, see RopeTables, temperature (factor, length)
+        and, where they are not llama's, rope_first (a head's first element that turns), norm (one of
         KIND_OF), activation (one of ACTIVATIONS), parallel, score_scale, score_cap, logit_cap; layers: dicts of NAMES'
         PackedMatrix, without those that the family does not have, optional "<name>.bias" f32, norms by NORMS' names, f32, each
         with its optional "<name>.bias", "rope": which of ropes, None where positions turn nothing, and where there are such
-        "window": positions that a query sees, "sinks" f32 (n_head,), "experts": see fill_experts; output: PackedMatrix
+        "window": positions that a query sees, "sinks" f32 (n_head,), "experts": see fill_experts, "n_parts" {slot: how many matrices from this on are one to adapters},
+        "taps" f32 (n_taps, n_embd) of a convolution for attention; output: PackedMatrix
         (n_vocab, n_embd); embedding: rows of blocks of type embedding_type, None where the output matrix is the embedding too.
         The biases of the last two are config's: "output.bias", "output_norm.bias"."""
         cdef int i
         self.keep, self.adapters, self.embedding_loras, self.norms, self.lora_arrays = [], [], [], {}, []
         set_sizes(&self.config, dict(config, n_layer=len(layers), n_ropes=len(config["ropes"])))
         self.config.temperature, self.config.temperature_length = config.get("temperature", (0, 0))
-        for i in range(N_SLOTS):
-            self.config.n_parts[i] = 1
-        for first, n in config.get("n_parts", {}).items():
-            for i in range(first, first + n):
-                self.config.n_parts[i] = n if i == first else 0
         self.ropes = RopeTables(config["ropes"], self.config.n_rot)
         for i in range(self.ropes.n):
-            self.rope[i] = Rope(self.config.n_rot, config["rope_layout"], i)
+            self.rope[i] = Rope(self.config.n_rot, config.get("rope_first", 0), config["rope_layout"], i)
         if embedding is not None:
             self.embedding, self.embedding_row = &embedding[0, 0], embedding.shape[1]
             self.embedding_type = row_type(embedding_type)
@@ -135,6 +139,17 @@ cdef class Weights:
         norms[0], norms[1], norms[2], norms[3] = &b.attn_norm, &b.ffn_norm, &b.post_attention_norm, &b.post_ffw_norm
         for j in range(4):
             self.set_norm_of(norms[j], i, NORMS[j], config, parts.get(NORMS[j]), parts.get(NORMS[j] + ".bias"))
+        self.set_low_norm(&b.q_a_norm, i, "attn_q_a_norm", config, parts.get("attn_q_a_norm"))
+        self.set_low_norm(&b.kv_a_norm, i, "attn_kv_a_norm", config, parts.get("attn_kv_a_norm"))
+        if "taps" in parts:
+            taps = np.zeros((self.config.n_taps, self.config.embd_p), np.float32)
+            taps[:, :self.config.n_embd] = parts["taps"]
+            b.taps = self.vector(taps.reshape(-1))
+        for slot in range(N_SLOTS):
+            b.n_parts[slot] = 1
+        for first, n in parts.get("n_parts", {}).items():
+            for slot in range(first, first + n):
+                b.n_parts[slot] = n if slot == first else 0
         self.set_head_norm(&b.q_norm, i, "attn_q_norm", config, parts.get("attn_q_norm"), self.config.n_head)
         self.set_head_norm(&b.k_norm, i, "attn_k_norm", config, parts.get("attn_k_norm"), self.config.n_head_kv)
         rope = parts.get("rope", 0)
@@ -159,7 +174,7 @@ cdef class Weights:
 
     cdef int fill_experts(self, Block* b, dict parts) except -1:
         """parts: router, a PackedMatrix (n, n_embd), of each of EXPERT_NAMES a list of n PackedMatrix, "<name>.bias" f32 (n, n_out)
-        or for the router (n,); scores, one of SCORES, renormalised and scale; optional selection f32 (n,), shared_gate f32 (n_embd,).
+        or for the router (n,); scores, one of SCORES, renormalised and scale; optional groups (how many, how many of them used), selection f32 (n,), shared_gate f32 (n_embd,).
 
         The layer's own ffn_gate, ffn_up, ffn_down are the expert that all tokens share; it may have none.
         """
@@ -170,7 +185,8 @@ cdef class Weights:
         b.experts = x
         if not 1 <= self.config.n_used <= n <= MAX_EXPERTS or n != self.config.n_expert:
             raise ValueError(f"{self.config.n_used} of {n} experts, wanted 1 to {MAX_EXPERTS}, {self.config.n_expert} by the config")
-        x.routing = Routing(n, self.config.n_used, SCORES[parts["scores"]], parts["renormalised"], parts["scale"])
+        groups = parts.get("groups", (0, 0))
+        x.routing = Routing(n, self.config.n_used, SCORES[parts["scores"]], parts["renormalised"], parts["scale"], groups[0], groups[1])
         x.linear = <Linear*>calloc(n * OF_EXPERT, sizeof(Linear))
         if x.linear == NULL:
             x.routing.n = 0
@@ -197,6 +213,13 @@ cdef class Weights:
         if bias is not None:
             norm.bias = self.vector(bias)
             self.norms[layer, name + ".bias"] = self.keep[len(self.keep) - 1]
+        return 0
+
+    cdef int set_low_norm(self, Norm* norm, int layer, name, config, array) except -1:
+        """A norm of latent attention, over as many elements as its array has; None: there is none"""
+        if array is not None:
+            norm.kind, norm.n, norm.eps, norm.weight = norm_kind("rms"), <int>len(array), config["rms_eps"], self.vector(array)
+            self.norms[layer, name] = self.keep[len(self.keep) - 1]
         return 0
 
     cdef int set_head_norm(self, HeadNorm* h, int layer, name, config, array, int n_head) except -1:
