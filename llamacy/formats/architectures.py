@@ -7,6 +7,7 @@ may stand here before all its parts are computed: its row names them in `needs`,
 MISSING. Such a family is converted, and refused by name when it is opened.
 """
 
+import math
 import re
 import struct
 from collections.abc import Callable
@@ -79,12 +80,14 @@ MATRICES = (
     Matrix("ffn_gate", "mlp.gate_proj", "feed_forward.w1", "ff", "embd", ("gate",)),
     Matrix("ffn_up", "mlp.up_proj", "feed_forward.w3", "ff", "embd", ("up",)),
     Matrix("ffn_down", "mlp.down_proj", "feed_forward.w2", "embd", "ff", ("down",), "down"),
+    Matrix("attn_q_a", "self_attn.q_a_proj", n_out="q_rank", n_in="embd"),
+    Matrix("attn_kv_a_mqa", "self_attn.kv_a_proj_with_mqa", n_out="kv_a", n_in="embd"),
+    Matrix("attn_kv_b", "self_attn.kv_b_proj", n_out="kv_b", n_in="kv_rank", role="value"),
 )
 # Known by name and size, without a slot of the compiled layer so far. A "*" in Hugging Face's name: one module for each
 # expert, whose rows lie below each other in the stacked tensor.
 OTHER_MATRICES = (
     Matrix("attn_qkv", "self_attn.qkv_proj", "attention.wqkv", "qkv", "embd", ("qkv",), "value"),
-    Matrix("attn_kv_b", "", role="value"),
     Matrix("ffn_gate_inp", "mlp.gate", n_out="expert", n_in="embd"),
     Matrix("ffn_gate_exps", "mlp.experts.*.gate_proj", n_out="ff_exp", n_in="embd", stacked="expert"),
     Matrix("ffn_up_exps", "mlp.experts.*.up_proj", n_out="ff_exp", n_in="embd", stacked="expert"),
@@ -93,14 +96,11 @@ OTHER_MATRICES = (
     Matrix("ffn_gate_shexp", "mlp.shared_expert.gate_proj", n_out="ff_shexp", n_in="embd"),
     Matrix("ffn_up_shexp", "mlp.shared_expert.up_proj", n_out="ff_shexp", n_in="embd"),
     Matrix("ffn_down_shexp", "mlp.shared_expert.down_proj", n_out="embd", n_in="ff_shexp"),
-    Matrix("attn_q_a", "self_attn.q_a_proj", n_out="q_rank", n_in="embd"),
     Matrix("attn_q_b", "self_attn.q_b_proj", n_out="q", n_in="q_rank"),
-    Matrix("attn_kv_a_mqa", "self_attn.kv_a_proj_with_mqa", n_out="kv_a", n_in="embd"),
     Matrix("attn_k_b", "", n_out="kv_rank", n_in="key_plain", stacked="head"),
     Matrix("attn_v_b", "", n_out="value", n_in="kv_rank", stacked="head"),
     Matrix("shortconv.in_proj", "conv.in_proj", n_out="conv_in", n_in="embd"),
     Matrix("shortconv.out_proj", "conv.out_proj", n_out="embd", n_in="embd"),
-    Matrix("shortconv.conv", "conv.conv", n_out="embd", n_in="conv"),
 )
 EXPERTS = ("ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 ROUTER, STACKED = EXPERTS[0], EXPERTS[1:]
@@ -115,7 +115,12 @@ NORMS = (
     Norm("ffn_norm", "post_attention_layernorm", "ffn_norm"),
     Norm("post_ffw_norm", "post_feedforward_layernorm"),
 )
-OTHER_VECTORS = (Norm("attn_sinks", "self_attn.sinks", n="head"),)
+CONV, SELECTION = "shortconv.conv", "exp_probs_b"
+OTHER_VECTORS = (
+    Norm("attn_sinks", "self_attn.sinks", n="head"),
+    Norm(CONV, "conv.conv"),
+    Norm(SELECTION, "mlp.gate.e_score_correction", n="expert"),
+)
 TOKEN_EMBD = Tensor("token_embd", "model.embed_tokens", "tok_embeddings")
 OUTPUT_NORM = Tensor("output_norm", "model.norm", "norm")
 LM_HEAD = Tensor("output", "lm_head", "output")  # the embedding serves where a file has none
@@ -129,10 +134,7 @@ BY_NAME = {part.name: part for part in (*MATRICES, *OTHER_MATRICES, *NORMS, *OTH
 
 # Parts that no compiled step has so far: what `needs` calls them -> what is said of them. A part that is built leaves
 # this table, and the families that need nothing else here run.
-MISSING = {
-    "low-rank attention": "queries, keys and values of low rank",
-    "short convolution": "short convolutions",
-}
+MISSING = {}
 
 
 @dataclass(frozen=True)
@@ -142,11 +144,13 @@ class Routing:
     scores        "softmax" of all experts' logits, or "sigmoid" of each
     renormalised  the chosen scores are divided by their sum; of a softmax that is the softmax of the chosen logits
     scale         what the weights are multiplied with
+    groups        (how many groups the experts are, of how many of them some may be chosen); (0, 0): of all
     """
 
     scores: str = "softmax"
     renormalised: bool = True
     scale: float = 1.0
+    groups: tuple = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,11 @@ class Architecture:
     matrices     names of MATRICES and OTHER_MATRICES      norms  names of NORMS, in the order of use
     experts      what layers with experts have instead of the dense MLP's matrices, names of OTHER_MATRICES
     fused        {matrix: those of a layer whose rows it holds, one after the other}: one matrix in the file, to
-                 adapters and quantisation, several to the compiled steps
+                 adapters and quantisation, several, or one in another's place, to the compiled steps
+    even         fused ones whose parts are of one size
+    stored       {matrix: the tensors that hold it in files, where these have none of its name}
+    latent       keys and values are made of one short row for all heads, see pyx/layers/latent.pxd
+    convolves    layers without heads of keys have a short convolution in attention's place
     routing      how a token's experts are chosen, where the file does not say
     optional     parts that not all files of the family have
     vectors      names of OTHER_VECTORS that its layers have
@@ -193,9 +201,13 @@ class Architecture:
     rope_layout: int = PAIRS
     needs: tuple = ()
     permuted: bool = False
-    matrices: tuple = tuple(matrix.name for matrix in MATRICES)
+    matrices: tuple = tuple(matrix.name for matrix in MATRICES[:7])
     experts: tuple = ()
     fused: dict = field(default_factory=dict)
+    even: tuple = ()
+    stored: dict = field(default_factory=dict)
+    latent: bool = False
+    convolves: bool = False
     routing: Routing = Routing()
     optional: tuple = ()
     norms: tuple = ("attn_norm", "ffn_norm")
@@ -282,13 +294,15 @@ def one_without(period):
 
 _CAPS = dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"))
 _TOP = {part.name: part for part in WHOLE_MODEL}
+_IN_LAYER = re.compile(r"blk\.\d+\.")
 _EXPERT_TENSOR = re.compile(
     rf"(blk\.\d+\.(?:{'|'.join(name.removesuffix('_exps') for name in STACKED)}))\.(0|[1-9]\d{{0,4}})\.weight"
 )
-_DENSE = tuple(matrix.name for matrix in MATRICES)
+_DENSE = tuple(matrix.name for matrix in MATRICES[:7])
 _ATTENTION, _MLP = _DENSE[:4], _DENSE[4:]
 _UNGATED = (*_ATTENTION, "ffn_up", "ffn_down")
 _QKV = _QKV_BIASES = ("attn_q", "attn_k", "attn_v")
+_CONVOLUTION = ("shortconv.in_proj", "shortconv.out_proj")
 _HEAD_NORMS = ("attn_q_norm", "attn_k_norm")
 _ROW_NORMS = {"attn_q_norm": ("q",), "attn_k_norm": ("kv",)}
 _SANDWICH = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
@@ -301,6 +315,12 @@ _BLOCK_SPARSE = {
     "ffn_up_exps": "block_sparse_moe.experts.*.w3",
     "ffn_down_exps": "block_sparse_moe.experts.*.w2",
 }
+_LATENT = KEYS | dict.fromkeys(
+    (
+        *("attention.q_lora_rank", "attention.kv_lora_rank", "attention.key_length_mla", "attention.value_length_mla"),
+        *("attention.value_length", "expert_group_count", "expert_group_used_count"),
+    )
+)
 # what embeddings, branches, scores and logits are multiplied by
 _GRANITE = KEYS | dict.fromkeys(("embedding_scale", "residual_scale", "attention.scale", "logit_scale"))
 # where it says no, positions turn nothing
@@ -318,6 +338,13 @@ _GEMMA = {
 def _of_the_largest(n_layer):
     """Return Gemma's score_scale: models of so many layers divide by another root, which no key of a file says."""
     return lambda config: (config.n_embd / config.n_head if config.n_layer == n_layer else config.head_dim) ** -0.5
+
+
+def _of_latent(config):
+    """Return score_scale of latent attention: yarn's factor is on all of a key, not on what turns alone."""
+    rope = config.rope
+    grown = 1 + rope.log_multiplier * math.log(rope.factor) if rope.scaling == "yarn" and rope.factor > 1 else 1
+    return grown**2 * config.head_dim**-0.5
 
 
 ARCHITECTURES = {
@@ -431,17 +458,20 @@ ARCHITECTURES = {
         truncates=lambda factor, original: (factor, original) != (32, 4096),
     ),
     "deepseek2": Architecture(
-        ("DeepseekV2ForCausalLM",), needs=("low-rank attention",),
-        matrices=("attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_k_b", "attn_v_b", "attn_output", *_MLP),
+        ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"), latent=True, score_scale=_of_latent,
+        matrices=("attn_q", "attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_kv_b", "attn_output", *_MLP),
+        # queries are of two matrices, or of one that stands beside that of keys and values
+        fused={"attn_q": ("attn_q_a",), "attn_q_b": ("attn_q",)}, stored={"attn_kv_b": ("attn_k_b", "attn_v_b")},
         norms=("attn_norm", "attn_q_a_norm", "attn_kv_a_norm", "ffn_norm"), experts=(*EXPERTS, *SHARED_EXPERT),
-        sizes_of={"attn_output": ("embd", "values")},
-        routing=Routing(renormalised=False),
+        vectors=(SELECTION,), sizes_of={"attn_output": ("embd", "values")},
+        routing=Routing(renormalised=False), keys=_LATENT,
         hf_names={part: f"mlp.shared_experts.{BY_NAME[part].hf.rpartition('.')[2]}" for part in SHARED_EXPERT},
     ),
     "lfm2": Architecture(
-        ("Lfm2ForCausalLM",), HALVES, ("short convolution", "head norms"),
-        matrices=_DENSE, norms=("attn_norm", *_HEAD_NORMS, "ffn_norm"),
-        optional=("shortconv.in_proj", "shortconv.conv", "shortconv.out_proj"),
+        ("Lfm2ForCausalLM",), HALVES, convolves=True, keys=KEYS | {"shortconv.l_cache": None},
+        matrices=(*_ATTENTION, *_CONVOLUTION, *_MLP), norms=("attn_norm", *_HEAD_NORMS, "ffn_norm"),
+        fused=dict(zip(_CONVOLUTION, (_QKV, ("attn_output",)), strict=True)), even=_CONVOLUTION[:1],
+        vectors=(CONV,), sizes_of={CONV: ("embd", "conv")},
         output_norm="token_embd_norm.weight",
         hf_names={
             "attn_norm": "operator_norm", "ffn_norm": "ffn_norm", "attn_output": "self_attn.out_proj",
@@ -471,7 +501,7 @@ def of_expert(name):
 def key_of(name):
     """Return the part of a layer that a base tensor belongs to ("blk.0.ffn_up.5.weight" -> "ffn_up_exps")."""
     stacked = of_expert(name)
-    return (stacked[0] if stacked else name).removesuffix(".weight").rpartition(".")[2]
+    return _IN_LAYER.sub("", stacked[0] if stacked else name).removesuffix(".weight")
 
 
 def running():

@@ -30,6 +30,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ALL_WEIGHTS = (WEIGHTS, "adapters.safetensors")
 BASE_NAME = "general.base_model.0.name"
 _OURS = "llamacy"
+_BY_MODULE = (("lora_alpha", "alpha_pattern"), ("r", "rank_pattern"))
 _MAX_CONFIG = 1 << 20
 _TENSOR = re.compile(r"(?:base_model\.model\.)?(.+?)\.lora_(?:embedding_)?([AB])(?:\.(?!bias)\w+)?(?:\.weight)?")
 
@@ -77,13 +78,15 @@ def read_peft(source):
         for key, plain, advice in _PLAIN:
             if config.get(key) not in plain:
                 raise file.error(f"{CONFIG}: {key} is {shown(config.get(key))}", advice)
-        alpha_of, rank = _alphas(file, config), number(file, config, "r", 8)
-        stacked, used = expert_pairs(file, config, int(rank))
+        alpha_of, rank_of = (_by_module(file, config, *names) for names in _BY_MODULE)
+        stacked, used = expert_pairs(file, config, rank_of)
         magnitudes = _magnitudes(file, config)
         if stacked and magnitudes is not None:
             raise file.error(f"{CONFIG}: use_dora is True, of experts' parameters", "merge it with PEFT")
-        scale = number(file, config, "lora_alpha", 8) / (math.sqrt(rank) if config.get("use_rslora") else rank)
-        pairs = {name: LoraPair(a, b, scale) for name, (a, b) in stacked.items()}
+        pairs = {}
+        for name, (a, b, parameter) in stacked.items():
+            divisor = math.sqrt(len(a)) if config.get("use_rslora") else len(a)
+            pairs[name] = LoraPair(a, b, alpha_of(parameter) / divisor)
         groups, copies = grouped_sides(file, _TENSOR, [*used, *(magnitudes or {}).values()])
         for base, sides in groups.items():
             a, b = float_tensor(file, sides["a"]), float_tensor(file, sides["b"])
@@ -136,26 +139,26 @@ def _magnitude(file, name, base, b):
     return found
 
 
-def _alphas(file, config):
-    """Return a function from a module's name to its alpha."""
-    default, patterns = number(file, config, "lora_alpha", 8), config.get("alpha_pattern") or {}
+def _by_module(file, config, key, pattern_key):
+    """Return a function from a module's name to its alpha, or rank: config[key], but for what patterns say."""
+    default, patterns = number(file, config, key, 8), config.get(pattern_key) or {}
     if not isinstance(patterns, dict):
-        raise file.error(f"{CONFIG}: alpha_pattern is {shown(patterns)}, wanted a table", "correct it")
-    known = [(_pattern(file, text), number(file, patterns, text, None)) for text in patterns]
-    return lambda module: next((alpha for pattern, alpha in known if pattern.fullmatch(module)), default)
+        raise file.error(f"{CONFIG}: {pattern_key} is {shown(patterns)}, wanted a table", "correct it")
+    known = [(_pattern(file, pattern_key, text), number(file, patterns, text, None)) for text in patterns]
+    return lambda module: next((value for pattern, value in known if pattern.fullmatch(module)), default)
 
 
-def _pattern(file, text):
+def _pattern(file, key, text):
     """Return PEFT's regular expression for a pattern's key, refusing those that could take for ever to match."""
     # what repeats: escaped characters, sets of them and the marks of groups do not
     plain = re.sub(r"\\.|\[\^?\]?[^\]]*\]", "x", text).replace("(?:", "(")
     repeated, optional = (len(re.findall(marks, plain)) for marks in (r"[*+{]", r"\?"))
     if len(text) > 200 or repeated > 3 or optional > 3 or re.search(r"\)[*+{]|\(\?", plain):
-        raise file.error(f"{CONFIG}: alpha_pattern {shown(text)} is too intricate", "name the modules plainly")
+        raise file.error(f"{CONFIG}: {key} {shown(text)} is too intricate", "name the modules plainly")
     try:
         return re.compile(rf"(.*\.)?({text})")
     except (re.error, OverflowError) as error:
-        raise file.error(f"{CONFIG}: alpha_pattern {shown(text)}: {shown(str(error))}", "correct it") from None
+        raise file.error(f"{CONFIG}: {key} {shown(text)}: {shown(str(error))}", "correct it") from None
 
 
 def write_peft(path, adapter, base=None):

@@ -19,10 +19,14 @@ _WRAPPED = re.compile(
     r"\.lora_([AB])(?:\.(?!bias)\w+)?\.weight"
 )
 _PARAMETERS = {"gate_up_proj": "ffn_gate_up", "down_proj": "ffn_down"}
+_WORDS = {part: word for word, part in _PARAMETERS.items()}
 
 
-def expert_pairs(file, config, rank):
-    """Return ({base tensor's name: (a, b)}, names of the tensors used) of an open ModelFile, pairs of rank `rank`."""
+def expert_pairs(file, config, rank_of):
+    """Return ({base tensor's name: (a, b, parameter)}, names of the tensors used) of an open ModelFile.
+
+    rank_of: function of a parameter's name in the model that gives its pairs' rank.
+    """
     wrappers, used, targets = {}, [], config.get("target_parameters") or []
     texts = [name for name in targets if isinstance(name, str)] if isinstance(targets, list) else []
     named = [part for word, part in _PARAMETERS.items() if any(name.endswith(word) for name in texts)]
@@ -33,18 +37,28 @@ def expert_pairs(file, config, rank):
             wrappers.setdefault(int(match[1]), {}).setdefault(match[2], {})[match[3]] = name
     pairs = {}
     for layer, found in wrappers.items():
-        stacks = [_stack(file, layer, sides, rank) for sides in found.values()]
-        for part, (a, b) in zip(_parts(file, layer, stacks, named), stacks, strict=True):
-            pairs |= {f"blk.{layer}.{part}.{e}.weight": (a[e], b[e]) for e in range(len(a))}
+        sides = [_sides(file, layer, names) for names in found.values()]
+        for part, (a, b) in zip(_parts(file, layer, sides, named), sides, strict=True):
+            parameter = f"model.layers.{layer}.mlp.experts.{_WORDS[part]}"
+            a, b = _stack(file, layer, a, b, int(rank_of(parameter)))
+            pairs |= {f"blk.{layer}.{part}.{e}.weight": (a[e], b[e], parameter) for e in range(len(a))}
     return pairs, used
 
 
-def _stack(file, layer, sides, rank):
-    """Return (a (n, r, n_in), b (n, n_out, r)) of one wrapper."""
+def _sides(file, layer, sides):
+    """Return (A, B) of one wrapper."""
     if sides.keys() != {"A", "B"}:
         raise file.error(f"the experts of layer {layer} have only {shown(*sides.values())}", "the file is damaged")
     a, b = float_tensor(file, sides["A"]), float_tensor(file, sides["B"])
-    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or a.shape[0] == 0 or a.shape[0] % rank:
+    if a.ndim != 2 or b.ndim != 2:
+        what = f"the experts of layer {layer}: A is {a.shape}, B {b.shape}, wanted (n r, n_in), (n_out, r n)"
+        raise file.error(what, "the file is damaged")
+    return a, b
+
+
+def _stack(file, layer, a, b, rank):
+    """Return (a (n, r, n_in), b (n, n_out, r)) of one wrapper."""
+    if a.shape[0] != b.shape[1] or a.shape[0] == 0 or a.shape[0] % rank:
         what = f"the experts of layer {layer}: A is {a.shape}, B {b.shape}, wanted (n r, n_in), (n_out, r n), r {rank}"
         raise file.error(what, "the file is damaged, or has ranks of its own for them")
     n = a.shape[0] // rank
@@ -52,9 +66,9 @@ def _stack(file, layer, sides, rank):
     return a.reshape(n, rank, -1), b
 
 
-def _parts(file, layer, stacks, named):
+def _parts(file, layer, sides, named):
     """Return which parameter each wrapper is of, "ffn_gate_up" or "ffn_down": the one named, of two by their shapes."""
-    widths = [(a.shape[2], b.shape[1]) for a, b in stacks]
+    widths = [(a.shape[1], b.shape[0]) for a, b in sides]
     if len(widths) == len(named) == 1:
         return list(named)
     for order in (("ffn_gate_up", "ffn_down"), ("ffn_down", "ffn_gate_up")):

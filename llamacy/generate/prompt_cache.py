@@ -20,7 +20,9 @@ from llamacy.formats.types import by_name
 
 KIND, VERSION = "prompt cache", 1
 KEY = "llamacy.prompt_cache"
-TENSOR = "cache"
+TENSOR, STATES = "cache", "states"
+# Of what short convolutions saw so many positions: a prompt that is computed again ends before the file does.
+KEPT = 64
 # Of a model's file so much is looked at in so many places: its size and time say the rest.
 SAMPLES, SAMPLE_BYTES = 64, 1 << 12
 
@@ -48,7 +50,7 @@ class PromptCache:
         self._read = True
         if not os.path.exists(self._path) or os.path.getsize(self._path) == 0:
             return
-        found, cached, tiles, held_from, _ = _load(self._path)
+        found, cached, tiles, states, held_from, _ = _load(self._path)
         wanted = _identity(self._engine, self._engine.lora)
         differs = [name for name, value in wanted.items() if found.get(name) != value]
         if differs:
@@ -56,9 +58,12 @@ class PromptCache:
             return
         self._known = cached.tolist()
         n = _common(self._known, ids[:-1])  # the last token is computed for its logits
+        n = 0 if states.size and len(cached) > self._engine.n_ctx else n
         slot = self._engine.slots[0]
         try:
             self._engine.session.write_cache(slot.id, tiles[:, : -(-n // 16)], held_from)
+            if n:
+                self._engine.session.write_states(slot.id, len(cached), _fitting(states, self._engine))
         except ValueError as error:
             raise _damaged(self._path, error) from None
         n = self._engine.session.reusable(slot.id, n)
@@ -93,22 +98,24 @@ def write_slot(path, engine, slot, n):
     """Write what a slot holds of its first n tokens."""
     from llamacy.formats.gguf_writer import write_gguf
 
-    tiles = engine.session.read_cache(slot.id, n)
+    tiles, states = engine.session.read_cache(slot.id, n), engine.session.read_states(slot.id, n, KEPT)
     metadata = {
         "general.type": KIND,
         f"{KEY}.version": VERSION,
         f"{KEY}.identity": json.dumps(_identity(engine, slot.lora)),
         f"{KEY}.tokens": np.array(slot.cached[:n], np.int32),
         f"{KEY}.held_from": engine.session.held_from(slot.id),
-        f"{KEY}.checksum": _checksum(slot.cached[:n], tiles),
+        f"{KEY}.checksum": _checksum(slot.cached[:n], tiles, states),
         **({f"{KEY}.scales": np.array(slot.lora, np.float32)} if slot.lora else {}),
     }
-    write_gguf(path, metadata, [(TENSOR, by_name("I8"), tiles.shape, np.ascontiguousarray(tiles))])
+    tensors = [(TENSOR, by_name("I8"), tiles.shape, np.ascontiguousarray(tiles))]
+    tensors += [(STATES, by_name("F32"), states.shape, states.reshape(-1, states.shape[-1]))] if states.size else []
+    write_gguf(path, metadata, tensors)
 
 
 def read_slot(path, engine, slot):
     """Put into a slot what write_slot wrote; return how many tokens. LlamacyError where it is another model's."""
-    found, cached, tiles, held_from, scales = _load(path)
+    found, cached, tiles, states, held_from, scales = _load(path)
     lora = tuple(scales) + (0.0,) * (len(engine.lora) - len(scales))
     differs = [name for name, value in _identity(engine, lora).items() if found.get(name) != value]
     if differs or len(cached) > engine.n_ctx:
@@ -116,6 +123,7 @@ def read_slot(path, engine, slot):
         raise LlamacyError(f"{path}: made with another {what}")
     try:
         engine.session.write_cache(slot.id, tiles, held_from)
+        engine.session.write_states(slot.id, len(cached), _fitting(states, engine))
     except ValueError as error:
         raise _damaged(path, error) from None
     n = engine.session.reusable(slot.id, len(cached))
@@ -141,7 +149,8 @@ def _common(known, ids):
 
 
 def _load(path):
-    """Return (identity, ids int32 (n), tiles uint8, their held_from, scales); LlamacyError for all other files."""
+    """Return (identity, ids int32 (n), tiles uint8, states f32, the former's held_from, scales); LlamacyError for all
+    other files."""
     source = MappedFile(path)
     if source.bytes[:4].tobytes() != MAGIC:
         raise source.stranger("a prompt cache that bin/main wrote")
@@ -157,22 +166,31 @@ def _load(path):
             info = file.tensors[TENSOR]
             scales = [float(scale) for scale in np.asarray(file.metadata.get(f"{KEY}.scales", ()))]
             tiles = np.array(file.data(TENSOR)).view(np.uint8).reshape(info.shape)
+            states = np.zeros((0, 0, 0), np.float32)
+            if STATES in file.tensors:
+                states = np.array(file.data(STATES)).view(np.float32).reshape(file.tensors[STATES].shape)
             fits = tokens.dtype == np.int32 and len(info.shape) == 3 and info.shape[1] == -(-len(tokens) // 16)
             if not fits or not isinstance(identity, dict) or type(held_from) is not int or not 0 <= held_from < 1 << 31:
                 raise ValueError("its parts do not fit together")
-            if _checksum(tokens.tolist(), tiles) != file.metadata[f"{KEY}.checksum"]:
+            if _checksum(tokens.tolist(), tiles, states) != file.metadata[f"{KEY}.checksum"]:
                 raise ValueError("its checksum is wrong")
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise _damaged(path, error) from None
-    return identity, tokens, tiles, held_from, scales
+    return identity, tokens, tiles, states, held_from, scales
+
+
+def _fitting(states, engine):
+    """Return states as the session of an engine takes them: none of a file without, for a model without."""
+    return states if states.size else np.zeros((0, 0, engine.session.model.config.n_embd), np.float32)
 
 
 def _damaged(path, error):
     return LlamacyError(f"{path}: the prompt cache is damaged ({error}); remove it")
 
 
-def _checksum(ids, tiles):
-    return zlib.crc32(np.ascontiguousarray(tiles), zlib.crc32(np.array(ids, np.int32)))
+def _checksum(ids, tiles, states):
+    found = zlib.crc32(np.ascontiguousarray(tiles), zlib.crc32(np.array(ids, np.int32)))
+    return zlib.crc32(np.ascontiguousarray(states), found) if states.size else found
 
 
 def _of_files(model):

@@ -37,6 +37,15 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Latent:
+    """What queries (0: not), keys and values are made of, in elements, and how long a head's values are."""
+
+    q_rank: int
+    kv_rank: int
+    n_value: int
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Sizes in elements; ropes are the ways in which positions turn queries and keys, the last in layers with a window.
 
@@ -45,7 +54,8 @@ class ModelConfig:
     1 + factor ln(1 + floor(position / length)), with length 0 none. window: positions that a token sees in the layers
     of `windowed`, its own included; None without a limit. score_cap, logit_cap: what attention's scores and logits stay
     below, 0 without a limit. The scales multiply embeddings, what attention and the MLP add to x, scores and logits.
-    rms_eps: of all norms, LayerNorms too. parallel: attention and the MLP see the same norm of x.
+    latent: how keys and values are made of a short row. convolving: layers with a short convolution of n_taps positions
+    instead of attention. rms_eps: of all norms, LayerNorms too. parallel: attention and the MLP see the same norm of x.
     """
 
     architecture: str
@@ -71,6 +81,9 @@ class ModelConfig:
     logit_scale: float = 1.0
     parallel: bool = False
     experts: Experts | None = None
+    latent: Latent | None = None
+    convolving: tuple = ()
+    n_taps: int = 0
 
     @property
     def family(self):
@@ -83,7 +96,8 @@ class ModelConfig:
         names = ("n_embd", "n_head", "n_head_kv", "head_dim", "n_ff", "n_layer")
         more = {"n_vocab": self.n_rows, "n_rot": self.rope.n_rot, "n_ropes": len(self.ropes)}
         more |= {"gated": self.family.gated, "post_norms": "post_ffw_norm" in self.family.norms}
-        found = {name: getattr(self, name) for name in names} | more
+        found = {name: getattr(self, name) for name in names} | more | (vars(self.latent) if self.latent else {})
+        found |= {"n_taps": self.n_taps} if self.convolving else {}
         if self.experts is None:
             return found
         dense = self.n_ff if len(self.experts.layers) < self.n_layer else 1
@@ -95,6 +109,7 @@ class ModelConfig:
         """What the compiled steps are told of a layer beside its sizes: names and numbers by Weights' words."""
         scales = ("embedding_scale", "residual_scale", "score_scale", "logit_scale", "score_cap", "logit_cap")
         found = {name: getattr(self, name) for name in ("rms_eps", "temperature", "parallel", *scales)}
+        found["rope_first"] = self.head_dim - self.rope.n_rot if self.latent else 0
         words = ("rope_layout", "norm", "activation", "expert_activation", "row_norms")
         return found | {name: getattr(self.family, name) for name in words}
 
@@ -112,13 +127,13 @@ class ModelConfig:
         """Which of `ropes` turns a layer's heads, None where positions do not."""
         family = ARCHITECTURES[self.architecture]
         turned = layer in self.windowed or not (family.rope_in_windows and self.window)
-        if not (turned and family.has_rope(layer)):
+        if not (turned and family.has_rope(layer)) or layer in self.convolving:
             return None
         return len(self.ropes) - 1 if layer in self.windowed else 0
 
     @property
     def shapes(self):
-        """{matrix of a layer without experts: (n_out, n_in)}, in the order of use."""
+        """{matrix that a layer without experts may have: (n_out, n_in)}, in the order of use."""
         return self.family.shapes(self.lengths)
 
     @property
@@ -126,6 +141,12 @@ class ModelConfig:
         """What the shapes of a layer's parts are said in."""
         e = self.experts or NO_EXPERTS
         more = {"expert": e.n, "ff_exp": e.n_ff, "ff_shexp": e.n_ff_shared}
+        more |= {"conv_in": 3 * self.n_embd, "conv": self.n_taps}
+        if self.latent:
+            plain, value = self.head_dim - self.rope.n_rot, self.latent.n_value
+            more |= {"q_rank": self.latent.q_rank, "kv_rank": self.latent.kv_rank, "key_plain": plain, "value": value}
+            more |= {"kv_a": self.latent.kv_rank + self.rope.n_rot, "kv_b": self.n_head * (plain + value)}
+            more |= {"values": self.n_head * value}
         return sizes(self.n_embd, self.n_head, self.n_head_kv, self.head_dim, self.n_ff, **more)
 
     def norm_shape(self, name):
@@ -135,19 +156,29 @@ class ModelConfig:
     def part_rows(self, matrix):
         """{part of a matrix: its rows}, one after the other: see Architecture.fused."""
         parts = self.family.parts(matrix)
-        if len(parts) == 1:
-            return {matrix: self.shapes[matrix][0]}
+        if len(parts) == 1 or matrix in self.family.even:
+            return dict.fromkeys(parts, self.shapes[matrix][0] // len(parts))
         return {part: self.lengths[BY_NAME[part].n_out] for part in parts}
+
+    def lacks(self, layer, part):
+        """Whether a layer is without a part that layers of the family may have: its norms, vectors, and matrices."""
+        if self.latent:
+            return part in ("attn_q_a", "attn_q_b", "attn_q_a_norm") if self.latent.q_rank == 0 else part == "attn_q"
+        if self.family.convolves and part.startswith(("attn_", "shortconv.")) and part != "attn_norm":
+            return part.startswith("attn_") is (layer in self.convolving)
+        return False
 
     def layer_shapes(self, layer):
         """{matrix of a layer: its shape, (n_out, n_in) or (n, n_out, n_in)}, in the order of use."""
         family = ARCHITECTURES[self.architecture]
         if self.experts is None or layer not in self.experts.layers:
-            return self.shapes
+            return {key: shape for key, shape in self.shapes.items() if not self.lacks(layer, key)}
         keys = [key for key in family.matrices if not key.startswith("ffn_")]
         keys += [key for key in family.experts if key in BY_NAME and isinstance(BY_NAME[key], Matrix)]
         unshared = () if self.experts.n_ff_shared else (*SHARED_EXPERT, "ffn_gate_inp_shexp")
-        return {key: family.shape(key, self.lengths) for key in keys if key not in unshared}
+        return {
+            key: family.shape(key, self.lengths) for key in keys if key not in unshared and not self.lacks(layer, key)
+        }
 
     def places(self, layer):
         """{base tensor's name: Place} of a layer's matrices that an adapter may sit on, in the order of use.
@@ -196,10 +227,15 @@ def read_config(file, rms_eps=None, rope_theta=None):
     n_embd, n_head = keys.whole("embedding_length"), keys.per_layer("attention.head_count")
     if n_head < 1 or n_embd < 1:
         raise LlamacyError(f"{file.path}: {n_embd} embedding elements and {n_head} heads, wanted at least 1 of each")
-    head_dim = keys.whole("attention.key_length", n_embd // n_head)
+    latent, head_dim = None, keys.whole("attention.key_length", n_embd // n_head)
+    if ARCHITECTURES[name].latent:
+        latent, head_dim = read_latent(keys, head_dim)
+    n_head_kv, convolving, n_taps = _key_heads(keys, ARCHITECTURES[name], n_head)
     n_ctx_train = keys.assumed("context_length", N_CTX, keys.whole, "--override-kv")
     n_rot, truncates = keys.whole("rope.dimension_count", head_dim), ARCHITECTURES[name].truncates
     rope = read_rope(keys, n_rot, n_ctx_train, truncates, rope_theta)
+    if latent and rope.log_multiplier and rope.yarn_attn_factor is None:
+        rope = replace(rope, yarn_attn_factor=1.0)  # it is on all of a key: see _of_latent in architectures.py
     n_ff = keys.per_layer("feed_forward_length")
     window = keys.whole("attention.sliding_window", ARCHITECTURES[name].window) or None
     windowed = _windowed(keys, ARCHITECTURES[name]) if window else ()
@@ -207,7 +243,7 @@ def read_config(file, rms_eps=None, rope_theta=None):
         architecture=name,
         n_embd=n_embd,
         n_head=n_head,
-        n_head_kv=keys.per_layer("attention.head_count_kv", n_head),
+        n_head_kv=n_head if latent else n_head_kv,
         head_dim=head_dim,
         n_ff=n_ff,
         n_layer=keys.n_layer,
@@ -222,6 +258,9 @@ def read_config(file, rms_eps=None, rope_theta=None):
         score_cap=keys.number("attn_logit_softcapping", ARCHITECTURES[name].score_cap),
         logit_cap=keys.number("final_logit_softcapping", ARCHITECTURES[name].logit_cap),
         experts=read_experts(keys, ARCHITECTURES[name], n_ff),
+        latent=latent,
+        convolving=convolving,
+        n_taps=n_taps,
     )
     _check(file.path, config)
     config = replace(config, **_scales(keys, config), parallel=_parallel(file, config))
@@ -285,6 +324,38 @@ class _Keys:
         what = f"{self.name}.{key} is missing, {default} is assumed"
         warnings.warn(f"{self.file.path}: {what}; {flag} sets it", stacklevel=1)
         return default
+
+
+def read_latent(keys, key_length):
+    """Return (Latent, elements of a head's keys) of a family that has it; key_length: what attention.key_length says.
+
+    LlamacyError for sizes that cannot be.
+    """
+    n_key = keys.whole("attention.key_length_mla", 0) or key_length
+    n_value = keys.whole("attention.value_length_mla", 0) or keys.whole("attention.value_length", n_key)
+    found = Latent(keys.whole("attention.q_lora_rank", 0), keys.whole("attention.kv_lora_rank", 0), n_value)
+    n_rot, most = keys.whole("rope.dimension_count", 0), LIMITS["n_embd"]
+    if not (0 <= found.q_rank <= most and 1 <= found.kv_rank <= most and 1 <= n_value <= n_key and 0 < n_rot < n_key):
+        raise LlamacyError(
+            f"{keys.file.path}: keys of {n_key} elements, {n_rot} of them rotating, values of {n_value}, made of "
+            f"{found.kv_rank}, queries of {found.q_rank}: wanted longer keys than values, and parts of them that turn"
+        )
+    return found, n_key
+
+
+def _key_heads(keys, family, n_head):
+    """Return (heads of keys and values, layers that have a convolution instead, its positions)."""
+    key = "attention.head_count_kv"
+    value = keys.get(key)
+    if not (family.convolves and isinstance(value, np.ndarray)):
+        return keys.per_layer(key, n_head), (), 0
+    there = sorted(set(value.tolist()) - {0}) if value.dtype.kind in "iu" else []
+    if len(value) != keys.n_layer or len(there) != 1:
+        raise keys.error(key, f"{keys.n_layer} times 0 or one whole number", value)
+    n_taps = keys.whole("shortconv.l_cache", 0)
+    if not 1 <= n_taps <= 64:
+        raise keys.error("shortconv.l_cache", "1 to 64", n_taps)
+    return there[0], tuple(np.flatnonzero(value == 0).tolist()), n_taps
 
 
 def _local_ropes(keys, rope):

@@ -60,7 +60,7 @@ def read_experts(keys, family, n_ff):
     if normed not in (None, False, True):
         raise keys.error("expert_weights_norm", "true or false", normed)
     routing = routing if normed is None else replace(routing, renormalised=bool(normed))
-    routing = _GATINGS[gating](replace(routing, scale=_scale(keys)))
+    routing = _GATINGS[gating](replace(routing, scale=_scale(keys), groups=_groups(keys, n, n_used)))
     found = (_ROUTER.fullmatch(name) for name in keys.file.tensors)
     layers = frozenset(int(match[1]) for match in found if match and int(match[1]) < keys.n_layer)
     if not layers:
@@ -91,3 +91,16 @@ def _scale(keys):
     if not math.isfinite(scale):
         raise keys.error("expert_weights_scale", "a finite number", scale)
     return scale or 1.0
+
+
+def _groups(keys, n, n_used):
+    """Return (how many groups the experts are, how many of them a token's may come from), (0, 0) without any."""
+    groups, used = keys.whole("expert_group_count", 0), keys.whole("expert_group_used_count", 0)
+    if groups <= 1:
+        return 0, 0
+    if not (groups <= n and n % groups == 0 and 1 <= used <= groups and n_used <= used * (n // groups)):
+        raise LlamacyError(
+            f"{keys.file.path}: {n_used} of {n} experts from {used} of {groups} groups, wanted groups of one size with "
+            "as many experts; the file is damaged"
+        )
+    return groups, used

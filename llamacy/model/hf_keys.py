@@ -59,6 +59,22 @@ def _normalised(usual):
     return lambda config: None if config.values.get("norm_topk_prob", usual) is usual else not usual
 
 
+def _of_v3(config):
+    """Whether a deepseek2 model chooses experts as DeepSeek-V3 does: sigmoids, chosen with a bias, by groups."""
+    return config.get("architectures")[0] == "DeepseekV3ForCausalLM"
+
+
+def _groups(key):
+    """The number of groups of experts, or of those used: none where the model does not look at them."""
+    return lambda c: c.get(key) if _of_v3(c) or c.get("topk_method") != "greedy" else c.get(key) and 1
+
+
+def _gating(config):
+    if config.get("scoring_func") is None and not _of_v3(config):
+        return None
+    return 2 if _of_v3(config) else 1
+
+
 def _mla(key):
     return lambda config: config.whole(key)
 
@@ -110,8 +126,9 @@ KEYS_OF = {
         "expert_shared_count": ("n_shared_experts",),
         "expert_weights_scale": ("routed_scaling_factor",),
         "expert_weights_norm": lambda config: config.values.get("norm_topk_prob") or None,
-        "expert_group_count": ("n_group",),
-        "expert_group_used_count": ("topk_group",),
+        "expert_gating_func": _gating,
+        "expert_group_count": _groups("n_group"),
+        "expert_group_used_count": _groups("topk_group"),
         "rope.scaling.yarn_log_multiplier": lambda c: c.rope.get("mscale_all_dim") and 0.1 * c.rope["mscale_all_dim"],
     },
     "lfm2": {
@@ -205,10 +222,25 @@ def _mscale(config, factor):
     """Return the key of yarn's whole factor where two mscales give it and no other key of the family can."""
     rope, names = config.rope, ("mscale", "mscale_all_dim")
     said = rope.get("attention_factor") is not None or not all(rope.get(name) for name in names)
-    if said or config.family == "deepseek2" or (config.family == "mistral3" and rope["mscale"] == 1):
+    if config.family == "deepseek2":
+        return _latent_mscale(config, factor)
+    if said or (config.family == "mistral3" and rope["mscale"] == 1):
         return {}
     over, under = (0.1 * config.number(name, values=rope) * math.log(max(factor, 1)) + 1 for name in names)
     return {"rope.scaling.yarn_attn_factor": over / under}
+
+
+def _latent_mscale(config, factor):
+    """The same of latent attention, where scores are scaled too: its key alone says that both mscales are equal."""
+    rope = config.rope
+    if rope.get("attention_factor") is not None or not rope.get("mscale_all_dim"):
+        return {}
+    if rope.get("mscale") == rope["mscale_all_dim"]:
+        return {}
+    grown = 0.1 * math.log(max(factor, 1))
+    over, under = rope.get("mscale"), config.number("mscale_all_dim", values=rope)
+    factor = (grown * config.number("mscale", values=rope) + 1) / (grown * under + 1) if over else grown + 1
+    return {"rope.scaling.yarn_attn_factor": factor}
 
 
 def original_context(config):

@@ -11,7 +11,16 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from llamacy.errors import some
-from llamacy.formats.architectures import BY_NAME, LM_HEAD, OUTPUT_NORM, SHARED_EXPERT, TOKEN_EMBD, Norm, sizes
+from llamacy.formats.architectures import (
+    BY_NAME,
+    LM_HEAD,
+    OUTPUT_NORM,
+    SELECTION,
+    SHARED_EXPERT,
+    TOKEN_EMBD,
+    Norm,
+    sizes,
+)
 from llamacy.formats.lora import paired_from_halves, permuted_rows
 from llamacy.formats.rewrite import can_write, rewritten
 from llamacy.formats.types import by_name
@@ -145,10 +154,9 @@ class Plan:
         self.notes = [left_out] if self.left_out else []
 
     def known_parts(self):
-        """Yield every part that a layer of the family may have."""
-        yield from dict.fromkeys(
-            (*self.row.matrices, *self.row.norms, *self.row.vectors, *self.row.experts, *self.row.optional)
-        )
+        """Yield every part that a layer of the family may have, by the tensors that hold it."""
+        matrices = [part for matrix in self.row.matrices for part in self.row.stored.get(matrix, (matrix,))]
+        yield from dict.fromkeys((*matrices, *self.row.norms, *self.row.vectors, *self.row.experts, *self.row.optional))
 
     # ---- from the folder's names to sources ----
 
@@ -253,6 +261,9 @@ class Plan:
             for part in self.layer_parts(layer):
                 name, bias = (f"blk.{layer}.{self.row.gguf_name(part)}.{side}" for side in ("weight", "bias"))
                 is_norm = isinstance(BY_NAME[part], Norm)
+                if part == SELECTION:  # it has no weights
+                    wanted |= {bias: self._shape(part, "bias")} if bias in self.targets else {}
+                    continue
                 if name in self.targets or not self._may_lack(part):
                     wanted[name] = self._shape(part, "weight")
                 has_biases = is_norm and self.row.norm_biases and name in wanted and BY_NAME[part].n == "embd"
@@ -274,7 +285,7 @@ class Plan:
 
     def _may_lack(self, part):
         """Whether a folder may do without a part that its layers have a place for."""
-        if part not in self.row.optional or part in SHARED_EXPERT or part.startswith("shortconv"):
+        if part not in self.row.optional or part in SHARED_EXPERT:
             return False
         values = self.config.values
         asked = values.get("qk_layernorm") if part.endswith(("q_norm", "k_norm")) else not values.get(_PARALLEL)
@@ -290,10 +301,13 @@ class Plan:
     def layer_parts(self, layer):
         """Yield the parts of a layer: its attention or convolution, and its dense MLP or experts."""
         convolves = self.config.family == "lfm2" and lfm2_layers(self.config)[layer] == "conv"
+        of_queries = ("attn_q",) if self.sizes.get("q_rank") else ("attn_q_a", "attn_q_b", "attn_q_a_norm")
         has_experts = self.config.n_expert > 0 and layer >= self.config.n_dense
         for part in self.known_parts():
             if part.startswith("ffn_") and not isinstance(BY_NAME[part], Norm):
                 there = (part in self.row.matrices) is not has_experts
+            elif self.row.latent:
+                there = part not in of_queries and (part != SELECTION or has_experts)
             else:
                 always = self.config.family != "lfm2" or part in ("attn_norm", "ffn_norm")
                 there = always or part.startswith("shortconv") is convolves

@@ -279,6 +279,14 @@ class Session:
         """Put back what read_cache returned, with that session's held_from; ValueError where it does not fit."""
         self._session.write_cache(slot, np.ascontiguousarray(tiles, np.uint8), held_from)
 
+    def read_states(self, slot, n, most):
+        """Return what short convolutions saw of the last of n positions, f32 (layers, at most so many, n_embd)."""
+        return self._session.read_states(slot, n, most)
+
+    def write_states(self, slot, n, states):
+        """Put back what read_states returned, behind write_cache; ValueError where it does not fit."""
+        self._session.write_states(slot, n, np.ascontiguousarray(states, np.float32))
+
     @property
     def stretched_to(self):
         """The context's length where keys depend on it, since positions turn otherwise in long ones; else None."""

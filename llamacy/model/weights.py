@@ -6,9 +6,20 @@ import numpy as np
 
 from llamacy import kernels
 from llamacy.errors import LlamacyError, shown
-from llamacy.formats.architectures import ARCHITECTURES, BY_NAME, ROUTER, STACKED, expert_tensor, of_expert
+from llamacy.formats.architectures import (
+    ARCHITECTURES,
+    BY_NAME,
+    CONV,
+    ROUTER,
+    SELECTION,
+    STACKED,
+    expert_tensor,
+    key_of,
+    of_expert,
+)
 from llamacy.model.rope import LONG, SHORT, RopeFactors
 
+F32 = 0
 _LAYER = re.compile(r"blk\.(\d+)\.")
 # A router, experts side by side in one tensor or, in files of 2023, in tensors of their own.
 _EXPERTS = re.compile(r"blk\.\d+\.(ffn_gate_inp|exp_probs|ffn_\w+\.\d+\.|ffn_\w+_(exps|shexp|chexps))")
@@ -25,6 +36,8 @@ def check_tensors(file, config):
     for i in range(config.n_layer):
         known.update(BY_NAME[key].tensor(i, side) for key in config.layer_shapes(i) for side in ("weight", "bias"))
         known.update(name for name, place in config.places(i).items() if place.key in STACKED)
+        known.update(f"blk.{i}.{name}.weight" for name in _held_apart(file, config, i))
+        known.update(f"blk.{i}.{name}.bias" for name in family.vectors if name == SELECTION)
     strange = [name for name in file.tensors if name not in known]
     if not strange:
         return
@@ -68,15 +81,22 @@ def load_weights(file, config, factors, n_threads):
         layer = {"rope": config.rope_of(i), "window": config.layer_window(i)} | _norms(loader, config, i)
         if "attn_sinks" in family.vectors:
             layer["sinks"] = loader.vector(f"blk.{i}.attn_sinks.weight", config.n_head)
+        if i in config.convolving:
+            # of a position and those before it, the newest last
+            taps = loader.array(f"blk.{i}.{CONV}.weight", (config.n_embd, config.n_taps))
+            layer["taps"] = np.ascontiguousarray(taps.T[::-1])
         for key, shape in config.layer_shapes(i).items():
             layer |= _matrix_parts(loader, config, key, i, shape)
+        parts = {family.slot(key): len(family.parts(key)) for key in config.layer_shapes(i) if key in family.fused}
+        layer["n_parts"] = parts
         if config.experts and i in config.experts.layers:
             layer = _with_experts(layer, config.experts)
+            if (name := f"blk.{i}.{SELECTION}.bias") in file.tensors:
+                layer["experts"]["selection"] = loader.vector(name, config.experts.n)
         layers.append(layer)
     lengths = {"output.bias": config.n_rows, "output_norm.bias": config.n_embd}
     more = {key: loader.vector(name, lengths[key]) for key, name in _biases(family).items()}
     more["ropes"] = [rope.table(rope.original, factors) for rope in config.ropes]
-    more["n_parts"] = {family.slot(matrix): len(parts) for matrix, parts in family.fused.items()}
     return kernels.weights.Weights(
         config.kernel_sizes | config.kernel_parts | more,
         layers,
@@ -102,7 +122,7 @@ def _biases(family):
 def _norms(loader, config, layer):
     """Return {Weights' word: values} of a layer's norms; of those that a file may leave out, what layer 0 has."""
     found, family, tensors = {}, config.family, loader.file.tensors
-    for name in family.norms:
+    for name in (name for name in family.norms if not config.lacks(layer, name)):
         for side in norm_sides(config, name):
             end = f"{family.gguf_name(name)}.{side}"
             if name not in family.optional or f"blk.0.{end}" in tensors:
@@ -119,7 +139,7 @@ def _norms(loader, config, layer):
             f"{loader.file.path}: norms of heads of {config.head_dim} elements, wanted heads of at most {longest}; "
             "use another program"
         )
-    if ("attn_q_norm" in found) != ("attn_k_norm" in found):
+    if layer not in config.convolving and ("attn_q_norm" in found) != ("attn_k_norm" in found):
         raise LlamacyError(
             f"{loader.file.path}: layers have norms of queries or of keys alone, wanted both or none; the file is "
             "incomplete"
@@ -133,6 +153,8 @@ def _matrix_parts(loader, config, key, i, shape):
     biased = key in family.biases or bias in loader.file.tensors
     if key == "ffn_gate_inp_shexp":
         return {key: loader.vector(name, shape[1])}
+    if _held_apart(loader.file, config, i) and key in family.stored:
+        return {key: loader.latent(key, i, config)}
     if key in family.fused:
         found, rows = loader.parts(name, config.part_rows(key)), config.part_rows(key)
         if biased:
@@ -152,6 +174,12 @@ def _with_experts(layer, experts):
     return found | {"experts": parts | shared | vars(experts.routing)}
 
 
+def _held_apart(file, config, layer):
+    """Return the tensors of a layer that hold a matrix which the file does not have by its name: see `stored`."""
+    stored = config.family.stored.items()
+    return [part for key, parts in stored if BY_NAME[key].tensor(layer) not in file.tensors for part in parts]
+
+
 def output_of(file, family):
     """Return the name of the output matrix: the embedding where the file has no other."""
     return family.output if family.output in file.tensors else family.embedding
@@ -162,12 +190,14 @@ def matrix_shapes(file, config):
 
     (n_out, n_in), with n before them where the tensor holds n experts' matrices.
     """
-    wanted = {}
+    wanted, family = {}, config.family
     for i in range(config.n_layer):
         for key, shape in config.layer_shapes(i).items():
             name = BY_NAME[key].tensor(i)
             if key in STACKED and name not in file.tensors:
                 wanted |= {expert_tensor(key, i, e): shape[1:] for e in range(shape[0])}
+            elif key in family.stored and name not in file.tensors:
+                wanted |= {BY_NAME[part].tensor(i): family.shape(part, config.lengths) for part in family.stored[key]}
             elif key != "ffn_gate_inp_shexp":
                 wanted[name] = shape
     return wanted | {output_of(file, ARCHITECTURES[config.architecture]): (config.n_rows, config.n_embd)}
@@ -248,7 +278,7 @@ class _Loader:
             if name in names:
                 if name in rows:
                     shape = (last_row(rows[name]), shape[1])
-                total += packed_bytes(info.type.number, shape)
+                total += packed_bytes(*_as_packed(name, info.type.number, shape))
         self.arena = kernels.matmul.Arena(total)
 
     def rows(self, name):
@@ -291,6 +321,22 @@ class _Loader:
         self.file.release(name, done=True)
         return packed
 
+    def latent(self, key, layer, config):
+        """Return the matrix of a layer's keys and values, of each head both, which two tensors hold, one transposed."""
+        heads = []
+        for part in config.family.stored[key]:
+            name = BY_NAME[part].tensor(layer)
+            info = self.tensor(name)
+            values = kernels.quants.dequantize(self.rows(name), info.type.number, self.n_threads)
+            heads.append(values.reshape(config.family.shape(part, config.lengths)))
+            self.file.release(name, done=True)
+        both = np.concatenate([heads[0].swapaxes(1, 2), heads[1]], axis=1)
+        rows = np.ascontiguousarray(both.reshape(-1, both.shape[-1]))
+        try:
+            return kernels.matmul.PackedMatrix(rows.view(np.uint8), F32, rows.shape[1], self.arena, self.n_threads)
+        except ArithmeticError:
+            raise _not_finite(self.file, name) from None
+
     def embedding(self, name):
         """Return (rows that are looked up as they are in the file, the number of their type)."""
         rows, number = self.rows(name), self.tensor(name).type.number
@@ -307,6 +353,13 @@ class _Loader:
         return read_array(self.file, name, shape)
 
 
+def _as_packed(name, number, shape):
+    """Return (type, shape) of what a tensor is packed as: keys and values of latent attention are one matrix, f32."""
+    if key_of(name) == "attn_k_b":
+        return F32, (shape[0] * shape[2], shape[1])
+    return (F32, (shape[0] * shape[1], shape[2])) if key_of(name) == "attn_v_b" else (number, shape)
+
+
 def packed_bytes(number, shape):
     """Return the bytes that a tensor of GGUF type `number` takes when it is packed; shape: as of matrix_shapes."""
     return kernels.matmul.packed_bytes(number, *shape[-2:]) * (shape[0] if len(shape) == 3 else 1)
@@ -316,7 +369,7 @@ def token_bytes(file, config):
     """Return the bytes of packed matrices that generating one token reads: of experts only those that are chosen."""
     total = 0
     for name, shape in matrix_shapes(file, config).items():
-        number = file.tensors[name].type.number
+        number, shape = _as_packed(name, file.tensors[name].type.number if name in file.tensors else 0, shape)
         if len(shape) == 3:
             total += config.experts.n_used * packed_bytes(number, shape[1:])
         elif of_expert(name):

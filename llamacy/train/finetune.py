@@ -277,7 +277,8 @@ def _tell_before(setup, say):
     for line in found.lines():
         say(line)
     config, every = setup.budget.config, setup.budget.n_trained()
-    weights = config.n_layer * sum(n_out * n_in for n_out, n_in in config.shapes.values())
+    shapes = (shape for layer in range(config.n_layer) for shape in config.layer_shapes(layer).values())
+    weights = sum(math.prod(shape) for shape in shapes)
     weights += config.n_rows * config.n_embd
     say(
         f"adapter: {every:,} trained parameters, {100 * every / weights:.2f} % of the matrices' {weights:,}; at most "

@@ -173,27 +173,33 @@ cdef class Session(DecoderExperts):
         finally:
             self.weights.end_step(&self.busy)
 
-    def read_states(self, int slot, int n):
-        """Return what layers with a convolution saw of the positions before the first n's end, f32 (layers, n_taps - 1, n_embd),
-        the last one last; zeros before the first. Errors as of read_cache."""
-        cdef int j, back = max(0, self.weights.config.n_taps - 1)
+    def read_states(self, int slot, int n, int most):
+        """Return what layers with a convolution saw of the last of a slot's first n positions, up to `most` of them and as many as
+        are held, f32 (layers, positions, n_embd). Errors as of read_cache."""
         if not (0 <= slot < self.n_slots and 0 <= n <= self.n_ctx) or self.reusable(slot, n) != n:
             raise ValueError(f"slot {slot} and {n} positions: not there, or not all that the next sees is held")
-        found = np.zeros((self.states.shape[1], back, self.states.shape[3]), np.float32)
-        for j in range(max(0, back - n), back):
-            found[:, j] = np.asarray(self.states)[slot, :, (n - back + j) % self.states.shape[2]]
-        return found[:, :, :self.weights.config.n_embd]
+        self.weights.begin_step(1, &self.busy)
+        try:
+            places = np.arange(max(n - most, min(self.held[slot], n)), n) % max(1, self.states.shape[2])
+            return np.asarray(self.states)[slot][:, places, :self.weights.config.n_embd]
+        finally:
+            self.weights.end_step(&self.busy)
 
     def write_states(self, int slot, int n, states):
-        """Put back what read_states returned of n positions, behind write_cache; other n are not reusable then. ValueError
-        where it does not fit."""
-        cdef int j, back = max(0, self.weights.config.n_taps - 1)
-        if not (0 <= slot < self.n_slots and 0 <= n <= self.n_ctx) or np.shape(states) != (self.states.shape[1], back, self.weights.config.n_embd):
+        """Put back what read_states returned of n positions, as far as there is room, after write_cache. ValueError where it does
+        not fit."""
+        cdef int n_layers = <int>self.states.shape[1], ring = <int>self.states.shape[2]
+        states = np.asarray(states)[:, -ring:]
+        layers, back, width = states.shape
+        if not (0 <= slot < self.n_slots and 0 <= n <= self.n_ctx) or (layers, width) != (n_layers, self.weights.config.n_embd) or back > n:
             raise ValueError(f"slot {slot}, {n} positions and states {np.shape(states)} do not fit")
-        for j in range(max(0, back - n), back):
-            np.asarray(self.states)[slot, :, (n - back + j) % self.states.shape[2], :self.weights.config.n_embd] = states[:, j]
-        if self.states.shape[1]:
-            self.held[slot] = max(self.held[slot], n - back)
+        self.weights.begin_step(1, &self.busy)
+        try:
+            np.asarray(self.states)[slot][:, np.arange(n - back, n) % max(1, ring), :width] = states
+            if n_layers:
+                self.held[slot] = max(self.held[slot], n - back)
+        finally:
+            self.weights.end_step(&self.busy)
 
     def write_cache(self, int slot, tiles, int held_from=0):
         """Put back what read_cache returned, of a session over the same weights with the same types, whose `held_from` was

@@ -8,7 +8,7 @@ from cython.parallel cimport parallel
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport calloc, free
 
-from ..layers.block cimport N_SLOTS, Config
+from ..layers.block cimport ATTN_KV_A, ATTN_KV_B, ATTN_Q, ATTN_Q_A, N_SLOTS, Config
 from ..layers.experts cimport OF_EXPERT
 from ..layers.linear cimport Linear
 from ..layers.lowrank cimport LoraPair, pair_size
@@ -105,8 +105,8 @@ cdef class TrainStep(TrainExperts):
         for (layer, slot), (rank, scale) in sorted(ranks.items()):
             if not (0 <= layer < c.n_layer and 0 <= slot < self.weights.n_slots(layer) and rank >= 1 and self.parts_of(layer, slot)):
                 raise ValueError(f"layer {layer}, matrix {slot}, rank {rank}: not of this model")
-            if self.magnified and slot >= N_SLOTS:
-                raise ValueError(f"layer {layer}, matrix {slot}: experts have no magnitudes")
+            if self.magnified and (slot >= N_SLOTS or c.kv_rank and slot in (ATTN_Q, ATTN_Q_A, ATTN_KV_A, ATTN_KV_B)):
+                raise ValueError(f"layer {layer}, matrix {slot}: experts and latent attention have no magnitudes")
             columns = n_out = 0
             for part in range(self.parts_of(layer, slot)):
                 l, p = self.weights.linear_at(layer, slot + part), self.pair(layer, slot + part)
@@ -153,7 +153,7 @@ cdef class TrainStep(TrainExperts):
         self.measured = np.zeros(2 * (n - before), np.float32)
         for (layer, slot, *_), start in zip(self.layout, self.magnitudes):
             at = start
-            for part in range(self.parts_of(slot)):
+            for part in range(self.parts_of(layer, slot)):
                 p = self.pair(layer, slot + part)
                 p.m, p.gm = &params[at], &grads[at]
                 p.length, p.gain = &self.measured[2 * (at - before)], &self.measured[2 * (at - before) + p.out_p]
@@ -169,7 +169,7 @@ cdef class TrainStep(TrainExperts):
             with nogil, parallel(num_threads=self.n_threads):
                 self.measure(join_team(&self.team), omp_get_num_threads())
             for layer, slot, *_ in self.layout:
-                for part in range(self.parts_of(slot)):
+                for part in range(self.parts_of(layer, slot)):
                     p = self.pair(layer, slot + part)
                     found.append(np.array(<float[:p.out_p]>p.length))
         finally:

@@ -134,6 +134,27 @@ CASES = {
         num_experts_per_tok=2, moe_intermediate_size=24, norm_topk_prob=False, n_group=1, topk_group=1,
         routed_scaling_factor=1.0, topk_method="greedy", num_hidden_layers=3,
     ),
+    # queries of one matrix, experts of the best groups, yarn
+    "deepseek2-lite": _case(
+        "DeepseekV2ForCausalLM", kv_lora_rank=20, q_lora_rank=None, qk_nope_head_dim=12, qk_rope_head_dim=6,
+        v_head_dim=12, head_dim=6, num_key_value_heads=6, first_k_dense_replace=1, n_routed_experts=6,
+        n_shared_experts=2, num_experts_per_tok=2, moe_intermediate_size=24, norm_topk_prob=False, n_group=3,
+        topk_group=2, routed_scaling_factor=2.0, topk_method="group_limited_greedy", num_hidden_layers=3,
+        rope=_YARN | {"mscale": 0.707, "mscale_all_dim": 0.707},
+    ),
+    # sigmoids, a bias that decides, groups by their two best
+    "deepseek3": _case(
+        "DeepseekV3ForCausalLM", kv_lora_rank=20, q_lora_rank=28, qk_nope_head_dim=16, qk_rope_head_dim=8,
+        v_head_dim=16, head_dim=8, num_key_value_heads=6, first_k_dense_replace=1, n_routed_experts=8,
+        n_shared_experts=1, num_experts_per_tok=3, moe_intermediate_size=24, norm_topk_prob=True, n_group=4,
+        topk_group=2, routed_scaling_factor=2.5, scoring_func="sigmoid", num_hidden_layers=3,
+        rope=_YARN | {"mscale": 1.0, "mscale_all_dim": 0.6},
+    ),
+    "lfm2-attention": _case(
+        "Lfm2ForCausalLM", norm_eps=1e-5, conv_L_cache=4, conv_bias=False, block_auto_adjust_ff_dim=True,
+        block_ffn_dim_multiplier=1.5, block_multiple_of=16, num_hidden_layers=4,
+        layer_types=[_FULL, "conv", "conv", _FULL], tie_word_embeddings=True, rope=_ROPE | {"rope_theta": 1e6},
+    ),
     "lfm2": _case(
         "Lfm2ForCausalLM", norm_eps=1e-5, conv_L_cache=3, conv_bias=False, block_auto_adjust_ff_dim=False,
         block_ffn_dim_multiplier=1.0, block_multiple_of=256, num_hidden_layers=3, layer_types=["conv", _FULL, "conv"],
@@ -187,6 +208,9 @@ def write_adapter(path, shapes, rank, alpha, targets):
     """Write the adapter as PEFT's folder."""
     path.mkdir(parents=True)
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": targets, "task_type": "CAUSAL_LM"}
+    if any(".experts.base_layer." in name for name in shapes):  # gate_proj and up_proj are one parameter of experts
+        config |= {"rank_pattern": {r".*\.gate_up_proj": 2 * rank}, "alpha_pattern": {r".*\.gate_up_proj": 2 * alpha}}
+        config["target_parameters"] = ["gate_up_proj", "down_proj"]
     (path / "adapter_config.json").write_text(json.dumps(config))
     (path / "adapter_model.safetensors").write_bytes(hf.safetensors(adapter(shapes)))
 

@@ -144,7 +144,8 @@ def test_the_twin_says_the_same(family):
 
 def test_the_compiled_steps_number_the_matrices_as_the_table_does():
     assert tuple(matrix.name for matrix in MATRICES) == kernels.weights.NAMES
-    assert list(twin.linear_shapes(twin.Config(97, 64, 4, 2, 96, 2))) == [matrix.name for matrix in MATRICES]
+    plain = list(twin.linear_shapes(twin.Config(97, 64, 4, 2, 96, 2)))
+    assert plain == [matrix.name for matrix in MATRICES[: len(plain)]]
 
 
 def test_layers_without_rope_are_the_family_s(tmp_path):

@@ -11,14 +11,23 @@ import numpy as np
 from llamacy.kernels.reference import layers
 
 
-def route(logits, k, scores="softmax", renormalised=True, scale=1.0, selection=None):
+def route(logits, k, scores="softmax", renormalised=True, scale=1.0, selection=None, groups=(0, 0)):
     """Return the chosen experts (T, K), the likeliest first, and their weights (T, K) from logits (T, N).
 
     scores: "softmax" of all logits or "sigmoid" of each; selection (N,) is added to decide, not to weigh.
+    groups (how many, how many used): only experts of the best groups are chosen, those whose two largest values (of
+    sigmoids; else whose largest) come to most.
     `renormalised` divides the chosen scores by their sum; `scale` multiplies them in any case.
     """
     s = _scores(logits, scores)
-    chosen = np.argsort(-(s if selection is None else s + selection), axis=1, kind="stable")[:, :k]
+    value = s if selection is None else s + selection
+    if groups[0] > 1:
+        apart = value.reshape(len(s), groups[0], -1)
+        total = np.sort(apart, axis=2)[:, :, -(2 if scores == "sigmoid" else 1) :].sum(axis=2)
+        left_out = np.argsort(-total, axis=1, kind="stable")[:, groups[1] :]
+        np.put_along_axis(apart := apart.copy(), left_out[:, :, None], -np.inf, 1)
+        value = apart.reshape(s.shape)
+    chosen = np.argsort(-value, axis=1, kind="stable")[:, :k]
     weights = np.take_along_axis(s, chosen, 1)
     return chosen, scale * (weights / weights.sum(axis=1, keepdims=True) if renormalised else weights)
 
@@ -59,7 +68,8 @@ def unstacked(weights):
 def experts(linears, layer, x, routing, activation="swiglu"):
     """Return the experts' weighted sum (T, C) of x (T, C), and what the backward pass needs."""
     logits = router(linears, layer, x)
-    chosen, weights = route(logits, **routing)
+    selection = linears.weights.get(f"blk.{layer}.exp_probs_b.bias")
+    chosen, weights = route(logits, **routing, selection=selection)
     out, kept = np.zeros(np.shape(x)), {}
     for e in range(logits.shape[1]):
         tokens, places = np.nonzero(chosen == e)
@@ -85,7 +95,7 @@ def experts_backward(linears, layer, dout, x, saved, routing, activation="swiglu
         dgate, dup = layers.activate_backward(activation, dhidden, s.gate, s.up)
         dx[s.tokens] += linears.backward(of_gate, dgate, x[s.tokens], s.tokens)
         dx[s.tokens] += linears.backward(of_up, dup, x[s.tokens], s.tokens)
-    how = {key: value for key, value in routing.items() if key not in ("k", "selection")}
+    how = {key: value for key, value in routing.items() if key not in ("k", "groups")}
     dlogits = route_backward(dweights, saved.logits, saved.chosen, **how)
     return dx + dlogits @ linears.weights[f"blk.{layer}.ffn_gate_inp.weight"]
 

@@ -313,8 +313,9 @@ def soft_cap_backward(dy, x, cap):
 def attention(q, k, v, mask, scale=None, cap=None, sinks=None):
     """softmax(scale * q k^T, where mask) v for each query head h, with key/value head h // (H / G).
 
-    q (T, H, D), k and v (K, G, D), mask (T, K) bool with a key for every token, scale default 1 / sqrt(D). `cap`: see
-    soft_cap, of the scores. `sinks` (H,): a score of no key, which only adds to the denominator.
+    q (T, H, D), k and v (K, G, D), v's D may be another, mask (T, K) bool with a key for every token, scale default
+    1 / sqrt(D). `cap`: see soft_cap, of the scores. `sinks` (H,): a score of no key, which only adds to the
+    denominator.
     Returns out (T, H, D) and lse (T, H), the logarithm of each softmax's denominator, which the backward kernels keep.
     """
     q, k, v, scale = _attention_inputs(q, k, v, scale)
@@ -342,7 +343,7 @@ def attention_backward(dout, q, k, v, mask, scale=None, cap=None, sinks=None):
     dk = np.einsum("htk,thd->khd", ds, q)
     n_keys, n_head, head_dim = dk.shape
     by_group = (n_keys, n_head_kv, n_head // n_head_kv, head_dim)
-    return dq, dk.reshape(by_group).sum(axis=2), dv.reshape(by_group).sum(axis=2)
+    return dq, dk.reshape(by_group).sum(axis=2), dv.reshape(*by_group[:3], -1).sum(axis=2)
 
 
 def _attention_inputs(q, k, v, scale):

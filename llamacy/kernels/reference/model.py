@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from llamacy.kernels.reference import experts, layers
+from llamacy.kernels.reference import experts, layers, mixers
 from llamacy.kernels.reference.quants import round_activations
 
 
@@ -30,6 +30,8 @@ class Config:
     add, scores (None: 1 / sqrt(head_dim)) and logits; activation_bits 8 or 16 rounds what enters the matrices (their
     adapters see it exact). window: positions that a token sees in the layers `windowed` (None: all). score_cap,
     logit_cap: see layers.soft_cap. A layer has sinks where the weights have blk.N.attn_sinks.weight.
+    kv_rank: latent attention, see mixers.py, with q_rank (0: queries are made at once), values of n_value elements and
+    n_rot, the end of a key that positions turn. convolving: layers with a short convolution of n_taps instead.
     n_expert: experts of all layers but the first n_dense, 0 for a dense model; each of width n_ff_expert, n_used of
     them for a token, chosen as experts.route has it. n_ff_shared: the width of the expert beside them, 0 for none.
     """
@@ -72,6 +74,13 @@ class Config:
     scores: str = "softmax"
     renormalised: bool = True
     expert_scale: float = 1.0
+    groups: tuple = (0, 0)
+    selection: bool = False
+    kv_rank: int = 0
+    q_rank: int = 0
+    n_value: int = 0
+    convolving: tuple = ()
+    n_taps: int = 0
     window: int | None = None
     windowed: tuple | None = None
     score_cap: float | None = None
@@ -89,7 +98,8 @@ class Config:
     @property
     def routing(self):
         """How they are chosen: arguments of experts.route."""
-        return {"k": self.n_used, "scores": self.scores, "renormalised": self.renormalised, "scale": self.expert_scale}
+        how = {"k": self.n_used, "scores": self.scores, "renormalised": self.renormalised, "scale": self.expert_scale}
+        return how | {"groups": self.groups}
 
     def has_rope(self, layer):
         """Whether positions turn a layer's heads."""
@@ -122,6 +132,8 @@ def norm_shapes(config):
 def layer_shapes(config, n):
     """Return {name within layer n: shape} of its matrices: experts' stacked, (n_expert, n_out, n_in)."""
     shapes = linear_shapes(config)
+    if other := mixers.linear_shapes(config, n):
+        shapes = other | {name: shape for name, shape in shapes.items() if name.startswith("ffn_")}
     if not config.has_experts(n):
         return shapes
     c, f, s, e = config.n_embd, config.n_ff_expert, config.n_ff_shared, config.n_expert
@@ -137,7 +149,11 @@ def tensor_shapes(config, tied=False):
     for n in range(config.n_layer):
         for name, shape in layer_shapes(config, n).items():
             shapes[f"blk.{n}.{name}.weight"] = shape
-        shapes |= {f"blk.{n}.{name}.weight": shape for name, shape in norm_shapes(config).items()}
+        norms = norm_shapes(config) | mixers.vector_shapes(config, n)
+        lacks = ("attn_q_norm", "attn_k_norm") if n in config.convolving else ()
+        shapes |= {f"blk.{n}.{name}.weight": shape for name, shape in norms.items() if name not in lacks}
+        if config.selection and config.has_experts(n):
+            shapes[f"blk.{n}.exp_probs_b.bias"] = (config.n_expert,)
     shapes["output_norm.weight"] = (config.n_embd,)
     shapes |= {} if tied else {"output.weight": (config.n_vocab, config.n_embd)}
     return shapes | _bias_shapes(config, shapes)
@@ -335,13 +351,8 @@ def _layer_forward(config, linears, n, x, positions, mask):
     weights, p = linears.weights, f"blk.{n}."
 
     normed = norm_row(config, weights, p + "attn_norm", x)
-    plain_q, plain_k, v = linears.forward_parts(normed, *_attention_parts(config, p))
-    q = prepare_heads(config, weights, n, "q", plain_q, positions)
-    q = temper_queries(config, q, positions)
-    k = prepare_heads(config, weights, n, "k", plain_k, positions)
-    v = v.reshape(k.shape)
-    attended = layers.attention(q, k, v, mask, **_scoring(config, weights, n))[0].reshape(len(x), -1)
-    attention = linears.forward(p + "attn_output.weight", attended)
+    attended, heads = _heads_forward(config, linears, n, normed, positions, mask)
+    attention = linears.forward(p + _output_of(config, n), attended)
     middle = x + config.residual_scale * norm_row(config, weights, p + "post_attention_norm", attention)
 
     seen = x if config.parallel else middle
@@ -349,9 +360,56 @@ def _layer_forward(config, linears, n, x, positions, mask):
     mlp, inside = _mlp_forward(config, linears, n, ffn_normed)
     y = middle + config.residual_scale * norm_row(config, weights, p + "post_ffw_norm", mlp)
     return y, SimpleNamespace(
-        x=x, normed=normed, plain_q=plain_q, plain_k=plain_k, q=q, k=k, v=v, attended=attended, attention=attention,
-        seen=seen, ffn_normed=ffn_normed, inside=inside, mlp=mlp,
+        x=x, heads=heads, attended=attended, attention=attention, seen=seen, ffn_normed=ffn_normed, inside=inside,
+        mlp=mlp,
     )  # fmt: skip
+
+
+def _output_of(config, n):
+    return "shortconv.out_proj.weight" if n in config.convolving else "attn_output.weight"
+
+
+def _heads_forward(config, linears, n, normed, positions, mask):
+    """What the first half's last matrix sees of its norm's output (T, C), and what the backward pass needs."""
+    weights = linears.weights
+    if n in config.convolving:
+        return mixers.convolution(linears, n, normed, positions)
+    if config.kv_rank:
+        angles, factor = _angles(config, n, positions)
+        made = mixers.latent(
+            linears, config, n, normed, lambda norm, x: norm_row(config, weights, norm, x),
+            lambda x: layers.turn(x, angles, factor, config.rope_layout),
+        )  # fmt: skip
+    else:
+        made = SimpleNamespace(x=normed)
+        made.plain_q, made.plain_k, v = linears.forward_parts(normed, *_attention_parts(config, f"blk.{n}."))
+        q = prepare_heads(config, weights, n, "q", made.plain_q, positions)
+        made.q = temper_queries(config, q, positions)
+        made.k = prepare_heads(config, weights, n, "k", made.plain_k, positions)
+        made.v = v.reshape(made.k.shape)
+    attended = layers.attention(made.q, made.k, made.v, mask, **_scoring(config, weights, n))[0]
+    return attended.reshape(len(normed), -1), made
+
+
+def _heads_backward(config, linears, n, made, dattended, positions, mask):
+    """dattended (T, ...) -> the gradient of the norm's output (T, C)"""
+    weights = linears.weights
+    if n in config.convolving:
+        return mixers.convolution_backward(linears, n, made, dattended, positions)
+    dattended = dattended.reshape(*made.q.shape[:2], -1)
+    dq, dk, dv = layers.attention_backward(dattended, made.q, made.k, made.v, mask, **_scoring(config, weights, n))
+    if config.kv_rank:
+        angles, factor = _angles(config, n, positions)
+        return mixers.latent_backward(
+            linears, config, n, made, dq, dk, dv,
+            lambda norm, x, dn: norm_row_backward(config, weights, norm, x, dn),
+            lambda dx: layers.turn(dx, -angles, factor, config.rope_layout),
+        )  # fmt: skip
+    dq = temper_queries(config, dq, positions)
+    dq = prepare_heads_backward(config, weights, n, "q", made.plain_q, dq, positions)
+    dk = prepare_heads_backward(config, weights, n, "k", made.plain_k, dk, positions)
+    dv = dv.reshape(len(dq), -1)
+    return linears.backward_parts((dq, dk, dv), made.x, _attention_parts(config, f"blk.{n}.")[0])
 
 
 def _second_norm(weights, p):
@@ -401,13 +459,8 @@ def _layer_backward(config, linears, n, dy, saved, positions, mask):
 
     dattention = config.residual_scale * dmiddle
     dattention = norm_row_backward(config, weights, p + "post_attention_norm", saved.attention, dattention)
-    dattended = linears.backward(p + "attn_output.weight", dattention, saved.attended).reshape(saved.q.shape)
-    dq, dk, dv = layers.attention_backward(dattended, saved.q, saved.k, saved.v, mask, **_scoring(config, weights, n))
-    dq = temper_queries(config, dq, positions)
-    dq = prepare_heads_backward(config, weights, n, "q", saved.plain_q, dq, positions)
-    dk = prepare_heads_backward(config, weights, n, "k", saved.plain_k, dk, positions)
-    dv = dv.reshape(len(dy), -1)
-    dnormed = linears.backward_parts((dq, dk, dv), saved.normed, _attention_parts(config, p)[0])
+    dattended = linears.backward(p + _output_of(config, n), dattention, saved.attended)
+    dnormed = _heads_backward(config, linears, n, saved.heads, dattended, positions, mask)
     dx = dmiddle + norm_row_backward(config, weights, p + "attn_norm", saved.x, dnormed)
     return dx + dseen if config.parallel else dx
 
