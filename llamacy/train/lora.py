@@ -40,10 +40,15 @@ def check_targets(config, options):
     """Raise LlamacyError where the options name a matrix that the model's layers do not have."""
     named = () if set(options.targets) == set(USUAL) else options.targets
     there = dict.fromkeys(place.key for layer in range(config.n_layer) for place in config.places(layer).values())
-    if options.dora and any(
-        place.key in STACKED for place in places(config, options.targets, options.num_layers).values()
-    ):
+    found = {place.key for place in places(config, options.targets, options.num_layers).values()}
+    if options.dora and found & set(STACKED):
         raise UsageError("--dora: routed experts have no magnitudes here; leave them out of --target-modules")
+    of_latent = [key for key in there if key.startswith("attn_") and key != "attn_output"] if config.latent else ()
+    if options.dora and found & set(of_latent):
+        raise UsageError(
+            f"--dora: latent attention's matrices have no magnitudes here; leave {', '.join(of_latent)} out of "
+            "--target-modules"
+        )
     # a word for the MLP stands for that of layers without experts too, and for the expert that all tokens share
     same = {f"{name}_shexp": name for name in named}
     same |= {other: name for name, other in same.items() if name in named}
