@@ -23,7 +23,11 @@ from tests.train.test_methods import run_of
 RANK, ALPHA = 3, 4.5
 F32, INT16 = 1e-4, 0.03
 LENGTHS = (21, 9, 30)
-CASES = parts.CASES | {"fused": ODD, "beside experts": CONFIGS["shared"]}
+# latent attention's matrices have none
+CASES = {name: config for name, config in parts.CASES.items() if not config.kv_rank} | {
+    "fused": ODD,
+    "beside experts": CONFIGS["shared"],
+}
 
 
 def samples(config):
@@ -224,6 +228,16 @@ def test_routed_experts_are_refused(tmp_path):
     with pytest.raises(UsageError, match="--dora: routed experts have no magnitudes here; leave them out"):
         check_targets(made.model.config, TrainOptions(dora=True, targets=("attn_q", "ffn_up_exps")))
     check_targets(made.model.config, TrainOptions(dora=True))
+
+
+def test_latent_attention_s_matrices_are_refused(tmp_path, monkeypatch):
+    config = parts.CASES["latent"]
+    parts.use(monkeypatch, config)
+    parts.write(tmp_path / "m.gguf", config)
+    model = load_model(tmp_path / "m.gguf", threads=1)
+    with pytest.raises(UsageError, match="leave attn_q_a, attn_q_b, attn_kv_a_mqa, attn_kv_b out"):
+        check_targets(model.config, TrainOptions(dora=True))
+    check_targets(model.config, TrainOptions(dora=True, targets=("attn_output", "ffn_up")))
 
 
 @golden.needs_model
