@@ -7,6 +7,7 @@ import pytest
 
 from llamacy import kernels
 from llamacy.errors import UsageError
+from llamacy.formats.architectures import of_expert
 from llamacy.formats.lora import Adapter, LoraPair
 from llamacy.kernels.reference import layers
 from llamacy.kernels.reference import model as twin
@@ -39,7 +40,7 @@ def pairs_of(config, weights, num_layers=None):
     found, rng = {}, np.random.default_rng(4)
     first = 0 if num_layers is None else config.n_layer - num_layers
     for name, (a, b) in twin.random_lora(config, RANK, 9).items():
-        if int(name.split(".")[1]) < first or name.split(".")[3] != "weight":
+        if int(name.split(".")[1]) < first or of_expert(name):
             continue
         m = layers.row_lengths(weights[name], a, b, ALPHA / RANK) * rng.uniform(0.5, 1.5, len(b))
         m[:2] *= [0, -1]
