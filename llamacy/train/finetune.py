@@ -228,7 +228,8 @@ def _logs(job, warn, done):
 def _report(setup, said):
     """Return the Report of a run that begins."""
     job, options = setup.prepared.job, setup.options
-    how = f"rank {options.rank}" if options.method == "sft" else f"{options.method}, rank {options.rank}"
+    how = ", ".join([*([] if options.method == "sft" else [options.method]), *(["DoRA"] if options.dora else []),
+                     f"rank {options.rank}"])  # fmt: skip
     return Report(f"{Path(job.model).name}, {how}", said=said, settings=settings_of(job, options),
                   comparison=setup.comparer.found)  # fmt: skip
 

@@ -153,6 +153,8 @@ class Run:
             if loss is not None and math.isfinite(loss):
                 self.before = loss
                 self.progress.note(f"step 0: validation loss {loss:.4f}, before training")
+            elif loss is not None:
+                self.progress.note(f"warning: the validation loss is {loss} before any training; check the data")
 
     def _tell_good_loss(self):
         """From the first step on the trainer knows which pairs are worth keeping."""

@@ -120,7 +120,9 @@ class Comparer:
         """Ask the adapter that was saved, of `step`, and measure perplexities; return as sample does."""
         if self.found is None or self.asking is None or stop:
             return None
-        adapter = load_adapter(outputs.adapter, self._metadata)
+        adapter = ask_or_say(load_adapter, self._say, outputs.adapter, self._metadata)
+        if adapter is None:
+            return None
         lines, row = [], {}
         if self.found.questions:
             found = ask_or_say(compare, self._say, self.asking, self.found, step, adapter, stop)

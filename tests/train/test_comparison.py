@@ -1,5 +1,6 @@
 """Which prompts and samples a run is judged by, and how answers look in terminals of any width."""
 
+import contextlib
 import math
 from types import SimpleNamespace
 
@@ -28,7 +29,9 @@ from llamacy.train.comparison import (
     width,
     wrapped,
 )
+from llamacy.train.options import TrainOptions
 from llamacy.train.samples import Encoder, Preference, Record, Sample
+from llamacy.train.watching import Comparer
 from tests.train.fakes import ByteTokenizer
 
 
@@ -148,9 +151,16 @@ def test_wrapping_keeps_every_character():
     assert width("鱼a\u0301") == 3
 
 
-def test_nothing_is_asked_where_nobody_answers():
-    from llamacy.train.watching import Comparer
+def test_an_adapter_that_is_gone_is_said(tmp_path):
+    said = []
+    prepared = SimpleNamespace(metadata={}, masked=contextlib.nullcontext, tokenizer=ByteTokenizer())
+    comparer = Comparer(prepared, SimpleNamespace(options=TrainOptions()), [TALK] * 3, None, 2, said.append)
+    comparer.asking = Asked()
+    assert comparer.finish(SimpleNamespace(adapter=str(tmp_path / "gone.bin")), 5, False) is None
+    assert len(said) == 1 and "gone.bin" in said[0] and said[0].startswith("warning: base and adapter cannot be")
 
+
+def test_nothing_is_asked_where_nobody_answers():
     comparer = Comparer(SimpleNamespace(metadata={}), SimpleNamespace(), [TALK], None, 0, pytest.fail)
     assert comparer.sample(1, False) is None and comparer.finish(None, 1, False) is None
     assert comparer.fits(None, 17) == 0

@@ -279,6 +279,7 @@ def test_a_validation_loss_that_is_no_number_ends_the_run(tmp_path):
     bench.trainer.evaluate = lambda batches: (math.nan, 3)
     with pytest.raises(LlamacyError, match="step 4: the validation loss is nan"):
         bench.run.go()
+    assert "warning: the validation loss is nan before any training" in bench.shown.getvalue()
 
 
 def test_a_run_that_is_astray_from_the_first_step_saves_nothing(tmp_path):
