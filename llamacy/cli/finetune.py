@@ -198,7 +198,8 @@ def _add_validation_flags(group):
 def _add_output_flags(group):
     optional(group, "--outdir", dest="outdir", metavar="DIR", help="folder of what is written (default: adapter)")
     optional(group, "--lora-out", dest="lora_out", metavar="NAME",
-             help="the adapter's name there; ITERATION in it becomes the step (default: adapter.bin)")  # fmt: skip
+             help="the adapter's name there; ITERATION in it becomes the step (default: adapter.bin; of a PEFT "
+                  "folder that --dora makes, adapter-peft)")  # fmt: skip
     optional(group, "--save-path", dest="save_path", metavar="FILE", help="the adapter's whole path instead")
     optional(group, "--lora-format", dest="lora_format", metavar="FORMAT",
              help="gguf, ggla, peft or mlx (default: gguf; with --dora peft)")  # fmt: skip

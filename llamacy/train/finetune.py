@@ -146,12 +146,13 @@ def _check_files(job):
 def _outputs(job, prepared, claims):
     """Return the Outputs of a run, checked and claimed unless `claims` is None."""
     dora, usual = prepared.options.dora, WITH_MAGNITUDES[0]
+    chosen = dora and job.lora_format is None  # here, and so the name of the folder
     if dora and job.lora_format not in (None, *WITH_MAGNITUDES):
         what = f"--lora-format {job.lora_format}: has no place for the magnitudes of DoRA"
         raise UsageError(f"{what}; name {' or '.join(WITH_MAGNITUDES)}, and merge that with bin/export-lora")
     outputs = Outputs(
         outdir=job.outdir,
-        lora_out=job.lora_out,
+        lora_out=job.lora_out or (f"adapter-{usual}" if chosen else None),
         save_path=job.save_path,
         checkpoint_out=job.checkpoint_out,
         adapter_format=job.lora_format or (usual if dora else "gguf"),

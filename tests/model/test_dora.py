@@ -8,11 +8,13 @@ from llamacy.errors import LlamacyError
 from llamacy.formats.lora import Adapter, LoraPair
 from llamacy.kernels.reference import layers
 from llamacy.kernels.reference import model as twin
+from llamacy.kernels.reference.experts import unstacked
 from llamacy.model import load_model
 from tests.model.test_adapters import adapter as plain_adapter
 from tests.model.test_forward import assert_close
 from tests.model.test_fused import EVEN, write_phi3
 from tests.model.tiny import CONFIG, logits_of, tokens_of, write_llama
+from tests.train.test_experts import CONFIGS as EXPERTS
 
 TOKENS = tokens_of(CONFIG, 19)
 
@@ -94,6 +96,25 @@ def test_each_token_may_have_scales_of_its_own(base):
     for i in range(5):
         wanted = twin.forward(CONFIG, merged(exact, adapters, scales[i]), TOKENS[i : i + 1])
         assert_close(found[i : i + 1], wanted, 2e-5)
+
+
+def test_on_each_expert_and_on_the_one_that_all_share(tmp_path):
+    config = EXPERTS["shared"]
+    weights = {name: np.asarray(value) for name, value in twin.random_weights(config, 20).items()}
+    write_llama(tmp_path / "m.gguf", config, weights, "F32")
+    model, apart = load_model(tmp_path / "m.gguf", activations="f32", threads=2), weights | unstacked(weights)
+    one = dora_adapter(config, apart, 4, 5)
+    assert {"blk.1.ffn_up.3.weight", "blk.0.ffn_down_shexp.weight"} < one.pairs.keys()
+    model.add_adapter(one)
+    found, wanted = merged(apart, [one], [1.0]), dict(weights)
+    for name in weights:
+        if name.endswith("_exps.weight"):
+            names = [name.replace("_exps", f".{e}") for e in range(config.n_expert)]
+            wanted[name] = np.stack([found[each] for each in names])
+        else:
+            wanted[name] = found[name]
+    tokens = tokens_of(config, 19)
+    assert_close(logits_of(model, tokens), twin.forward(config, wanted, tokens), 2e-5)
 
 
 def test_a_fused_matrix_has_magnitudes_of_all_its_rows(tmp_path):

@@ -41,7 +41,7 @@ def logits(path, scale=1.0, adapter=None):
 
 def test_a_run_is_a_peft_folder_that_is_served_merged_and_gone_on_from(train, tmp_path):
     code, said = train("--epochs", 2, "--rank", 4)
-    out = tmp_path / "out/adapter.bin"
+    out = tmp_path / "out/adapter-peft"
     assert code == 0 and adapter_format(out) == "peft" and load_adapter(out).is_dora
     shapes = {name: (len(pair.b), pair.a.shape[1]) for name, pair in load_adapter(out).pairs.items()}
     n_trained = sum(4 * (n_out + n_in) + n_out for n_out, n_in in shapes.values())
@@ -54,7 +54,7 @@ def test_a_run_is_a_peft_folder_that_is_served_merged_and_gone_on_from(train, tm
         np.testing.assert_allclose(logits(merged), logits(MODEL, scale, out), atol=1e-3)
     # it brings DoRA with it
     code, said = train("--init-lora", out, "--epochs", 1, "--outdir", tmp_path / "more", dora=False)
-    assert code == 0 and load_adapter(tmp_path / "more/adapter.bin").is_dora
+    assert code == 0 and load_adapter(tmp_path / "more/adapter-peft").is_dora
     code, said = train("--init-lora", out, "--epochs", 1, "--lora-format", "gguf", dora=False)
     assert code == 2 and "--lora-format gguf: has no place for the magnitudes of DoRA; name peft or mlx" in said
 
