@@ -1,6 +1,7 @@
 """Questions with answers and with choices: every form, scores and answers against the engine, what is refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import llamacy
 from llamacy.cli import evaluate
 from llamacy.cli.run import run
 from llamacy.evaluation.matching import MATCHES, normalised
+from llamacy.formats.adapter import load_adapter, save_adapter
 from tests.server.test_server_command import ADAPTER, MODEL
 
 ASK = "What may I do with it?"
@@ -109,6 +111,17 @@ def test_loss_is_training_s(asked, tmp_path):
     [row], _, _ = asked(records, "--activations", "f32")
     found = llamacy.finetune(MODEL, records, validation=records, max_steps=1, learning_rate=1e-12, activations="f32")
     assert row["loss"] == pytest.approx(found.validation[-1][1], rel=1e-4)
+
+
+def test_a_loss_behind_generated_answers_is_with_the_adapter_s_scale(asked, tmp_path):
+    """An engine sets scales of its own: the loss that is measured after it has those that were asked for."""
+    path = tmp_path / "pairs-alone.gguf"
+    save_adapter(path, replace(load_adapter(ADAPTER), norms={}))
+    rows, _, _ = asked([{"prompt": "x", "completion": "y z"}], "--lora", f"{path}:0.25", "-n", 2)
+    with llamacy.load(MODEL, adapters=[(path, 0.25)], threads=1) as model:
+        total = logp(model, "x", "y z", [model.tokenizer.eos_id])
+        n = len(model.tokenizer.encode("y z", add_special=False)) + 1
+    assert rows[1]["loss"] == pytest.approx(-total / n, abs=1e-5)
 
 
 def test_several_right_answers(asked):

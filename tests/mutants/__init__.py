@@ -1,5 +1,6 @@
 """One-line mutations of the program, a module for each room of it; see table.py."""
 
+from tests.mutants.evaluation import EVALUATION
 from tests.mutants.formats import ADAPTERS, FORMATS
 from tests.mutants.generate import GENERATE
 from tests.mutants.model import KERNELS, MODEL
@@ -19,6 +20,7 @@ MUTANTS = (
     *ADAPTERS,
     *GENERATE,
     *TEXT,
+    *EVALUATION,
     *SERVER,
     *LAYERS,
     *PRODUCTS,
