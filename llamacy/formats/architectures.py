@@ -102,6 +102,9 @@ OTHER_MATRICES = (
     Matrix("shortconv.in_proj", "conv.in_proj", n_out="conv_in", n_in="embd"),
     Matrix("shortconv.out_proj", "conv.out_proj", n_out="embd", n_in="embd"),
 )
+# A matrix of all heads' keys and values, and the stacks of matrices that hold it: of each head the keys' rows, turned,
+# and the values'.
+LATENT, LATENT_HALVES = "attn_kv_b", ("attn_k_b", "attn_v_b")
 EXPERTS = ("ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 ROUTER, STACKED = EXPERTS[0], EXPERTS[1:]
 SHARED_EXPERT = ("ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp")
@@ -461,7 +464,7 @@ ARCHITECTURES = {
         ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"), latent=True, score_scale=_of_latent,
         matrices=("attn_q", "attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_kv_b", "attn_output", *_MLP),
         # queries are of two matrices, or of one that stands beside that of keys and values
-        fused={"attn_q": ("attn_q_a",), "attn_q_b": ("attn_q",)}, stored={"attn_kv_b": ("attn_k_b", "attn_v_b")},
+        fused={"attn_q": ("attn_q_a",), "attn_q_b": ("attn_q",)}, stored={LATENT: LATENT_HALVES},
         norms=("attn_norm", "attn_q_a_norm", "attn_kv_a_norm", "ffn_norm"), experts=(*EXPERTS, *SHARED_EXPERT),
         vectors=(SELECTION,), sizes_of={"attn_output": ("embd", "values")},
         routing=Routing(renormalised=False), keys=_LATENT,

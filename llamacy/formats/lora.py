@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from llamacy.errors import LlamacyError, brief
-from llamacy.formats.architectures import IN_TURNS, MATRICES, PERMUTED, of_expert
+from llamacy.formats.architectures import IN_TURNS, LATENT, LATENT_HALVES, MATRICES, PERMUTED, key_of, of_expert
 from llamacy.formats.hf_names import EMBEDDING, OUTPUT
 
 # An expert's gate and up as one, see peft_experts.py.
@@ -120,12 +120,25 @@ class Adapter:
             base, found = base_tensor(name, tensors), "no such tensor"
             if base in tensors:
                 found = tensors[base].dims
+            elif held := held_shape(name, tensors):
+                found = held
             elif (one := of_expert(name)) and one[0] in tensors:
                 found = tensors[one[0]].dims
                 found = found[-2:] if one[1] < (found[0] if len(found) == 3 else 1) else f"experts {found}"
             if found != shape:
                 return f"{brief(name)}: the adapter is for {shape}, the model has {found}"
         return None
+
+
+def held_shape(name, tensors):
+    """Return the shape of a matrix that two tensors of a model hold, of each head some rows, the first's turned:
+    latent attention's keys and values. None where it is no such matrix.
+    """
+    halves = [tensors.get(name.replace(f".{LATENT}.", f".{half}.")) for half in LATENT_HALVES]
+    if key_of(name) != LATENT or None in halves or any(len(info.shape) != 3 for info in halves):
+        return None
+    (heads, rank, n_key), (_, n_value, _) = (info.shape for info in halves)
+    return heads * (n_key + n_value), rank
 
 
 def base_tensor(name, tensors):

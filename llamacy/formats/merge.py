@@ -7,7 +7,7 @@ import numpy as np
 
 from llamacy.errors import LlamacyError, brief, shown
 from llamacy.formats.adapter import fitted
-from llamacy.formats.architectures import STACKED, expert_tensor, key_of
+from llamacy.formats.architectures import LATENT, LATENT_HALVES, STACKED, expert_tensor, key_of
 from llamacy.formats.hf_names import EMBEDDING, OUTPUT
 from llamacy.formats.rewrite import can_write, matrix_type, rewritten, written_types
 from llamacy.formats.types import FILE_TYPES
@@ -67,6 +67,8 @@ class _Change:
     def __init__(self, name, adapters, shape):
         self.parts, self.magnified = [], []
         # of experts stacked in one tensor each has a name of its own
+        half = key_of(name)
+        whole = name.replace(f".{half}.", f".{LATENT}.")
         stacked = {name: 0} | {one: e * shape[-2] for e, one in enumerate(_experts_of(name, shape))}
         with np.errstate(over="ignore", invalid="ignore"):
             for adapter, scale in adapters:
@@ -76,8 +78,22 @@ class _Change:
                         self.magnified.append((stacked[one], pair, np.float32(scale)))
                         continue
                     self.parts.append((stacked[one], pair.b, pair.a * np.float32(pair.scale * scale)))
+                if half in LATENT_HALVES and len(shape) == 3 and whole in adapter.pairs:
+                    self._add_half(half, adapter.pairs[whole], scale, shape, adapter.path)
                 if name in adapter.norms:
                     self.parts.append((0, None, adapter.norms[name] * np.float32(scale)))
+
+    def _add_half(self, half, pair, scale, shape, path):
+        """Add what a pair on keys and values changes of the tensor of either, each head's in its place."""
+        if pair.magnitude is not None:
+            raise LlamacyError(
+                f"{path}: DoRA of {LATENT}, which the model holds as {' and '.join(LATENT_HALVES)}, cannot be merged; "
+                "give the adapter with --lora"
+            )
+        a = np.float32(pair.scale * scale) * pair.a
+        for head, b in enumerate(pair.b.reshape(shape[0], -1, pair.rank)):
+            sides = (a.T, b[: shape[2]].T) if half == LATENT_HALVES[0] else (b[-shape[1] :], a)
+            self.parts.append((head * shape[1], *sides))
 
     def __bool__(self):
         return bool(self.parts or self.magnified)
