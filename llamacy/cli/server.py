@@ -42,6 +42,7 @@ class Worker(threading.Thread):
     def _load(self):
         from llamacy.generate.engine import Engine
         from llamacy.server.embeddings import pooling_of
+        from llamacy.server.garbage import Garbage
 
         args, began = self._args, time.perf_counter()
         model = open_model_from(args)
@@ -57,6 +58,7 @@ class Worker(threading.Thread):
         if args.lora_init_without_apply:
             engine.lora = (0.0,) * len(engine.lora)
         self._app.pooling = args.pooling or pooling_of(model)
+        engine.between = Garbage()
         self._app.ready(model, engine)
         if args.lora_watch:
             self._app.adapters.watch()

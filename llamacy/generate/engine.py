@@ -21,6 +21,9 @@ from llamacy.generate.slot import Slot
 DEFAULT_BATCH = 512
 # Prompt tokens in a step while others generate: bounds how long their next token waits, still a full matrix tile.
 PROMPT_SHARE = 128
+# ... fewer where the model or the machine is so slow that these would take longer than so many seconds.
+PROMPT_SECONDS = 0.2
+LEAST_SHARE = 16
 # Of a prompt whose logits are all wanted no more tokens are in a step: each row has the size of the vocabulary.
 PROMPT_ROWS = 64
 # An adapter that was taken away stays for so long at least: a request that names it may be on its way.
@@ -100,6 +103,8 @@ class Engine:
         self._retiring = []  # (adapter's index, when it may go at the earliest, function to call then)
         self._closing = False
         self._thread = None
+        self._pace = 0.0  # seconds that a token of a prompt took of late
+        self.between = None  # function(is_idle) to call between two steps, in the computing thread
 
     # -- any thread ------------------------------------------------------------------------------------------------
 
@@ -270,6 +275,8 @@ class Engine:
         """Compute in this thread until close()."""
         self._thread = threading.current_thread()
         while True:
+            if self.between:
+                self.between(not (self._queue or self.busy))
             with self._wake:
                 while not (self._queue or self.busy or self._closing or self._changes or self._due()):
                     self._wake.wait(RETIRE_SECONDS if self._retiring else None)
@@ -374,7 +381,7 @@ class Engine:
         generating = [slot for slot in busy if slot.is_generating]
         room = self.batch_size - len(generating)
         if any(slot.is_generating for slot in ready):
-            room = min(room, PROMPT_SHARE)
+            room = min(room, prompt_share(self._pace))
         for slot in generating:
             slot.guess(room // len(generating), len(generating))
         batch = [(slot, 1 + len(slot.draft)) for slot in generating]
@@ -438,6 +445,8 @@ class Engine:
         """Add a step to the counters; its time is shared by the tokens in it."""
         total = sum(count for _, count in batch)
         prompt = sum(count for slot, count in batch if not slot.is_generating)
+        if prompt >= LEAST_SHARE:
+            self._pace += (seconds / total - self._pace) * (0.2 if self._pace else 1.0)
         self.counters["steps"] += 1
         self.counters["busy_slots"] += len(batch)
         held = max(len(slot.cached) + count for slot, count in batch)
@@ -481,3 +490,9 @@ class Engine:
         for slot in self.slots:
             if slot.request:
                 slot.release(slot.result("error", error=error))
+
+
+def prompt_share(pace):
+    """Return how many tokens of prompts may be in a step while others generate; pace: seconds for each, 0: unknown."""
+    most = PROMPT_SHARE if pace * PROMPT_SHARE <= PROMPT_SECONDS else int(PROMPT_SECONDS / pace)
+    return max(LEAST_SHARE, most // LEAST_SHARE * LEAST_SHARE)

@@ -1,9 +1,14 @@
 """What the application is asked, and what it may answer with: Json, Text or Events."""
 
 import json
+import json.decoder
+import json.scanner
 from dataclasses import dataclass, field
 
 from llamacy.server.errors import HttpError
+
+AT_ONCE = 1 << 20  # bytes of a body that are read in one call
+STEP = 1000  # numbers that are written in one call
 
 
 @dataclass
@@ -17,7 +22,10 @@ class Json:
 
     def encoded(self):
         """Return the body's bytes; ValueError where JSON has no form for the data."""
-        return dump(self.data)
+        try:
+            return "".join(_pieces(self.data)).encode()
+        except UnicodeEncodeError:
+            return dump(self.data)
 
 
 @dataclass
@@ -92,7 +100,7 @@ class Call(Head):
         """Return the body as a JSON value, once, whatever its Content-Type says; HttpError 400 when it is none."""
         body, self.body = self.body, b""
         try:
-            return json.loads(body, parse_constant=_no_constant)
+            return _loads(body)
         except RecursionError:
             raise HttpError(400, "the body's JSON is nested too deeply") from None
         except ValueError as error:
@@ -100,6 +108,40 @@ class Call(Head):
         finally:
             del body
             self.free()
+
+
+def _loads(body):
+    """Return JSON's value; a large body is read by Python's own reader, which lets other threads go on meanwhile."""
+    if len(body) <= AT_ONCE:
+        return json.loads(body, parse_constant=_no_constant)
+    decoder = json.JSONDecoder(parse_constant=_no_constant)
+    decoder.parse_object, decoder.parse_array = json.decoder.JSONObject, json.decoder.JSONArray
+    decoder.scan_once = json.scanner.py_make_scanner(decoder)
+    return decoder.decode(body.decode(json.detect_encoding(body), "surrogatepass"))
+
+
+def _pieces(data):
+    """Yield `data` as JSON, piece by piece: other threads go on in between, which they could not within one call."""
+    if isinstance(data, dict) and all(isinstance(key, str) for key in data):
+        for i, (key, value) in enumerate(data.items()):
+            yield ("{" if i == 0 else ", ") + _text(key) + ": "
+            yield from _pieces(value)
+        yield "}" if data else "{}"
+    elif isinstance(data, list) and data and isinstance(data[0], (dict, list)):
+        for i, value in enumerate(data):
+            yield "[" if i == 0 else ", "
+            yield from _pieces(value)
+        yield "]"
+    elif isinstance(data, list) and len(data) > STEP:
+        for i in range(0, len(data), STEP):
+            yield ("[" if i == 0 else ", ") + _text(data[i : i + STEP])[1:-1]
+        yield "]"
+    else:
+        yield _text(data)
+
+
+def _text(data):
+    return json.dumps(data, ensure_ascii=False, allow_nan=False)
 
 
 def _no_constant(name):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamacy.errors import LlamacyError, NotFinite
-from llamacy.generate.engine import PROMPT_SHARE, Closed, Engine, PromptError, QueueFull
+from llamacy.generate.engine import PROMPT_SHARE, Closed, Engine, PromptError, QueueFull, prompt_share
 from llamacy.generate.request import Request
 from llamacy.generate.samplers.params import SamplingParams
 from tests.generate.fakes import BOS, EOS, N_VOCAB, FakeModel
@@ -253,6 +253,27 @@ def test_a_prompt_does_not_hold_up_those_who_generate():
     engine.step()
     finish(engine, ask("c" * 1500, n_predict=1))
     assert max(engine.session.steps[-3:]) == 512
+
+
+@pytest.mark.parametrize(
+    ("pace", "most"), [(0, PROMPT_SHARE), (0.0001, PROMPT_SHARE), (0.002, 96), (0.01, 16), (5.0, 16)]
+)
+def test_slow_models_take_fewer_tokens_of_a_prompt_beside_others(pace, most):
+    assert prompt_share(pace) == most
+    engine, first, late = Engine(FakeModel(), n_slots=2), ask("a", n_predict=50), ask("b" * 600)
+    engine.submit(first)
+    while not first.tokens:
+        engine.step()
+    engine._pace = pace
+    engine.submit(late)
+    engine.step()
+    assert engine.session.steps[-1] == 1 + most
+
+
+def test_the_pace_is_that_of_prompts():
+    engine, request = Engine(FakeModel()), ask("b" * 100, n_predict=1)
+    finish(engine, request)
+    assert engine._pace == pytest.approx(engine.counters["prompt_seconds"] / 101)
 
 
 def test_cancelling_frees_the_slot_and_keeps_its_neighbours():
