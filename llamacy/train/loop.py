@@ -120,7 +120,7 @@ class Run:
 
     def go(self, stop=False):
         """Train; return what ended it: "end", "early" (the validation loss no longer falls) or "stopped"."""
-        ended = "end"
+        ended, due = "end", False
         first, self._first = self.done.step, self.done.n_updates
         self._tell_good_loss()
         if first == 0:
@@ -138,7 +138,10 @@ class Run:
                 ended = "stopped"
             if ended != "end":
                 break
-            if self._save_is_due(step) and self.done.step < self.plan.n_steps:
+            # what gives no numbers is not worth keeping until it does again
+            due = due or self._save_is_due(step)
+            if due and self.done.step < self.plan.n_steps and not self.done.n_astray:
+                due = False
                 self._tried(self.save)
         if ended != "stopped" and self.done.step > first:
             self._probe()

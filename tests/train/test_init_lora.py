@@ -77,18 +77,18 @@ def test_which_pairs_a_run_trains(tmp_path):
     assert more == {name: rank for name, (rank, _) in SHAPE.items()} | dict.fromkeys(
         ("blk.1.attn_q.weight", "blk.0.attn_k.weight"), 5
     )
-    pairs = starting_pairs(model, ("attn_q", "attn_k", "ffn_down"), lambda key: (5, 1.0), 1, None, init)
+    pairs = starting_pairs(model, ("attn_q", "attn_k", "ffn_down"), lambda name, key: (5, 1.0), 1, None, init)
     assert {name: pair.rank for name, pair in pairs.items()} == more
     assert (
         not pairs["blk.1.attn_q.weight"].b.any() and pairs["blk.0.attn_q.weight"] is init.pairs["blk.0.attn_q.weight"]
     )
     with pytest.raises(LlamacyError, match="'blk.0.attn_q.weight', which this run does not train; leave --target-mod"):
-        starting_pairs(model, ("attn_k", "ffn_down"), lambda key: (5, 1.0), 1, None, init)
+        starting_pairs(model, ("attn_k", "ffn_down"), lambda name, key: (5, 1.0), 1, None, init)
     init.pairs["output.weight"] = init.pairs["blk.0.attn_q.weight"]
     with pytest.raises(
         LlamacyError, match="adapts 'output.weight', which cannot be trained; wanted pairs only on attn_q"
     ):
-        starting_pairs(model, tuple(SHAPE), lambda key: (5, 1.0), 1, None, init)
+        starting_pairs(model, tuple(SHAPE), lambda name, key: (5, 1.0), 1, None, init)
 
 
 @pytest.fixture

@@ -115,3 +115,10 @@ def test_the_last_good_adapter_has_the_number_of_its_step(tmp_path):
     done = bench.run.done
     assert (bench.saved_step(), bench.trainer.good[1]) == (4, 3)
     assert (done.step, done.n_skipped, len(done.losses), len(done.rates)) == (4, 1, 4, 4)
+
+
+def test_nothing_is_saved_while_it_is_astray(tmp_path):
+    """The first epoch's end, step 10, is skipped: its save waits for step 12."""
+    bench = Bench(tmp_path, Odd({10, 11}), name="lora-ITERATION.gguf")
+    bench.run.go()
+    assert sorted(path.name for path in tmp_path.glob("lora*")) == ["lora-12.gguf", "lora-20.gguf", "lora-LATEST.gguf"]
