@@ -35,7 +35,8 @@ LOG = logging.getLogger("llamacy")
 
 
 class Step(NamedTuple):
-    """What a callback is told after an optimiser step; step and epoch count from 1, loss is its mean (nats)."""
+    """What a callback is told after an optimiser step; step and epoch count from 1, loss is its mean (nats), NaN where
+    it was skipped."""
 
     step: int
     n_steps: int

@@ -16,6 +16,8 @@ from llamacy.train.samples import Sample
 
 # Tokens of a prompt and of an answer at most; of a text without prompts so many are what it begins with.
 PROMPT, ANSWER, BEGINNING = 256, 64, 32
+# Of a run that asks often, the first answers and so many of the newest are kept.
+KEPT = 999
 # Samples that perplexities are measured on: a share of those that the run learns, within bounds; tokens of each.
 SHARE, FEWEST, MOST, LENGTH = 1 / 20, 8, 200, 512
 # Characters of a text in a terminal; a column is not narrower than this, else texts stand below each other.
@@ -118,6 +120,7 @@ def compare(asking, comparison, step, adapter, stop=False):
     if found is None:
         return None
     comparison.answers.append(Answers(step, base, found))
+    del comparison.answers[1 : max(1, len(comparison.answers) - KEPT)]
     return comparison.answers[-1]
 
 
@@ -180,7 +183,8 @@ def perplexity_lines(found, columns):
     lines = ["perplexity       base    adapter"]
     for name, each in found.items():
         of = f"{each.n} of {each.n_all}" if each.n < each.n_all else f"{each.n}"
-        row, about = f"{name:12} {each.base:8.4g}   {each.adapter:8.4g}", f"({of} samples, {each.n_tokens} tokens)"
+        row = f"{name:12} {each.base:8.4g}   {each.adapter:8.4g}"
+        about = f"({of} sample{'s' if each.n_all > 1 else ''}, {each.n_tokens} tokens)"
         lines += [f"{row}   {about}"] if len(row) + len(about) + 3 <= columns else [row, f"  {about}"]
     return lines
 

@@ -10,6 +10,7 @@ import pytest
 from llamacy.errors import LlamacyError
 from llamacy.train.comparison import (
     FEWEST,
+    KEPT,
     LENGTH,
     MOST,
     SHOWN,
@@ -97,6 +98,9 @@ def test_the_base_is_asked_once():
     assert compare(asking, found, 9, "three", stop=True) is None
     assert asking.calls == [(None, 2), ("one", 2), ("two", 2), ("three", 2)]
     assert [each.step for each in found.answers] == [3, 6]
+    for step in range(10, 10 + KEPT + 5):
+        compare(asking, found, step, "more")
+    assert len(found.answers) == KEPT + 1 and found.answers[0].step == 3 and found.answers[-1].step == 14 + KEPT
 
 
 def test_perplexities_of_both():
