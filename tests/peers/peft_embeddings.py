@@ -1,4 +1,4 @@
-"""A small llama in transformers whose embeddings PEFT adapts; weights and pairs come from seeds."""
+"""A small llama in transformers whose embeddings, or what else, PEFT adapts; weights and pairs come from seeds."""
 
 import contextlib
 import warnings
@@ -47,6 +47,8 @@ def adapted(tied, targets, **settings):
         for name, parameter in llama.named_parameters():
             if any(f".{side}." in name for side in SIDES):
                 parameter.copy_(torch.tensor(0.4 * twin.uniform(sum(name.encode()), tuple(parameter.shape))))
+            elif ".lora_magnitude_vector." in name:
+                parameter.mul_(torch.tensor(1 + 0.4 * twin.uniform(sum(name.encode()), tuple(parameter.shape))))
     return llama.eval()
 
 

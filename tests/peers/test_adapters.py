@@ -72,9 +72,20 @@ EMBEDDING_CASES = [
 ]
 
 
+PATTERNS = {"rank_pattern": {r"layers\.1\..*q_proj": 5, "down_proj": 2}, "alpha_pattern": {r"^model\.layers\.0\..*": 3}}
+DORA = {"use_dora": True}
+DORA_CASES = [
+    (["q_proj", "down_proj"], DORA, {}),
+    (["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], DORA | {"use_rslora": True}, {}),
+    (["q_proj", "down_proj"], DORA | PATTERNS, {}),
+    (["q_proj", "down_proj"], PATTERNS, {}),
+    (["v_proj", "lm_head"], DORA, {}),
+]
+
+
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize(("targets", "settings", "how"), EMBEDDING_CASES)
-def test_peft_s_adapters_on_embeddings_both_ways(tmp_path, tied, targets, settings, how):
+@pytest.mark.parametrize(("targets", "settings", "how"), [*EMBEDDING_CASES, *DORA_CASES])
+def test_peft_s_adapters_both_ways(tmp_path, tied, targets, settings, how):
     """Its folder loads here without a word, ours loads there, and all mean negative log-likelihoods are the same."""
     pytest.importorskip("peft")
     from tests.peers import peft_embeddings as case
