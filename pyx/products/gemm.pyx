@@ -5,17 +5,14 @@ sum ever crosses lanes; blocks of 32 columns share a scale. Activations enter as
 rounded per block of 32. The float operations of one output element and their order depend on the type and precision
 only, never on T, on the thread count or on the tile it falls in.
 
-What is here goes over tokens, blocks and row groups; what multiplies: weight_types (few tokens), panels (many).
+What is here goes over blocks and row groups; what multiplies: weight_types (few tokens), panels (many).
 """
 
 from libc.stdint cimport int8_t, int16_t, uint8_t
 
 from .inputs cimport BACK_ROWS, EXACT, INT16, INT8, PART_TOKENS, STREAM_TOKENS, U8_BLOCKS, aligned, even_chunk
 from .outliers cimport Columns, add_columns, find_columns
-from .panels cimport (
-    MOST_GROUPS, MOST_TOKENS, BackPanel, BackProduct, Gradients, PanelProducts, Product, Tokens, load_sums,
-    next_tokens, panel_products, store_sums,
-)
+from .panels cimport MOST_GROUPS, BackPanel, BackProduct, Gradients, PanelProducts, Product, panel_products
 from ..simd.verbs cimport (
     prefetch, transpose8, vb, vb_load, vf_load, vf_set1, vf_store, vh, vh_dot, vh_sum, vh_zero, vi, vi_add, vi_times128,
     vi_zero,
@@ -135,22 +132,12 @@ cdef inline const Product* product_of(const WeightType* k, const Acts* x, int pr
     return &table.superblocks8[k.fifth] if x.superblock > 1 else &table.blocks8[k.fifth]
 
 
-cdef inline void copy_rows(const float* source, size_t lds, float* to, size_t ldt, int n, bint zero) noexcept nogil:
-    """n rows of 16; zero: zeros instead"""
-    cdef int _i
-    for _i in range(n):
-        vf_store(to, vf_set1(0) if zero else vf_load(source))
-        source, to = source + lds, to + ldt
-
-
 cdef void many_tokens(const Packed* w, const Product* p, const Acts* x, Panel* panels, int most_groups, Unpacking* work, float* y, size_t ldy,
                       int lo, int hi) noexcept nogil:
     """panels: room for most_groups of them; work: for what 8-bit inputs set aside, of others NULL"""
     cdef int chunk = p.whole * even_chunk((w.n_blocks + p.whole - 1) // p.whole, p.blocks // p.whole)
-    cdef int part, t0, t1, t, b, n, tile, g, groups, new
-    cdef float sums[TILE_ROWS * MOST_GROUPS * MOST_TOKENS]
+    cdef int part, t0, t1, b, n, tile, g, groups
     cdef float* out
-    cdef Tokens r
     for part in range((x.n_rows + PART_TOKENS - 1) // PART_TOKENS):
         t0, t1, b = part * PART_TOKENS, min((part + 1) * PART_TOKENS, x.n_rows), 0
         while b < w.n_blocks:
@@ -159,22 +146,12 @@ cdef void many_tokens(const Packed* w, const Product* p, const Acts* x, Panel* p
                 find_columns(x, b, n, t0, t1, &work.found)
             tile = lo
             while tile < hi:
-                groups, out, t = min(p.groups, most_groups, hi - tile), y + TILE_ROWS * tile, t0
+                groups, out = min(p.groups, most_groups, hi - tile), y + t0 * ldy + TILE_ROWS * tile
                 for g in range(groups):
                     p.unpack(w.type, tile_at(w, tile + g, b), n, units_at(w, tile + g), panels + g)
-                while t < t1:
-                    new = next_tokens(&r, t, t1, p.tokens)
-                    if r.skip == 0 and groups == 1:
-                        copy_rows(out + t * ldy, ldy, sums, TILE_ROWS, new, b == 0)
-                        p.multiply(panels, 1, x, b, n, r.first, r.stride, sums)
-                        copy_rows(sums, TILE_ROWS, out + t * ldy, ldy, new, False)
-                    else:
-                        load_sums(sums, groups, out + t * ldy, ldy, &r, new, b == 0)
-                        p.multiply(panels, groups, x, b, n, r.first, r.stride, sums)
-                        store_sums(sums, groups, out + t * ldy, ldy, &r, new)
-                    t += new
+                p.multiply(panels, groups, x, b, n, t0, t1, b == 0, out, ldy)
                 for g in range(groups if work != NULL else 0):
-                    add_columns(panels[g].q, panels[g].d, &work.found, t1 - t0, work.columns, out + t0 * ldy + TILE_ROWS * g, ldy)
+                    add_columns(panels[g].q, panels[g].d, &work.found, t1 - t0, work.columns, out + TILE_ROWS * g, ldy)
                 tile += groups
             b += n
 
@@ -228,22 +205,6 @@ cdef inline void unpack_back(const Packed* w, int group, int b, BackPanel* p) no
     p.rows = min(BACK_ROWS, w.n_rows - group * BACK_ROWS)
 
 
-cdef inline void back_tokens(const BackProduct* p, const BackPanel* panel, int halves, const Gradients* dy, int group, float* dx, size_t ldx) noexcept nogil:
-    """dx (n_tokens, ldx) += the panel's share"""
-    cdef float sums[TILE_COLS * MOST_TOKENS]
-    cdef Tokens r
-    cdef int t = 0, new
-    while t < dy.n_tokens:
-        new = next_tokens(&r, t, dy.n_tokens, p.tokens)
-        if r.skip == 0:
-            p.multiply(panel, halves, dy, group, r.first, r.stride, dx + t * ldx, ldx)
-        else:
-            load_sums(sums, halves, dx + t * ldx, ldx, &r, new, False)
-            p.multiply(panel, halves, dy, group, r.first, r.stride, sums, TILE_ROWS * halves)
-            store_sums(sums, halves, dx + t * ldx, ldx, &r, new)
-        t += new
-
-
 cdef void matmul_backward_tiles(const Packed* w, const float* dy, size_t ldy, const int16_t* dyq, const float* dys, int n_tokens, float* dx, size_t ldx, int lo, int hi) noexcept nogil:
     """dx[t][32 lo .. 32 hi) += W^T dy: exact where dyq is NULL, else from quantize_gradient's integers (relative error near 5e-4).
 
@@ -261,4 +222,4 @@ cdef void matmul_backward_tiles(const Packed* w, const float* dy, size_t ldy, co
                 unpack_back(w, group, b, panel)
                 if p.round != NULL:
                     p.round(panel)
-                back_tokens(p, panel, 2 if 32 * b + 16 < w.n_cols else 1, &g, group, dx + 32 * b, ldx)
+                p.multiply(panel, 2 if 32 * b + 16 < w.n_cols else 1, &g, group, dx + 32 * b, ldx)

@@ -5,7 +5,7 @@ from libc.string cimport memcpy
 
 from .four_tokens cimport four_tokens
 from .inputs cimport Acts
-from .panels cimport BackPanel, Gradients, PanelProducts
+from .panels cimport BackPanel, Gradients, PanelProducts, Tokens, load_sums, next_tokens, store_sums
 from .tiles cimport Panel
 from ..simd.verbs cimport U8_OFFSET
 
@@ -14,7 +14,7 @@ cdef inline int code8(const uint8_t* q, int b, int r, int c) noexcept nogil:
     return q[512 * b + 64 * (c >> 2) + 4 * r + (c & 3)]
 
 
-cdef void blocks8(const Panel* panels, int groups, const Acts* x, int b, int n, size_t first, size_t stride, float* sums) noexcept nogil:
+cdef void eight_blocks8(const Panel* panels, int groups, const Acts* x, int b, int n, size_t first, size_t stride, float* sums) noexcept nogil:
     cdef int t, g, r, i, c, s
     cdef size_t at
     cdef float* y = sums
@@ -45,7 +45,7 @@ cdef inline float counted(const Panel* p, int r, const Acts* x, int n, size_t at
     return total
 
 
-cdef void superblocks8(const Panel* panels, int groups, const Acts* x, int b, int n, size_t first, size_t stride, float* sums) noexcept nogil:
+cdef void eight_superblocks8(const Panel* panels, int groups, const Acts* x, int b, int n, size_t first, size_t stride, float* sums) noexcept nogil:
     cdef int t, g, r, i
     cdef size_t at
     cdef float* y = sums
@@ -72,7 +72,7 @@ cdef inline void one_block16(const Panel* p, int i, const Acts* x, size_t at, bi
             y[r] += p.m[16 * i + r] * x.sum16[at]
 
 
-cdef void blocks16(const Panel* panels, int groups, const Acts* x, int b, int n, size_t first, size_t stride, float* sums) noexcept nogil:
+cdef void eight_blocks16(const Panel* panels, int groups, const Acts* x, int b, int n, size_t first, size_t stride, float* sums) noexcept nogil:
     cdef int t, g, i
     for t in range(8):
         for g in range(groups):
@@ -80,7 +80,7 @@ cdef void blocks16(const Panel* panels, int groups, const Acts* x, int b, int n,
                 one_block16(panels + g, i, x, (first + t * stride) * x.n_blocks + b + i, False, sums + 16 * (t * groups + g))
 
 
-cdef void blocks16_min(const Panel* panels, int groups, const Acts* x, int b, int n, size_t first, size_t stride, float* sums) noexcept nogil:
+cdef void eight_blocks16_min(const Panel* panels, int groups, const Acts* x, int b, int n, size_t first, size_t stride, float* sums) noexcept nogil:
     cdef int t, g, i
     for t in range(8):
         for g in range(groups):
@@ -88,7 +88,7 @@ cdef void blocks16_min(const Panel* panels, int groups, const Acts* x, int b, in
                 one_block16(panels + g, i, x, (first + t * stride) * x.n_blocks + b + i, True, sums + 16 * (t * groups + g))
 
 
-cdef void floats(const Panel* panels, int groups, const Acts* x, int b, int n, size_t first, size_t stride, float* sums) noexcept nogil:
+cdef void eight_floats(const Panel* panels, int groups, const Acts* x, int b, int n, size_t first, size_t stride, float* sums) noexcept nogil:
     cdef int t, g, r, c
     cdef const float* w
     cdef const float* a
@@ -101,17 +101,52 @@ cdef void floats(const Panel* panels, int groups, const Acts* x, int b, int n, s
                     sums[16 * (t * groups + g) + r] += w[16 * c + r] * a[c]
 
 
-cdef void back16(const BackPanel* p, int halves, const Gradients* dy, int group, size_t first, size_t stride, float* y, size_t ldy) noexcept nogil:
+cdef void back16(const BackPanel* p, int halves, const Gradients* dy, int group, float* y, size_t ldy) noexcept nogil:
     cdef int t, c, r
     cdef int32_t s
     cdef size_t at
-    for t in range(8):
-        at = <size_t>dy.n_tokens * group + first + t * stride
+    for t in range(dy.n_tokens):
+        at = <size_t>dy.n_tokens * group + t
         for c in range(16 * halves):
             s = 0
             for r in range(128):
                 s += p.q[2048 * (c >> 4) + 32 * (r >> 1) + 2 * (c & 15) + (r & 1)] * dy.q[128 * at + r]
             y[t * ldy + c] += p.scale[c] * dy.scale[at] * <float>s
+
+
+ctypedef void (*eight_fn)(const Panel* panels, int groups, const Acts* x, int b, int n, size_t first, size_t stride, float* sums) noexcept nogil
+
+
+cdef inline void in_eights(eight_fn eight, const Panel* panels, int groups, const Acts* x, int b, int n, int t0, int t1, bint fresh, float* y, size_t ldy) noexcept nogil:
+    cdef float sums[8 * 2 * 16]
+    cdef Tokens r
+    cdef int t = t0
+    while t < t1:
+        r = next_tokens(t, t1, t0, 8)
+        load_sums(sums, 8, groups, y + (t - t0) * ldy, ldy, &r, fresh)
+        eight(panels, groups, x, b, n, r.first, r.stride, sums)
+        store_sums(sums, 8, groups, y + (t - t0) * ldy, ldy, &r)
+        t += r.new
+
+
+cdef void blocks8(const Panel* panels, int groups, const Acts* x, int b, int n, int t0, int t1, bint fresh, float* y, size_t ldy) noexcept nogil:
+    in_eights(eight_blocks8, panels, groups, x, b, n, t0, t1, fresh, y, ldy)
+
+
+cdef void superblocks8(const Panel* panels, int groups, const Acts* x, int b, int n, int t0, int t1, bint fresh, float* y, size_t ldy) noexcept nogil:
+    in_eights(eight_superblocks8, panels, groups, x, b, n, t0, t1, fresh, y, ldy)
+
+
+cdef void blocks16(const Panel* panels, int groups, const Acts* x, int b, int n, int t0, int t1, bint fresh, float* y, size_t ldy) noexcept nogil:
+    in_eights(eight_blocks16, panels, groups, x, b, n, t0, t1, fresh, y, ldy)
+
+
+cdef void blocks16_min(const Panel* panels, int groups, const Acts* x, int b, int n, int t0, int t1, bint fresh, float* y, size_t ldy) noexcept nogil:
+    in_eights(eight_blocks16_min, panels, groups, x, b, n, t0, t1, fresh, y, ldy)
+
+
+cdef void floats(const Panel* panels, int groups, const Acts* x, int b, int n, int t0, int t1, bint fresh, float* y, size_t ldy) noexcept nogil:
+    in_eights(eight_floats, panels, groups, x, b, n, t0, t1, fresh, y, ldy)
 
 
 cdef PanelProducts EIGHT
@@ -126,7 +161,6 @@ cdef const PanelProducts* eight_tokens() noexcept nogil:
     EIGHT.blocks16[0].multiply, EIGHT.blocks16[1].multiply = blocks16, blocks16_min
     EIGHT.floats.multiply, EIGHT.back16.multiply = floats, back16
     for i in range(2):
-        EIGHT.blocks8[i].tokens = EIGHT.superblocks8[i].tokens = EIGHT.blocks16[i].tokens = 8
         EIGHT.blocks8[i].groups = EIGHT.superblocks8[i].groups = EIGHT.blocks16[i].groups = 2
-    EIGHT.floats.tokens, EIGHT.floats.groups, EIGHT.back16.tokens = 8, 2, 8
+    EIGHT.floats.groups = 2
     return &EIGHT
