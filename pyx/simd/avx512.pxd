@@ -1,90 +1,10 @@
-# AVX-512 with VNNI: the verbs of avx2.pxd with one register where AVX2 takes two. A row's four 8-bit products go straight
+# AVX-512 with VNNI: the verbs of generic.pxd, which says what they do, over one register. A row's four 8-bit products go straight
 # to 32 bits (vpdpbusd does not saturate), so vh is 16 x i32: equal sums wherever a caller's bounds keep int16 ones whole.
-#
-# NaN: arithmetic hands it on and makes it of infinities as IEEE 754 has it; so does what moves f32 about. vf_max and vf_min
-# give b where either is NaN; vf_amax and vf_hamax see it always. As an integer it may be any number, so a block that holds
-# one must get a scale that is NaN. Integer verbs know none.
 
 from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t
 
 from .immintrin cimport *
 from .x86 cimport prefetch_here
-
-cdef extern from "immintrin.h" nogil:
-    ctypedef struct __m512:
-        pass
-    ctypedef struct __m512i:
-        pass
-    ctypedef unsigned short __mmask16
-    ctypedef unsigned int __mmask32
-    __m512 _mm512_loadu_ps(const void*)
-    void _mm512_storeu_ps(void*, __m512)
-    __m512 _mm512_set1_ps(float)
-    __m512 _mm512_add_ps(__m512, __m512)
-    __m512 _mm512_sub_ps(__m512, __m512)
-    __m512 _mm512_mul_ps(__m512, __m512)
-    __m512 _mm512_div_ps(__m512, __m512)
-    __m512 _mm512_sqrt_ps(__m512)
-    __m512 _mm512_max_ps(__m512, __m512)
-    __m512 _mm512_min_ps(__m512, __m512)
-    __m512 _mm512_abs_ps(__m512)
-    __mmask16 _mm512_cmp_ps_mask(__m512, __m512, int)
-    __m512i _mm512_mask_blend_epi32(__mmask16, __m512i, __m512i)
-    __m512i _mm512_max_epi32(__m512i, __m512i)
-    __m256i _mm512_castsi512_si256(__m512i)
-    __m256i _mm512_extracti64x4_epi64(__m512i, int)
-    __m512 _mm512_fmadd_ps(__m512, __m512, __m512)
-    __m512 _mm512_fnmadd_ps(__m512, __m512, __m512)
-    __m512 _mm512_roundscale_ps(__m512, int)
-    __m512 _mm512_scalef_ps(__m512, __m512)
-    __m512 _mm512_cvtph_ps(__m256i)
-    __m256i _mm512_cvtps_ph(__m512, int)
-    __m512 _mm512_cvtepi32_ps(__m512i)
-    __m512i _mm512_cvtps_epi32(__m512)
-    __m512 _mm512_castsi512_ps(__m512i)
-    __m512i _mm512_castps_si512(__m512)
-    __m256 _mm512_castps512_ps256(__m512)
-    __m512 _mm512_castps256_ps512(__m256)
-    __m256 _mm512_extractf32x8_ps(__m512, int)
-    __m512 _mm512_insertf32x8(__m512, __m256, int)
-    __m512 _mm512_unpacklo_ps(__m512, __m512)
-    __m512 _mm512_unpackhi_ps(__m512, __m512)
-    __m512 _mm512_shuffle_ps(__m512, __m512, int)
-    __m512 _mm512_shuffle_f32x4(__m512, __m512, int)
-    __m512i _mm512_srl_epi32(__m512i, __m128i)
-    __m512i _mm512_sll_epi32(__m512i, __m128i)
-    __m512i _mm512_loadu_si512(const void*)
-    void _mm512_storeu_si512(void*, __m512i)
-    __m512i _mm512_setzero_si512()
-    __m512i _mm512_set1_epi8(char)
-    __m512i _mm512_set1_epi16(short)
-    __m512i _mm512_set1_epi32(int)
-    __m512i _mm512_castsi256_si512(__m256i)
-    __m512i _mm512_inserti64x4(__m512i, __m256i, int)
-    __m512i _mm512_and_si512(__m512i, __m512i)
-    __m512i _mm512_or_si512(__m512i, __m512i)
-    __m512i _mm512_srli_epi16(__m512i, unsigned int)
-    __m512i _mm512_slli_epi16(__m512i, unsigned int)
-    __m512i _mm512_srli_epi32(__m512i, unsigned int)
-    __m512i _mm512_slli_epi32(__m512i, unsigned int)
-    __m512i _mm512_srai_epi32(__m512i, unsigned int)
-    __m512i _mm512_add_epi32(__m512i, __m512i)
-    __m512i _mm512_sub_epi32(__m512i, __m512i)
-    __m512i _mm512_mullo_epi32(__m512i, __m512i)
-    __m512i _mm512_sub_epi8(__m512i, __m512i)
-    __m512i _mm512_add_epi8(__m512i, __m512i)
-    __m512i _mm512_sub_epi16(__m512i, __m512i)
-    __m512i _mm512_mullo_epi16(__m512i, __m512i)
-    __m512i _mm512_dpbusd_epi32(__m512i, __m512i, __m512i)
-    __m512i _mm512_dpwssd_epi32(__m512i, __m512i, __m512i)
-    __m512i _mm512_mask_blend_epi16(__mmask32, __m512i, __m512i)
-    __m512i _mm512_cvtepi8_epi16(__m256i)
-    __m512i _mm512_cvtepi8_epi32(__m128i)
-    __m512i _mm512_cvtepu16_epi32(__m256i)
-    __m256i _mm512_cvtepi32_epi16(__m512i)
-    __m256i _mm512_cvtsepi32_epi16(__m512i)
-    __m128i _mm512_cvtsepi32_epi8(__m512i)
-    int _mm512_reduce_add_epi32(__m512i)
 
 ctypedef __m512 vf
 ctypedef __m512i vi
@@ -100,13 +20,10 @@ cdef enum:
 cdef inline void pause() noexcept nogil:
     _mm_pause()
 
-
 cdef inline void prefetch(const void* p) noexcept nogil:
     _mm_prefetch(<const char*>p, 3)
 
-
 cdef inline void prefetch_line(const void* p) noexcept nogil:
-    """The same just here, amid arithmetic: several requests at once wait for each other and hold up the loads behind them"""
     prefetch_here(p)
 
 
@@ -115,97 +32,67 @@ cdef inline void prefetch_line(const void* p) noexcept nogil:
 cdef inline vf vf_load(const float* p) noexcept nogil:
     return _mm512_loadu_ps(p)
 
-
 cdef inline void vf_store(float* p, vf a) noexcept nogil:
     _mm512_storeu_ps(p, a)
-
 
 cdef inline vf vf_set1(float x) noexcept nogil:
     return _mm512_set1_ps(x)
 
-
 cdef inline vf vf_add(vf a, vf b) noexcept nogil:
     return _mm512_add_ps(a, b)
-
 
 cdef inline vf vf_sub(vf a, vf b) noexcept nogil:
     return _mm512_sub_ps(a, b)
 
-
 cdef inline vf vf_mul(vf a, vf b) noexcept nogil:
     return _mm512_mul_ps(a, b)
-
 
 cdef inline vf vf_div(vf a, vf b) noexcept nogil:
     return _mm512_div_ps(a, b)
 
-
 cdef inline vf vf_max(vf a, vf b) noexcept nogil:
-    """the larger; b where either is NaN"""
     return _mm512_max_ps(a, b)
 
-
 cdef inline vf vf_min(vf a, vf b) noexcept nogil:
-    """the smaller; b where either is NaN"""
     return _mm512_min_ps(a, b)
-
 
 cdef inline vf vf_sqrt(vf a) noexcept nogil:
     return _mm512_sqrt_ps(a)
 
-
 cdef inline vf vf_abs(vf a) noexcept nogil:
     return _mm512_abs_ps(a)
 
-
 cdef inline vf vf_amax(vf most, vf a) noexcept nogil:
-    """the larger of `most`, which has no signs, and |a|; NaN where either is: compared as integers, it is above infinity"""
     return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(most), _mm512_castps_si512(_mm512_abs_ps(a))))
 
-
 cdef inline vf vf_fma(vf a, vf b, vf c) noexcept nogil:
-    """a * b + c"""
     return _mm512_fmadd_ps(a, b, c)
 
-
 cdef inline vf vf_fnma(vf a, vf b, vf c) noexcept nogil:
-    """c - a * b"""
     return _mm512_fnmadd_ps(a, b, c)
 
-
 cdef inline vf vf_fma1(vf a, float x, vf c) noexcept nogil:
-    """a * x + c with one x for all lanes"""
     return _mm512_fmadd_ps(a, _mm512_set1_ps(x), c)
 
-
 cdef inline vf vf_round(vf a) noexcept nogil:
-    """nearest integer, halves to even"""
     return _mm512_roundscale_ps(a, 8)
 
-
 cdef inline vf vf_pow2(vf n) noexcept nogil:
-    """2 ** n for whole n in -126..127; of others, NaN among them, any number"""
     return _mm512_scalef_ps(_mm512_set1_ps(1), n)
 
-
 cdef inline float vf_hsum(vf a) noexcept nogil:
-    """sum of the lanes, as a tree"""
     cdef __m256 s = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1))
     cdef __m128 h = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1))
     h = _mm_add_ps(h, _mm_movehl_ps(h, h))
     return _mm_cvtss_f32(_mm_add_ps(h, _mm_movehdup_ps(h)))
 
-
 cdef inline float vf_hmax(vf a) noexcept nogil:
-    """largest lane; a NaN may be missed where not all lanes are"""
     cdef __m256 s = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1))
     cdef __m128 h = _mm_max_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1))
     h = _mm_max_ps(h, _mm_movehl_ps(h, h))
     return _mm_cvtss_f32(_mm_max_ps(h, _mm_movehdup_ps(h)))
 
-
 cdef inline float vf_hamax(vf most) noexcept nogil:
-    """largest lane where none has a sign; NaN where any is"""
     cdef __m512i x = _mm512_castps_si512(most)
     cdef __m256i s = _mm256_max_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1))
     cdef __m128i h = _mm_max_epi32(_lower(s), _mm256_extracti128_si256(s, 1))
@@ -218,18 +105,13 @@ cdef inline float vf_hamax(vf most) noexcept nogil:
 cdef inline vf vf_load_f16(const void* p) noexcept nogil:
     return _mm512_cvtph_ps(_mm256_loadu_si256(<const __m256i*>p))
 
-
 cdef inline void vf_store_f16(void* p, vf a) noexcept nogil:
-    """round half to even; beyond 65519 infinity, NaN stays NaN"""
     _mm256_storeu_si256(<__m256i*>p, _mm512_cvtps_ph(a, 0))
-
 
 cdef inline vf vf_load_bf16(const void* p) noexcept nogil:
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(<const __m256i*>p)), 16))
 
-
 cdef inline void vf_store_bf16(void* p, vf a) noexcept nogil:
-    """round half to even; NaN stays NaN, which rounding its bits could turn to zero"""
     # add 0x7fff plus the lowest kept bit
     cdef __m512i x = _mm512_castps_si512(a)
     cdef __m512i odd = _mm512_and_si512(_mm512_srli_epi32(x, 16), _mm512_set1_epi32(1))
@@ -241,178 +123,119 @@ cdef inline void vf_store_bf16(void* p, vf a) noexcept nogil:
 # ---- integers ----
 
 cdef inline vf vf_load_s8(const int8_t* p) noexcept nogil:
-    """16 int8 as f32"""
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(<const __m128i*>p)))
-
 
 cdef inline vi vi_zero() noexcept nogil:
     return _mm512_setzero_si512()
 
-
 cdef inline vi vi_load(const int32_t* p) noexcept nogil:
     return _mm512_loadu_si512(p)
-
 
 cdef inline void vi_store(int32_t* p, vi a) noexcept nogil:
     _mm512_storeu_si512(p, a)
 
-
 cdef inline vi vi_add(vi a, vi b) noexcept nogil:
     return _mm512_add_epi32(a, b)
-
 
 cdef inline vi vi_sub(vi a, vi b) noexcept nogil:
     return _mm512_sub_epi32(a, b)
 
-
 cdef inline vi vi_bits(const uint8_t* p, int shift, int mask, int to) noexcept nogil:
-    """16 words: (word >> shift & mask) << to"""
     cdef __m512i x = _mm512_srl_epi32(_mm512_loadu_si512(p), _mm_cvtsi32_si128(shift))
     return _mm512_sll_epi32(_mm512_and_si512(x, _mm512_set1_epi32(mask)), _mm_cvtsi32_si128(to))
 
-
 cdef inline vi vi_nibbles(const uint8_t* p, int i) noexcept nogil:
-    """byte i of 8 words: the low nibbles, then the high ones"""
     cdef __m256i x = _mm256_srl_epi32(_mm256_loadu_si256(<const __m256i*>p), _mm_cvtsi32_si128(8 * i))
     cdef __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(x), _mm256_srli_epi32(x, 4), 1)
     return _mm512_and_si512(both, _mm512_set1_epi32(15))
 
-
 cdef inline vi vi_byte(const uint8_t* p, int i) noexcept nogil:
-    """byte i of 16 words, with its sign"""
     return _mm512_srai_epi32(_mm512_sll_epi32(_mm512_loadu_si512(p), _mm_cvtsi32_si128(24 - 8 * i)), 24)
-
 
 cdef inline vi vi_times128(vi a) noexcept nogil:
     return _mm512_slli_epi32(a, 7)
 
-
 cdef inline vf vi_to_f(vi a) noexcept nogil:
     return _mm512_cvtepi32_ps(a)
 
-
 cdef inline vi vf_to_i(vf a) noexcept nogil:
-    """nearest integer, halves to even; |a| < 2 ** 31: of others, NaN among them, any number"""
     return _mm512_cvtps_epi32(a)
-
 
 cdef inline int32_t vi_hsum(vi a) noexcept nogil:
     return _mm512_reduce_add_epi32(a)
 
-
 cdef inline void vi_store_s16(int16_t* p, vi a) noexcept nogil:
-    """16 lanes as int16, saturated"""
     _mm256_storeu_si256(<__m256i*>p, _mm512_cvtsepi32_epi16(a))
 
-
 cdef inline void vi_store_s8(int8_t* p, vi a) noexcept nogil:
-    """16 lanes as int8, saturated"""
     _mm_storeu_si128(<__m128i*>p, _mm512_cvtsepi32_epi8(a))
 
-
 cdef inline vb vb_load(const uint8_t* p) noexcept nogil:
-    """64 bytes"""
     return _mm512_loadu_si512(p)
-
 
 cdef inline void vb_store(uint8_t* p, vb a) noexcept nogil:
     _mm512_storeu_si512(p, a)
 
-
 cdef inline vb vb_nibbles(const uint8_t* p) noexcept nogil:
-    """32 bytes to 64 values: the low nibbles are rows 0..7, the high nibbles rows 8..15"""
     cdef __m256i x = _mm256_loadu_si256(<const __m256i*>p)
     cdef __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(x), _mm256_srli_epi16(x, 4), 1)
     return _mm512_and_si512(both, _mm512_set1_epi8(15))
 
-
 cdef inline vb vb_or_bit(vb a, vb bits, int g, int to) noexcept nogil:
-    """a with bit g of each byte of `bits` put in as bit `to` (constants)"""
     cdef __m512i moved = _mm512_slli_epi16(bits, to - g) if g <= to else _mm512_srli_epi16(bits, g - to)
     return _mm512_or_si512(a, _mm512_and_si512(moved, _mm512_set1_epi8(<char>(1 << to))))
 
-
 cdef inline vb vb_minus(vb a, int n) noexcept nogil:
-    """a - n, bytes with a sign from here on"""
     return _mm512_sub_epi8(a, _mm512_set1_epi8(<char>n))
-
 
 cdef inline vb vb_add(vb a, vb b) noexcept nogil:
     return _mm512_add_epi8(a, b)
 
-
 cdef inline vh vh_zero() noexcept nogil:
     return _mm512_setzero_si512()
 
-
 cdef inline vh vh_start(const int16_t* twice) noexcept nogil:
-    """each row's sum = the sum of the two numbers, which are equal"""
     return _mm512_set1_epi32(2 * twice[0])
 
-
 cdef inline vh vh_dot(vh acc, vb w, const int8_t* a) noexcept nogil:
-    """acc += w * a[0..4) per row; the caller bounds the sum"""
     return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32((<const int32_t*>a)[0]))
 
-
 cdef inline vh vh_mix(vh acc, vb w, const uint8_t* a) noexcept nogil:
-    """acc += w * a[0..4) per row, w with signs, a raised by U8_OFFSET; the caller bounds the sum"""
     return _mm512_dpbusd_epi32(acc, _mm512_set1_epi32((<const int32_t*>a)[0]), w)
 
-
 cdef inline vi vh_weigh(vi acc, vh sums, vw by) noexcept nogil:
-    """acc += each row's sum times its first number in `by`, which is there twice"""
     return _mm512_add_epi32(acc, _mm512_mullo_epi32(sums, _mm512_srai_epi32(by, 16)))
 
-
 cdef inline vi vh_sum(vh acc) noexcept nogil:
-    """each row's sum as int32"""
     return acc
 
-
 cdef inline vw vw_load(const int16_t* p) noexcept nogil:
-    """16 rows x 2 int16"""
     return _mm512_loadu_si512(p)
-
 
 cdef inline void vw_store(int16_t* p, vw a) noexcept nogil:
     _mm512_storeu_si512(p, a)
 
-
 cdef inline vw vw_load_s8(const int8_t* p) noexcept nogil:
-    """16 rows x 2 int8, widened"""
     return _mm512_cvtepi8_epi16(_mm256_loadu_si256(<const __m256i*>p))
 
-
 cdef inline vw vb_pair(vb a, int j, int offset) noexcept nogil:
-    """bytes 2j and 2j + 1 (j constant, 0 or 1) of each row less `offset`, as int16"""
     cdef __m512i even = _mm512_and_si512(_mm512_srli_epi32(a, 16 * j), _mm512_set1_epi32(0xff))
     cdef __m512i odd = _mm512_and_si512(_mm512_srli_epi32(a, 16 * j + 8), _mm512_set1_epi32(0xff))
     return _mm512_sub_epi16(_mm512_or_si512(even, _mm512_slli_epi32(odd, 16)), _mm512_set1_epi16(<short>offset))
 
-
 cdef inline vw vw_mul(vw a, vw b) noexcept nogil:
-    """a * b, the products fitting int16"""
     return _mm512_mullo_epi16(a, b)
 
-
 cdef inline vi vi_dot(vi acc, vw w, const int16_t* a) noexcept nogil:
-    """acc += w * a[0..2) per row"""
     return _mm512_dpwssd_epi32(acc, w, _mm512_set1_epi32((<const int32_t*>a)[0]))
 
-
 cdef inline vf vw_even(vw a) noexcept nogil:
-    """the first int16 of each row as f32"""
     return _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(a, 16), 16))
 
-
 cdef inline vf vw_odd(vw a) noexcept nogil:
-    """the second int16 of each row as f32"""
     return _mm512_cvtepi32_ps(_mm512_srai_epi32(a, 16))
 
-
 cdef inline vw vw_join(vi even, vi odd) noexcept nogil:
-    """int32 lanes that fit int16, as pairs (even, odd)"""
     return _mm512_mask_blend_epi16(0xaaaaaaaa, even, _mm512_slli_epi32(odd, 16))
 
 
@@ -421,16 +244,13 @@ cdef inline vw vw_join(vi even, vi odd) noexcept nogil:
 cdef inline __m512 _two_rows(const float* low, const float* high) noexcept nogil:
     return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(low)), _mm256_loadu_ps(high), 1)
 
-
 cdef inline void _two_columns(float* left, float* right, __m512 a) noexcept nogil:
     # a's quarters: rows 0-3 of the left column, of the right one, then rows 4-7 of both
     a = _mm512_shuffle_f32x4(a, a, 0xd8)
     _mm256_storeu_ps(left, _mm512_castps512_ps256(a))
     _mm256_storeu_ps(right, _mm512_extractf32x8_ps(a, 1))
 
-
 cdef inline void transpose8(const float* src, size_t ss, float* dst, size_t ds) noexcept nogil:
-    """8 x 8 words: dst[j * ds + i] = src[i * ss + j]"""
     cdef __m512 a0 = _two_rows(src, src + 4 * ss), a1 = _two_rows(src + ss, src + 5 * ss)
     cdef __m512 a2 = _two_rows(src + 2 * ss, src + 6 * ss), a3 = _two_rows(src + 3 * ss, src + 7 * ss)
     cdef __m512 b0 = _mm512_unpacklo_ps(a0, a1), b1 = _mm512_unpackhi_ps(a0, a1)
