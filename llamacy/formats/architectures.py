@@ -190,7 +190,7 @@ class Architecture:
     norm         "rms" or "layer", the kind of all norms      norm_biases  those over n_embd have biases
     norm_shift   what a converter adds to the weights of norms
     row_norms    norms of queries and keys see all heads together
-    activation   what is between the MLP's matrices, a name of ACTIVATIONS in pyx/layers/mlp.pyx
+    activation   what is between the MLP's matrices, a name of ACTIVATIONS in pyx/layers/mlp.pyx.tp
     expert_activation  the same of experts
     parallel     attention and MLP see one norm of x, and both add to it; None: where the file says so
     output_bias  the output matrix has a bias

@@ -135,14 +135,6 @@ class Trainer:
                 kept_rows(config.part_rows(key)) if key in fused else np.arange(n_out),
             )
 
-    def _padding(self, flat):
-        """Yield what pads the pairs in a flat array of the pass, where an extent is no multiple of 16."""
-        for _, _, rank, n_in, n_out, a, b in self._pass.layout:
-            for at, n in ((a, n_in), (b, n_out)):
-                if n % 16:
-                    wide = -(-n // 16) * 16
-                    yield flat[at : at + rank * wide].reshape(rank, wide)[:, n:]
-
     # ---- computing ----
 
     def step(self, micro_batches, lr):
@@ -187,8 +179,6 @@ class Trainer:
                 self._run(packed, 1 / n_trained, dropout_key=self._dropout_key(i), noise=self._noise(i, packed[1]))
                 for i, packed in enumerate(pack(samples, self.pack_tokens))
             ) / n_trained  # fmt: skip
-        for padding in self._padding(self._pass.grads):  # of inputs whose own padding may hold anything
-            padding[:] = 0
         for name, a, b, _ in self._views(self._pass.grads) if self._frozen else ():
             a[self._frozen[name] :], b[self._frozen[name] :] = 0, 0
         n_tokens, norm = sum(len(sample.ids) for sample in samples), kernels.adamw.norm(self._pass.grads)

@@ -140,7 +140,7 @@ LAYERS = table(
     ),
     (
         "GELU's slope with a coarser bell",
-        "mlp.pyx",
+        "mlp.pyx.tp",
         "vf_mul(x, vf_set1(0.3989422804014327))",
         "vf_mul(x, vf_set1(0.3989))",
         "kernels/test_dense_layers.py::test_curves_backward",

@@ -27,12 +27,11 @@ class Mutant:
         """The compiled modules' names: of a header all that include it; none for Python."""
         path = Path(self.file)
         if path.suffix == ".pxd":
-            sources = [source for room in ROOMS for source in (SOURCES / room).glob("*.pyx")]
             header = f"{path.parent.name}.{path.stem}"
-            return tuple(
-                source.stem for source in sources if header in digests(f"{source.parent.name}.{source.stem}", "generic")
-            )
-        return (path.stem,) if path.suffix == ".pyx" else ()
+            sources = [source for room in ROOMS for source in (SOURCES / room).glob("*.pyx*")]
+            found = [(source.parent.name, source.name.partition(".")[0]) for source in sources]
+            return tuple(name for room, name in found if header in digests(f"{room}.{name}", "generic"))
+        return (path.name.partition(".")[0],) if ".pyx" in path.suffixes else ()
 
 
 def misplaced(mutant):
