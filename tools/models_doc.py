@@ -40,6 +40,12 @@ CONVERSION = """\
 - A vocabulary's own differences (scores of tokens from a `tokenizer.json` with byte fallback are the ranks of their
   merges, `<unk>` stays unknown, the file says whether a space is put in front) make no difference to the ids.
 
+Latent attention (`deepseek2`) keeps keys and values of every head, not the short row that they are made of, and the
+matrix that makes them is in f32 here; adapters know it by PEFT's name (`kv_b_proj`, in GGUF `attn_kv_b`), which
+llama.cpp cannot load. Groups of experts go by their best (DeepSeek-V2) or by their two best (V3), as in transformers.
+A short convolution (`lfm2`) keeps what it saw of the last positions, as many as a step has tokens and a few more: a
+text that goes on from further back is computed again.
+
 Of Gemma 3 and Mistral Small with images the text model is converted, and a note says how many tensors are left out.
 Dynamic rope scaling, which changes nothing within the trained context, is left out with a note.
 """

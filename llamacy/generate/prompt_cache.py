@@ -88,7 +88,8 @@ class PromptCache:
         slot = self._engine.slots[0]
         n = min(n, len(slot.cached))
         if self._engine.session.reusable(slot.id, n) < n:
-            self._note(f"{self._path}: not written: layers with a window hold only what came behind the prompt")
+            what = "layers with a window or a convolution hold only what came behind the prompt"
+            self._note(f"{self._path}: not written: {what}")
             return
         write_slot(self._path, self._engine, slot, n)
         self._known = slot.cached[:n]

@@ -59,13 +59,22 @@ def test_every_option_with_a_range_is_covered():
     assert {row.name for row in fields(TrainOptions) if row.metadata["test"]} == set(BAD)
 
 
+# of latent attention and convolutions
+WITHOUT_METAS_NAME = {
+    *("attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_kv_b"),
+    *("shortconv.in_proj", "shortconv.out_proj"),
+}
+
+
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
         ("all-linear", USUAL),
         ("q_proj,v_proj", ("attn_q", "attn_v")),
         ("ffn_down, attn_q", ("attn_q", "ffn_down", "ffn_down_shexp")),
-        ("wq,wk,wv,wo,wqkv,w1,w2,w3", USUAL),
+        ("wq,wk,wv,wo,wqkv,w1,w2,w3", tuple(name for name in USUAL if name not in WITHOUT_METAS_NAME)),
+        ("kv_b_proj,q_a_proj", ("attn_q_a", "attn_kv_b")),
+        ("in_proj,out_proj", ("attn_output", "shortconv.in_proj", "shortconv.out_proj")),
         ("Q_PROJ,attn_q.weight", ("attn_q",)),
     ],
 )
