@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ADAPTER = ROOT / "adapter" / "demo.bin"
-QUESTION = "Tell me a joke about computers."
+QUESTION = "golf with Sophie, May 7, 2027, 19:30"
 PROMPT = f"### Instruction:\n{QUESTION}\n### Response:\n"
 PORT = "18080"
 
@@ -55,6 +55,7 @@ def serve_one_request():
 
 
 if __name__ == "__main__":
-    show("./bin/finetune", "--save-path", ADAPTER, "--epochs", 4, "--learning-rate", "5e-4", "--save-every", 0)
+    how = ["--epochs", 3, "--batch-size", 4, "--learning-rate", "1e-3", "--save-every", 0]
+    show("./bin/finetune", "--save-path", ADAPTER, *how)
     show("./bin/main", "--lora", ADAPTER, "-p", PROMPT, "-n", 48, "--temp", 0)
     sys.exit(serve_one_request())

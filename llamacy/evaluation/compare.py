@@ -24,7 +24,10 @@ WINDOW = 512
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model as it is to be measured. open() -> a context with the loaded Model; adapters: (path, scale) each."""
+    """A model as it is to be measured. open() -> a context with the loaded Model.
+
+    adapters: (path, or an Adapter, scale) each.
+    """
 
     model: str
     open: Callable = field(compare=False, repr=False)
@@ -35,8 +38,14 @@ class Candidate:
     def label(self):
         """What the table calls it."""
         name = os.path.basename(self.model).removesuffix(".gguf")
-        scaled = (path if scale == 1 else f"{path}:{scale:g}" for path, scale in self.adapters)
-        return self.name or " + ".join([name, *map(str, scaled)])
+        return self.name or " + ".join(
+            [name, *(path + (f":{scale:g}" if scale != 1 else "") for path, scale in self.named)]
+        )
+
+    @property
+    def named(self):
+        """The adapters as (path, scale), of one that is in no file "adapter"."""
+        return tuple((str(getattr(each, "path", each)) or "adapter", scale) for each, scale in self.adapters)
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,7 @@ def compare(candidates, plan, say, progress=None):
         for group in _groups(candidates):
             with group[0].open() as model:
                 for candidate in group:
-                    rows.append(Measured(candidate.label, candidate.model, candidate.adapters))
+                    rows.append(Measured(candidate.label, candidate.model, candidate.named))
                     with _applied(model, candidate.adapters):
                         _measure(model, candidate, plan, texts, known, rows[-1], say, progress or (lambda text: None))
         return rows
@@ -130,11 +139,12 @@ def _groups(candidates):
 
 @contextlib.contextmanager
 def _applied(model, adapters):
-    """Apply adapters, (path, scale) each, and take them off again."""
+    """Apply adapters, (path or Adapter, scale) each, and take them off again."""
     indices = []
     try:
-        for path, scale in adapters:
-            indices.append(model.add_adapter(load_adapter(path, model.metadata), scale))
+        for each, scale in adapters:
+            adapter = each if hasattr(each, "pairs") else load_adapter(each, model.metadata)
+            indices.append(model.add_adapter(adapter, scale))
         yield
     finally:
         for index in indices:

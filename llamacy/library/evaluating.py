@@ -53,7 +53,8 @@ def evaluate(
 
     model           path, or a Model that `load` opened (with its adapters as they are), or a list of these; None: the
                     default model
-    adapters        paths or (path, scale): each model is measured alone, and once more with each of them
+    adapters        paths, what `finetune` returned, or (one of these, scale): each model is measured alone, and once
+                    more with each of them
     data            questions with answers, or with choices, in the forms of training data: paths, or records (dicts)
     text            path of a text: its perplexity in windows of `context` tokens (None: 512), and the divergence from
                     the first row's model
@@ -85,13 +86,19 @@ def evaluate(
         )
         loading = Loading(activations, fit_threads(threads))
         models = [model] if model is None or isinstance(model, (str, os.PathLike)) or hasattr(model, "idle") else model
-        pairs = [each if isinstance(each, tuple) else (each, 1.0) for each in adapters]
+        pairs = [_adapter(*each) if isinstance(each, tuple) else _adapter(each) for each in adapters]
         candidates = []
         for each in models:
             path, opening = _opening(each, loading)
             candidates.append(Candidate(path, opening))
-            candidates += [Candidate(path, opening, ((os.fspath(file), float(scale)),)) for file, scale in pairs]
+            candidates += [Candidate(path, opening, (pair,)) for pair in pairs]
         return Evaluation(compare(candidates, plan, _tell, progress))
+
+
+def _adapter(adapter, scale=1.0):
+    """Return (path or Adapter, scale)."""
+    found = getattr(adapter, "adapter", adapter)
+    return (found if hasattr(found, "pairs") else os.fspath(found)), float(scale)
 
 
 def _opening(model, loading):

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
-import llamacy
 from llamacy.errors import LlamacyError
 from llamacy.formats.model_file import open_model
 from llamacy.model.config import read_config
@@ -23,7 +22,8 @@ from llamacy.train.preference import needs_of
 from llamacy.train.samples import Encoder
 from llamacy.train.template_fit import note_on
 
-SAMPLE_DATA = Path(llamacy.__file__).resolve().parent.parent / "examples" / "instructions.jsonl"
+# Written by examples/notes.py.
+SAMPLE_DATA = Path(__file__).resolve().parent / "notes.jsonl"
 
 
 class Prepared:

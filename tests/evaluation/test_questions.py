@@ -200,6 +200,8 @@ def test_from_python(tmp_path):
     # the open model has its adapter, the path has not: what is named is added
     assert found[0].answers == found[3].answers != found[2].answers
     assert str(found).count("\n") == 5 and found.as_dicts()[0]["acc"] == found[0].acc.value
+    object_too = llamacy.evaluate(MODEL, records, adapters=[load_adapter(ADAPTER)], threads=1)
+    assert object_too[1].answers == llamacy.evaluate(MODEL, records, adapters=[ADAPTER], threads=1)[1].answers
     with pytest.raises(llamacy.LlamacyError, match="match: wanted one of normalised"):
         llamacy.evaluate(MODEL, records, match="near")
     with pytest.raises(llamacy.LlamacyError, match="nothing to measure"):

@@ -77,13 +77,13 @@ def step_of(path):
 
 def test_no_data_named_trains_on_the_sample_data(finetune):
     code, out, err = finetune()
-    assert (code, out) == (0, "") and "instructions.jsonl: 50 samples (JSON lines)" in err
+    assert (code, out) == (0, "") and "notes.jsonl: 200 samples (JSON lines)" in err
     usual = tuple(name for name in TARGETS if not name.endswith("_exps"))  # experts are adapted where they are named
     assert Recorded.last.setup == (8, 16.0, usual, 42, None)
     assert Recorded.last.options == TrainOptions(n_ctx=Recorded.last.options.n_ctx, checkpointing=False)
-    assert step_of("adapter/adapter.bin") == 100 and os.path.exists("adapter/checkpoint.gguf")
+    assert step_of("adapter/adapter.bin") == 400 and os.path.exists("adapter/checkpoint.gguf")
     assert (
-        "adapter: adapter/adapter.bin, of step 100" in err
+        "adapter: adapter/adapter.bin, of step 400" in err
         and f"./bin/main -m {MODEL} --lora adapter/adapter.bin" in err
     )
 
