@@ -39,6 +39,7 @@ from llamacy.generate.schema_merge import (
     SPLIT,
     Impossible,
     exclude,
+    is_impossible,
     is_note,
     item_schemas,
     merged,
@@ -46,7 +47,7 @@ from llamacy.generate.schema_merge import (
 )
 from llamacy.generate.schema_numbers import Bounds, integers, numbers
 from llamacy.generate.schema_parts import Containing, Different, Members, tuple_of
-from llamacy.generate.schema_split import combinations, without_conditions
+from llamacy.generate.schema_split import MOST_CASES, without_conditions
 
 MAX_REPEATS = 1_000_000
 MAX_DEPTH = 100
@@ -67,6 +68,7 @@ TYPES = {
 UNBUILT = ("$dynamicRef", "$recursiveRef")
 COMBINING = ("$ref", "allOf", "anyOf", "oneOf", "const", "enum")
 OPEN = (True, {})
+NOTHING = Alt(())
 MOST_DIFFERENT = 1000  # values of which an array has each once
 
 
@@ -109,9 +111,15 @@ class Converter:
         name = f"ref {self._names}{target}"
         if name not in self.rules:
             self.rules[name] = VALUE  # holds the place while the schema refers to itself
-            self.rules[name] = self.convert(found, target, depth)
+            try:
+                self.rules[name] = self.convert(found, target, depth)
+            except Impossible:
+                self.rules[name] = NOTHING  # for whatever refers to it by now
+                raise
             if self._loops(name, self.rules[name]):
                 raise RequestError(f"{where}: the schema refers to itself without end")
+        if self.rules[name] is NOTHING:
+            raise Impossible(f"{where}: no value is valid under {target!r:.60}")
         return Ref(name)
 
     def _resolved(self, schema, where, depth=0):
@@ -248,11 +256,28 @@ class Converter:
         for key in ("unevaluatedProperties", "unevaluatedItems"):
             if key in schema:
                 raise RequestError(f"{where}: {key!r} is not supported beside conditions (not, if, ...)")
-        rest = {key: value for key, value in schema.items() if key != SPLIT}
-        cases = [{**rest, "allOf": parts} for parts in combinations(schema[SPLIT], where)]
-        if not cases:
-            raise Impossible(f"{where}: no value is valid under its conditions")
+        cases = [{key: value for key, value in schema.items() if key != SPLIT}]
+        waiting = list(schema[SPLIT])
+        while waiting:
+            alternatives = waiting.pop(0)
+            cases = [more for case in cases for one in alternatives for more in self._beside(case, one, where)]
+            if not cases:
+                raise Impossible(f"{where}: no value is valid under its conditions")
+            if len(cases) > MOST_CASES:
+                raise RequestError(f"{where}: conditions with more than {MOST_CASES} cases are not supported")
         return self._first_possible([lambda c=case: self.convert(c, where, depth + 1) for case in cases])
+
+    def _beside(self, case, schema, where):
+        """Return [the schema of what is valid under both], nothing where it is seen that no value is."""
+        parts = schema["allOf"] if isinstance(schema, dict) and set(schema) == {"allOf"} else [schema]
+        try:
+            for part in parts:
+                case = merged(case, self._resolved(part, where), where)
+                if is_impossible(case):
+                    return []
+        except Impossible:
+            return []
+        return [case]
 
     @staticmethod
     def _first_possible(makes):

@@ -68,10 +68,29 @@ def merged(a, b, where):
             found[key] = _both(key, found[key], value, where)
     if a and not (a.get("nullable") and b.get("nullable")):
         found.pop("nullable", None)
+    _leave_out(found, where)
     _merge_groups(found, a, b, where)
     _merge_arrays(found, a, b, where)
     _merge_members(found, a, b, where)
     return found
+
+
+def _leave_out(found, where):
+    """Take strings that are out away from values that are listed; Impossible where none is left."""
+    values = _values(found)
+    if EXCEPT not in found or values is None:
+        return
+    left = [value for value in values if not isinstance(value, str) or value not in found[EXCEPT]]
+    if not left:
+        raise Impossible(f"{where}: none of the values may be")
+    if "const" not in found:
+        found["enum"] = left
+
+
+def is_impossible(schema):
+    """Say whether a schema wants a member that has no value."""
+    properties = schema.get("properties", {}) if isinstance(schema, dict) else {}
+    return schema is False or any(properties.get(name) is False for name in schema.get("required", ()))
 
 
 def _merge_groups(found, a, b, where):
@@ -132,8 +151,8 @@ def _merge_members(found, a, b, where):
     if not isinstance(xs, dict) or not isinstance(ys, dict):
         raise RequestError(f"{where}.properties: wanted an object")
     if xs or ys:
-        both = {name: alike(xs.get(name, x), ys.get(name, y), where) for name in {**xs, **ys}}
-        found["properties"] = both
+        changed = ys if y is True else {**xs, **ys}
+        found["properties"] = xs | {name: alike(xs.get(name, x), ys.get(name, y), where) for name in changed}
     if x is not True or y is not True:
         found["additionalProperties"] = alike(x, y, where)
 

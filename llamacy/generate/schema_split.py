@@ -13,6 +13,7 @@ TYPES = ("object", "array", "string", "number", "boolean", "null")
 CONDITIONS = ("not", "if", "dependentRequired", "dependentSchemas", "dependencies")
 MAX_DEPTH = 20
 MOST = 64  # alternatives of one schema
+MOST_CASES = 256  # of all conditions of one
 
 
 def without_conditions(schema, resolve, where):
@@ -45,8 +46,8 @@ def combinations(splits, where):
     n = 1
     for alternatives in splits:
         n *= max(len(alternatives), 1)
-        if n > 4 * MOST:
-            raise RequestError(f"{where}: conditions with more than {4 * MOST} cases are not supported")
+        if n > MOST_CASES:
+            raise RequestError(f"{where}: conditions with more than {MOST_CASES} cases are not supported")
     return map(list, product(*splits))
 
 
@@ -98,15 +99,17 @@ class Negation:
         kinds = {kind: [value for value in values if type(value) is kind] for kind in (str, bool, list, dict)}
         if any(kinds[list]) or any(kinds[dict]):
             raise RequestError(f"{self._where}: arrays and objects with something in them are not supported as values")
-        found = [{"type": "null"}] if None not in values else []
-        found += [{"enum": [value]} for value in (False, True) if value not in kinds[bool]]
-        found.append({"type": "string", EXCEPT: kinds[str]} if kinds[str] else {"type": "string"})
-        found.append({"type": "array", "minItems": 1} if kinds[list] else {"type": "array"})
-        found.append({"type": "object", "minProperties": 1} if kinds[dict] else {"type": "object"})
         numbers = sorted({value for value in values if isinstance(value, (int, float)) and type(value) is not bool})
+        types = ["string", "array", "object"] + ["null"] * (None not in values)
+        types += ["boolean"] * (not kinds[bool]) + ["number"] * (not numbers)
+        others = {"type": types} | ({EXCEPT: kinds[str]} if kinds[str] else {})
+        others |= {"minItems": 1} if kinds[list] else {}
+        others |= {"minProperties": 1} if kinds[dict] else {}
+        found = [others] + [{"enum": [value]} for value in (False, True) if kinds[bool] and value not in kinds[bool]]
         below = [{"exclusiveMaximum": number} for number in numbers] + [{}]
         above = [{}] + [{"exclusiveMinimum": number} for number in numbers]
-        return found + [{"type": "number", **x, **y} for x, y in zip(above, below, strict=True)]
+        between = [{"type": "number", **x, **y} for x, y in zip(above, below, strict=True)]
+        return found + between if numbers else found
 
     def _properties(self, value, schema, depth):
         if not isinstance(value, dict):

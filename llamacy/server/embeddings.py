@@ -92,7 +92,7 @@ def _prompts(app, data):
     given = next((name for name in INPUTS if data.get(name) is not None), None)
     if given is None:
         raise HttpError(400, "input: wanted a string, token ids or a list of those, got nothing")
-    return read_prompts(app, data[given])[0]
+    return read_prompts(app, data[given], given)[0]
 
 
 def embedding(app, call):

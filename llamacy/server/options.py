@@ -160,7 +160,7 @@ def read_model(app, data):
     return (None, None) if one is None else (one.name, app.adapters.scales({one: 1.0}))
 
 
-def read_prompts(app, value):
+def read_prompts(app, value, name="prompt"):
     """Return (a list of prompts as token ids, whether the request gave a list of prompts).
 
     One prompt is a string, a list of ids, or ids and strings mixed; several are a list of strings or of such lists.
@@ -168,10 +168,10 @@ def read_prompts(app, value):
     if isinstance(value, list) and value:
         several = any(isinstance(item, list) for item in value) or all(isinstance(item, str) for item in value)
         if several and len(value) > MAX_PROMPTS:
-            raise HttpError(400, f"prompt: wanted at most {MAX_PROMPTS} prompts in a list, got {len(value)}")
+            raise HttpError(400, f"{name}: wanted at most {MAX_PROMPTS} prompts in a list, got {len(value)}")
         if several:
-            return [_read_prompt(app, f"prompt[{i}]", item) for i, item in enumerate(value)], True
-    return [_read_prompt(app, "prompt", value)], False
+            return [_read_prompt(app, f"{name}[{i}]", item) for i, item in enumerate(value)], True
+    return [_read_prompt(app, name, value)], False
 
 
 def _read_prompt(app, name, value):

@@ -258,7 +258,7 @@ def test_keywords(schema, right, wrong):
 STR, INT = {"type": "string"}, {"type": "integer"}
 KIND = {"type": "object", "properties": {"kind": {"enum": ["a", "b"]}, "x": INT, "y": INT}, "required": ["kind"]}
 IS_A = {"properties": {"kind": {"const": "a"}}}
-OBJECT = {"type": "object"}
+OBJECT, LETTERS = {"type": "object"}, "abcdefghij"
 # Keywords about other keywords and schemas, in the shapes of JSON Schema's own tests.
 CONDITIONS = [
     ({"not": INT}, ['"a"', "null", "[]", "{}", "true"], ["1", "-5"]),
@@ -279,6 +279,11 @@ CONDITIONS = [
     ({"type": "array", "not": {"maxItems": 1}}, ["[1, 2]"], ["[1]"]),
     ({**KIND, "if": IS_A, "then": {"required": ["x"]}, "else": {"required": ["y"]}},
      ['{"kind": "a", "x": 1}', '{"kind": "b", "y": 1}'], ['{"kind": "a"}', '{"kind": "b", "x": 1}']),
+    ({**OBJECT, "properties": {"kind": {"enum": [*LETTERS]}, **dict.fromkeys(LETTERS, NULL)}, "required": ["kind"],
+      "allOf": [{"if": {"properties": {"kind": {"const": kind}}, "required": ["kind"]}, "then": {"required": [kind]}}
+                for kind in LETTERS]},
+     ['{"kind": "c", "c": null}', '{"kind": "j", "a": null, "j": null}'],
+     ['{"kind": "c"}', '{"kind": "c", "d": null}']),
     ({**KIND, "allOf": [{"if": IS_A, "then": {"properties": {"x": {"minimum": 5}}}},
                         {"if": {"not": IS_A}, "then": {"properties": {"x": {"maximum": 5}}}}]},
      ['{"kind": "a", "x": 6}', '{"kind": "b", "x": 4}'], ['{"kind": "a", "x": 4}', '{"kind": "b", "x": 6}']),
@@ -315,6 +320,12 @@ CONDITIONS = [
     ({"allOf": [{**OBJECT, "properties": {"a": INT}}, {**OBJECT, "unevaluatedProperties": False}]},
      ["{}"], ['{"a": 1}']),
     ({"type": "array", "$ref": "#/$defs/x", "$defs": {"x": {"type": ["array", "number", "integer"]}}}, ["[]"], ["1"]),
+    # What has no value has none wherever it is referred to.
+    ({**OBJECT, "properties": {"a": {"$ref": "#/$defs/x"}, "b": {"$ref": "#/$defs/x"}, "c": {}},
+      "$defs": {"x": {"type": "array", "const": 0}}}, ['{"c": 1}'], ['{"b": 0}', '{"a": 0}']),
+    ({"anyOf": [NULL, {"$ref": "#/$defs/x"}, {"$ref": "#/$defs/y"}],
+      "$defs": {"x": {**OBJECT, "properties": {"y": {"$ref": "#/$defs/y"}, "z": False}, "required": ["z"]},
+                "y": {**OBJECT, "properties": {"x": {"$ref": "#/$defs/x"}}}}}, ["null", "{}"], ['{"x": {}}']),
     ({"allOf": [{**STR, "nullable": True}, STR]}, ['"a"'], ["null"]),
     ({"$ref": "#/$defs/a%25b", "$defs": {"a%b": NULL}}, ["null"], ["1"]),
     ({"anyOf": [{**INT, "minimum": 5, "maximum": 4}, NULL]}, ["null"], ["5"]),
@@ -352,8 +363,11 @@ def test_schemas_in_each_other_take_no_more_than_their_size():
         ({"if": {"format": "date"}, "then": {}}, "schema.if: 'format' is not supported in what must not hold"),
         ({"$dynamicRef": "#x"}, "schema: the keyword '$dynamicRef' is not supported here"),
         ({"type": "array", "contains": {}, "uniqueItems": True}, "schema: uniqueItems, contains and prefixItems"),
-        ({"type": "string", "maxLength": 3, "not": {"const": "ab"}}, "schema.allOf: what a string must not be"),
-        ({"$defs": {"a": {"not": {"$ref": "#/$defs/a"}}}, "$ref": "#/$defs/a"}, "#/$defs/a.allOf.allOf"),
+        ({"type": "string", "maxLength": 3, "not": {"const": "ab"}}, "schema: what a string must not be"),
+        (
+            {"$defs": {"a": {"not": {"$ref": "#/$defs/a"}}}, "$ref": "#/$defs/a"},
+            "#/$defs/a: the schema is nested too deeply",
+        ),
         (
             {"properties": {}, "if": A1, "then": {}, "unevaluatedProperties": False},
             "schema: 'unevaluatedProperties' is",

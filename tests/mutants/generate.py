@@ -70,8 +70,8 @@ GENERATE = table(
     (
         "members that one part of allOf does not name are anything there",
         "schema_merge.py",
-        "both = {name: alike(xs.get(name, x), ys.get(name, y), where) for name in {**xs, **ys}}",
-        "both = {name: alike(xs.get(name, True), ys.get(name, True), where) for name in {**xs, **ys}}",
+        'found["properties"] = xs | {name: alike(xs.get(name, x), ys.get(name, y), where) for name in changed}',
+        'found["properties"] = xs | {name: alike(xs.get(name, True), ys.get(name, True), where) for name in changed}',
         "generate/test_schemas.py::test_conditions",
     ),
     (
@@ -108,5 +108,19 @@ GENERATE = table(
         "self._some_cancelled = False  # before they are looked for",
         "self._some_cancelled, self._retiring = False, []",
         "generate/test_engine.py::test_a_client_that_hangs_up_changes_nothing_for_adapters_that_go",
+    ),
+    (
+        "a schema without values is any where it is referred to again",
+        "schema_grammar.py",
+        "self.rules[name] = NOTHING  # for whatever refers to it by now",
+        "pass",
+        "generate/test_schemas.py::test_conditions",
+    ),
+    (
+        "slow models take as much of a prompt beside streams as fast ones",
+        "engine.py",
+        "room = min(room, prompt_share(self._pace))",
+        "room = min(room, PROMPT_SHARE)",
+        "generate/test_engine.py::test_slow_models_take_fewer_tokens_of_a_prompt_beside_others",
     ),
 )

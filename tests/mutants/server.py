@@ -67,4 +67,11 @@ SERVER = table(
         "probs, tokens = self.prompt_probs, self.tokens",
         "server/test_chats.py::test_logprobs_are_without_the_stop_string",
     ),
+    (
+        "a list of embeddings is written in one call",
+        "answers.py",
+        'return "".join(_pieces(self.data)).encode()',
+        "return dump(self.data)",
+        "server/test_answers.py::test_no_call_writes_or_reads_much",
+    ),
 )

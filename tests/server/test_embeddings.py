@@ -120,7 +120,7 @@ def test_beside_requests_that_generate():
     ("data", "words"),
     [
         ({}, "input: wanted"),
-        ({"input": 5}, "prompt: wanted"),
+        ({"input": 5}, "input: wanted"),
         ({"input": [[999999]]}, "wanted a whole number"),
         ({"input": "x" * 300}, "context size"),
         ({"input": "x", "encoding_format": "text"}, "encoding_format: wanted"),
