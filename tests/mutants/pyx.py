@@ -281,7 +281,7 @@ STEPS = table(
         "model/test_states.py::test_what_was_seen_goes_to_another_session",
     ),
     (
-        "tokens are rounded for another expert's matrices",
+        "an expert works in its neighbour's place",
         "decoderexperts.pyx",
         "r.active[r.n_active] = e",
         "r.active[r.n_active] = max(e - 1, 0)",
