@@ -295,8 +295,8 @@ def test_answers_in_json(service, path, data):
         ({}, "response_format.type: wanted"),
         ({"type": "json_schema"}, "response_format.json_schema: wanted an object, got null"),
         (
-            {"type": "json_schema", "json_schema": {"schema": {"not": {"type": "string"}}}},
-            "schema: the keyword 'not' is not supported here",
+            {"type": "json_schema", "json_schema": {"schema": {"not": {"pattern": "x"}}}},
+            "schema.not: 'pattern' is not supported in what must not hold",
         ),
     ],
 )
