@@ -201,7 +201,8 @@ cdef void chunk_scores(const float* q, int rows, int group, int head_dim, const 
         soft_cap(s + j * LDS + first, min(at + 1 - start, CHUNK) - first, how.cap)
 
 
-cdef void attend_chunk(const float* q, int rows, int group, int head_dim, const Scoring* how, int position, int chunk, const KvHead* head, float* o, float* peaks, float* totals, float* work) noexcept nogil:
+cdef void attend_chunk(const float* q, int rows, int group, int head_dim, const Scoring* how, int position, int chunk,
+                       const KvHead* head, float* o, float* peaks, float* totals, float* work) noexcept nogil:
     """o[r] (head_dim padded to 16) = sum over the chunk's positions of exp(score - peak) v, with peaks[r] and totals[r].
 
     q: scaled queries (rows, padded), token t's at rows t group and on, at position + t; rows that see nothing of the chunk
@@ -331,11 +332,11 @@ cdef void attend_part(const float* q, size_t ldq, int n_tokens, int group, int h
 cdef void join_parts(float* parts, int head_dim, const Scoring* how, int query_head, int position, float* out) noexcept nogil:
     """out[head_dim] of one token and query head from the parts of all chunks that it sees, which are overwritten."""
     cdef size_t hdp = padded(head_dim, 16), each = part_floats(head_dim)
-    cdef int chunk, first = first_seen(how, position) // CHUNK, j
+    cdef int _chunk, first = first_seen(how, position) // CHUNK, j
     cdef float* o = parts + first * each
     cdef float* next = o
     cdef float inverse
-    for chunk in range(first, position // CHUNK):
+    for _chunk in range(first, position // CHUNK):
         next += each
         join(o, o + hdp, o + hdp + 1, next, next[hdp], next[hdp + 1], hdp)
     inverse = 1 / (o[hdp + 1] + sink_weight(how, query_head, o[hdp]))

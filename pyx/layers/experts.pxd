@@ -44,5 +44,5 @@ cdef struct Experts:            # of one layer
 
 cdef void route(const Routing* r, const float* logits, const float* selection, int* chosen, float* weights) noexcept nogil
 cdef void route_backward(const Routing* r, const float* logits, const int* chosen, const float* weights, const float* e, float* dlogits) noexcept nogil
-cdef void sort_by_expert(const Routing* r, const int* chosen, int n_tokens, int* first, int* place, int* token_of) noexcept nogil
+cdef int sort_by_expert(const Routing* r, const int* chosen, int n_tokens, int* active, int* first, int* place, int* token_of) noexcept nogil
 cdef float shared_weight(const float* gate, const float* x, int n) noexcept nogil

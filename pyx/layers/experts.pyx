@@ -117,12 +117,13 @@ cdef void route_backward(const Routing* r, const float* logits, const int* chose
             dlogits[i] -= <float>(scores[i] * total)
 
 
-cdef void sort_by_expert(const Routing* r, const int* chosen, int n_tokens, int* first, int* place, int* token_of) noexcept nogil:
+cdef int sort_by_expert(const Routing* r, const int* chosen, int n_tokens, int* active, int* first, int* place, int* token_of) noexcept nogil:
     """Rows of (token, choice) sorted by expert, tokens in order: expert e has rows first[e] .. first[e + 1] of (T k)
 
-    place (T, k): each choice's row; token_of (T k): each row's token.
+    active (n): the experts with rows, whose number is returned; place (T, k): each choice's row; token_of (T k): each row's
+    token.
     """
-    cdef int e, t, j, at
+    cdef int e, t, j, at, n_active = 0
     memset(first, 0, sizeof(int) * (r.n + 1))
     for t in range(n_tokens * r.k):
         first[chosen[t] + 1] += 1
@@ -136,6 +137,11 @@ cdef void sort_by_expert(const Routing* r, const int* chosen, int n_tokens, int*
     for e in range(r.n, 0, -1):
         first[e] = first[e - 1]
     first[0] = 0
+    for e in range(r.n):
+        if first[e] < first[e + 1]:
+            active[n_active] = e
+            n_active += 1
+    return n_active
 
 
 cdef float shared_weight(const float* gate, const float* x, int n) noexcept nogil:
@@ -172,11 +178,11 @@ def routes(logits, int k, scores="softmax", bint renormalised=False, float scale
 
 
 def sorted_rows(const int[:, ::1] chosen, int n):
-    """chosen (T, k) of n experts -> (first (n + 1,), place (T, k), token_of (T k,)): see sort_by_expert."""
+    """chosen (T, k) of n experts -> (first (n + 1,), place (T, k), token_of (T k,), active): see sort_by_expert."""
     cdef Routing r = Routing(n, <int>chosen.shape[1], SOFTMAX, False, 1, 0, 0)
-    cdef int[::1] first = np.zeros(n + 1, np.int32), token_of = np.zeros(chosen.shape[0] * chosen.shape[1], np.int32)
+    cdef int[::1] active = np.zeros(n, np.int32), first = np.zeros(n + 1, np.int32), token_of = np.zeros(chosen.shape[0] * chosen.shape[1], np.int32)
     cdef int[:, ::1] place = np.zeros((chosen.shape[0], chosen.shape[1]), np.int32)
     if np.min(chosen) < 0 or np.max(chosen) >= n:
         raise ValueError(f"an expert is outside 0..{n - 1}")
-    sort_by_expert(&r, &chosen[0, 0], <int>chosen.shape[0], &first[0], &place[0, 0], &token_of[0])
-    return np.asarray(first), np.asarray(place), np.asarray(token_of)
+    n = sort_by_expert(&r, &chosen[0, 0], <int>chosen.shape[0], &active[0], &first[0], &place[0, 0], &token_of[0])
+    return np.asarray(first), np.asarray(place), np.asarray(token_of), np.asarray(active)[:n]

@@ -82,7 +82,7 @@ cdef int two_tiles(const Packed* w, const Streaming* s, const Acts* x, float* y,
 
 
 cdef void matvec_split(const Packed* w, const Acts* x, size_t t, int tile, float* y) noexcept nogil:
-    """y[16] = one row group's product with 16-bit input t, from two 8-bit products: 128 high + low, exactly panel_s16's sums.
+    """y[16] = one row group's product with 16-bit input t, from two 8-bit products: 128 high + low, exactly multiply_s16's sums.
 
     The low part is at most 64, half of what depth was proved for.
     """

@@ -40,10 +40,10 @@ cdef class DecoderExperts(DecoderMixers):
         cdef ExpertRows* r = &self.rows
         cdef size_t T = max_tokens, R = T * c.n_used, at, end
         cdef uint8_t* base = NULL
-        cdef int attempt
+        cdef int _pass
         if not c.n_expert:
             return
-        for attempt in range(2):
+        for _pass in range(2):
             at = 0
             r.ldl = padded(c.n_expert, 16)
             r.logits, r.shared = take(base, &at, T * r.ldl), take(base, &at, T)
@@ -128,12 +128,7 @@ cdef class DecoderExperts(DecoderMixers):
     cdef void sort_rows(self, const Experts* x) noexcept nogil:
         cdef ExpertRows* r = &self.rows
         cdef int e
-        sort_by_expert(&x.routing, r.chosen, self.step_.T, r.first, r.place, r.token_of)
-        r.n_active = 0
-        for e in range(x.routing.n):
-            if r.first[e] < r.first[e + 1]:
-                r.active[r.n_active] = e
-                r.n_active += 1
+        r.n_active = sort_by_expert(&x.routing, r.chosen, self.step_.T, r.active, r.first, r.place, r.token_of)
         for e in range(self.step_.T * x.routing.k):
             r.weight_of[r.place[e]] = self.weights.config.residual_scale * r.weights[e]
 

@@ -37,8 +37,7 @@ cdef struct Kept:           # one layer's activations, all (T, ...); in the last
     float* x                # E: the residual at entry
     float* mid              # E: what the norm before the MLP sees: the residual after attention, or x in a parallel layer
     float* u                # the pairs' low-rank inputs, one after the other
-    void* q                 # these are `item` bytes a value; q and k after rope, or before the norms that they have; of a matrix whose
-                            # pair has magnitudes as they were before these
+    void* q                 # these are `item` bytes a value; q and k after rope, before norms or a pair's magnitudes where they have such
     void* k
     void* v
     void* att

@@ -24,7 +24,7 @@ from ..simd.verbs cimport vf, vf_fma, vf_fma1, vf_hsum, vf_load, vf_set1, vf_sto
 from .parts cimport parts_of, some_rows
 from .stepbuffers cimport take
 from .team cimport Walk, barrier, next_dynamic, omp_get_thread_num, share
-from .trainbuffers cimport UNIT_BLOCKS, UNIT_COLUMNS, UNIT_TILES, Buffers, Extent, Gradient, Kept
+from .trainbuffers cimport UNIT_BLOCKS, UNIT_COLUMNS, UNIT_TILES, Extent, Gradient, Kept
 from .trainlayers cimport TrainLayers
 from .trainmixers cimport TrainMixers
 from .trainrows cimport clear_rows, input_rows, input_rows_backward, restore_rows, save_rows
@@ -134,12 +134,7 @@ cdef class TrainExperts(TrainMixers):
         cdef Kept* k = self.kept + layer
         cdef int e, rows = self.rows(layer)
         if i == 0:
-            sort_by_expert(&x.routing, k.chosen, rows, b.first, b.place, b.token_of)
-            b.n_active = 0
-            for e in range(x.routing.n):
-                if b.first[e] < b.first[e + 1]:
-                    b.active[b.n_active] = e
-                    b.n_active += 1
+            b.n_active = sort_by_expert(&x.routing, k.chosen, rows, b.active, b.first, b.place, b.token_of)
             for e in range(rows * x.routing.k):
                 b.weight_of[b.place[e]] = self.weights.config.residual_scale * k.weights[e]
         barrier(&self.team)      # rows

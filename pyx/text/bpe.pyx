@@ -14,7 +14,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memchr, memcmp, memcpy, memset
 
 from .merging cimport (
-    Merge, Pair, Slice, Strings, Symbol, Table, add_string, byte_token, enter, from_byte_chars, from_spaced, lookup,
+    Merge, Pair, Slice, Strings, Symbol, Table, add_string, byte_token, from_byte_chars, from_spaced, insert, lookup,
     pop_merge, push_merge, same_string, size_table, space_inside,
 )
 from .splitter cimport Splitter, Work, free_work
@@ -148,7 +148,7 @@ cdef class Vocabulary:
                     used = self.raw_token(&buffer[0] + starts[i], lengths[i], self.kinds[i], scratch, &joinable)
                 which = add_string(&self.strings, scratch, used)
                 joinable = joinable and not self.kinds[i] & K_UNUSED
-                if which < 0 or (joinable and enter(&self.strings, &self.words, which) < 0):
+                if which < 0 or (joinable and insert(&self.strings, &self.words, which) < 0):
                     raise MemoryError("vocabulary")
                 self.split_at_space = self.split_at_space and not (joinable and space_inside(scratch, used))
             for byte in range(256 if self.byte_level else 0):
@@ -173,7 +173,7 @@ cdef class Vocabulary:
         for i in range(self.n_vocab):
             span = (<Slice*>self.strings.spans.data)[i]
             if self.kinds[i] & (K_CONTROL | K_USER) and span.size:
-                if enter(&self.strings, &self.specials, <int32_t>i) < 0:
+                if insert(&self.strings, &self.specials, <int32_t>i) < 0:
                     raise MemoryError("vocabulary")
                 found.add(((<uint8_t*>self.strings.raw.data)[span.start], -<int64_t>span.size))
         # For each first byte, the lengths that special tokens have, longest first.
@@ -191,7 +191,7 @@ cdef class Vocabulary:
         which = lookup(&self.strings, &self.words, text, n)
         if which < 0:
             which = add_string(&self.strings, text, n)
-            if which < 0 or enter(&self.strings, &self.words, which) < 0 or self.grow_first_pairs() < 0:
+            if which < 0 or insert(&self.strings, &self.words, which) < 0 or self.grow_first_pairs() < 0:
                 raise MemoryError("merges")
         return which
 

@@ -18,7 +18,7 @@ cdef struct Slice:
 
 cdef struct Strings:
     Array raw       # uint8: the bytes, one string after the other, less than 2^32 of them
-    Array spans     # Span per string
+    Array spans     # Slice per string
 
 cdef struct Place:
     uint32_t tag    # hash of the string
@@ -113,7 +113,7 @@ cdef inline int size_table(Table* table, int64_t strings) noexcept nogil:
     return 0
 
 
-cdef inline int32_t enter(const Strings* strings, Table* table, int32_t which) noexcept nogil:
+cdef inline int32_t insert(const Strings* strings, Table* table, int32_t which) noexcept nogil:
     """Put a string into the table; return its number, or that of an equal one that is there already."""
     cdef Slice span = (<Slice*>strings.spans.data)[which]
     cdef const uint8_t* text = <uint8_t*>strings.raw.data + span.start

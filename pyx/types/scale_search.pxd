@@ -84,7 +84,7 @@ cdef inline float fit_scale(const Codes* k, const float* x, const float* w, floa
     """the scale a of x ~ a q with the least weighted error, 0 for (nearly) zeros; *qq = sum of w q q there"""
     cdef float q[32]
     cdef float peak = 0, edge, scale = 0, best = 0, code
-    cdef int i, side, _turn
+    cdef int i, side, _attempt
     cdef Sums s
     qq[0] = 0
     for i in range(k.size):
@@ -102,7 +102,7 @@ cdef inline float fit_scale(const Codes* k, const float* x, const float* w, floa
             s = code_sums(k.size, x, w, q)
             if s.qx * s.qx > best * s.qq and s.qq > 0:
                 best, scale, qq[0] = s.qx * s.qx / s.qq, s.qx / s.qq, s.qq
-    for _turn in range(MAX_ROUNDS):
+    for _attempt in range(MAX_ROUNDS):
         if not fabsf(scale) > TINY:
             break
         round_codes(k, x, 1 / scale, 0, q)

@@ -89,7 +89,8 @@ def test_the_gradient_of_a_weight_of_nothing_is_finite(isa):
 def test_sorted_rows(isa, n, k, T):
     rng = np.random.default_rng(T)
     chosen = np.array([rng.permutation(n)[:k] for _ in range(T)], np.int32)
-    first, place, token_of = kernels.load("experts", isa).sorted_rows(chosen, n)
+    first, place, token_of, active = kernels.load("experts", isa).sorted_rows(chosen, n)
+    np.testing.assert_array_equal(active, np.unique(chosen))
     assert sorted(place.ravel()) == list(range(T * k))
     for e in range(n):
         np.testing.assert_array_equal(token_of[first[e] : first[e + 1]], np.flatnonzero((chosen == e).any(axis=1)))

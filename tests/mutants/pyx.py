@@ -55,6 +55,13 @@ LAYERS = table(
         "train/test_parts.py::test_gradients",
     ),
     (
+        "an expert works in its neighbour's place",
+        "experts.pyx",
+        "active[n_active] = e",
+        "active[n_active] = max(e - 1, 0)",
+        "model/test_experts.py::test_logits_are_the_twin_s",
+    ),
+    (
         "groups of experts go by their best alone",
         "experts.pyx",
         "values[g] = best + second if r.scores == SIGMOID and each > 1 else best",
@@ -279,13 +286,6 @@ STEPS = table(
         "np.asarray(self.states)[slot][:, np.arange(n - back, n) % max(1, ring), :width] = states",
         "np.asarray(self.states)[slot][:, np.arange(n - back - 1, n - 1) % max(1, ring), :width] = states",
         "model/test_states.py::test_what_was_seen_goes_to_another_session",
-    ),
-    (
-        "an expert works in its neighbour's place",
-        "decoderexperts.pyx",
-        "r.active[r.n_active] = e",
-        "r.active[r.n_active] = max(e - 1, 0)",
-        "model/test_experts.py::test_logits_are_the_twin_s",
     ),
     (
         "two steps of one session at a time",
