@@ -22,7 +22,6 @@ MODEL = models/SmolLM2-135M-Instruct.Q4_1.gguf
 BENCH_PYTHON = bench/.venv/bin/python
 BENCH_PIP = $(BENCH_PYTHON) -m pip --disable-pip-version-check
 LLAMA_CPP_SOURCE = bench/work/llama_cpp_python.tar.gz
-PARALLEL = --parallel $$(getconf _NPROCESSORS_ONLN)
 SOURCES = setup.py $(addprefix llamacy/kernels/,isas.py layout.py weight_types.py) $(wildcard pyx/*/*.pyx pyx/*/*.pxd pyx/*/*.tp)
 
 all: $(VENV)/.installed $(MODEL)
@@ -34,12 +33,12 @@ $(VENV)/.packages: tools/setup_env.py
 # The commands need the best set alone; the tests compare all that run here.
 build/.compiled: $(VENV)/.packages $(SOURCES)
 	@echo "make: compiling the kernels"
-	@LLAMACY_BUILD_ISA=$${LLAMACY_BUILD_ISA:-best} $(PY) setup.py -q build_ext --inplace $(PARALLEL)
+	@LLAMACY_BUILD_ISA=$${LLAMACY_BUILD_ISA:-best} $(PY) setup.py -q build_ext --inplace
 	@touch $@
 
 build/.compiled-all: build/.compiled
 	@echo "make: compiling the kernels for the other instruction sets of this machine"
-	@$(PY) setup.py -q build_ext --inplace $(PARALLEL)
+	@$(PY) setup.py -q build_ext --inplace
 	@touch $@
 
 # The extras are a comfort: without a network the commands work without them, and say so where one is needed.

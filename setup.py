@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from llamacy.kernels import weight_types
 from llamacy.kernels.isas import ISAS, lacking, of_this_machine
 from llamacy.kernels.layout import COMMON, FUNCTIONS, ROOMS, digests
+from llamacy.system import processors
 
 ROOT = Path(__file__).resolve().parent
 PYX = ROOT / "pyx"
@@ -39,6 +40,7 @@ FLAGS = [
     "-g0",
     # what Cython's output always has: helpers it did not need, const lost in memory views
     "-Wno-unused-function",
+    "-Wno-unused-label",
     "-Wno-discarded-qualifiers",
     "-Wno-sign-compare",
 ]
@@ -147,12 +149,12 @@ if __name__ == "__main__":
     setup(
         packages=packages,
         # A plain .pth: the import hook that is setuptools' default costs every start of a command 20 ms.
-        options={"editable_wheel": {"mode": "compat"}},
+        options={"editable_wheel": {"mode": "compat"}, "build_ext": {"parallel": str(processors())}},
         ext_modules=cythonize(
             compiled,
             include_path=[str(STAGE)],
             language_level=3,
-            nthreads=0,
+            nthreads=processors(),
             quiet=True,
             compiler_directives={
                 "boundscheck": False,

@@ -9,6 +9,7 @@ import weakref
 import numpy as np
 
 from llamacy.errors import LlamacyError, printable, shown
+from llamacy.system import give_back
 
 # Beginnings of files that people pass by mistake, and what to tell them.
 _STRANGERS = [
@@ -96,14 +97,12 @@ class MappedFile:
 
         Those of a copy in memory are given back only when `done`: views of them are lost then, `fetch` reads them anew.
         """
-        if not hasattr(mmap, "MADV_DONTNEED") or not (self.mapped or done):
+        if not (self.mapped or done):
             return
         first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
         last = (start + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-        if first < last:
-            self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
-            if not self.mapped:
-                self._gone.add((start, nbytes))
+        if first < last and give_back(self._map, first, last - first) and not self.mapped:
+            self._gone.add((start, nbytes))
 
     def fetch(self, start, nbytes):
         """Make sure that [start, start + nbytes) can be read, a microsecond where it can: of a copy in memory read it

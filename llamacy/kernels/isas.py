@@ -1,11 +1,12 @@
 """The instruction sets: what each needs of a compiler and of a CPU. setup.py reads it too, before anything is built."""
 
-import os
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
-X86, ARM = ("x86_64",), ("aarch64", "arm64")
+from llamacy import system
+from llamacy.system import machine
+
+X86, ARM = ("x86_64", "amd64"), ("aarch64", "arm64")
 
 
 class Isa(NamedTuple):
@@ -32,36 +33,16 @@ ISAS = {
     "generic": Isa(X86 + ARM, [], set()),
 }
 
-# Bits of AT_HWCAP (Linux, arch/arm64/include/uapi/asm/hwcap.h), not /proc/cpuinfo: under qemu-user that is the host's.
-ARM_BITS = {"asimd": 1, "asimddp": 20}
-AT_HWCAP = 16
-
-
-def _arm_features():
-    words = memoryview(Path("/proc/self/auxv").read_bytes()).cast("Q")
-    caps = dict(zip(words[::2], words[1::2], strict=True)).get(AT_HWCAP, 0)
-    return {name for name, bit in ARM_BITS.items() if caps >> bit & 1}
-
-
-def _x86_features():
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("flags"):
-            return set(line.split(":", 1)[1].split())
-    return set()
-
 
 @cache
 def cpu_features():
-    """Return this CPU's features as Linux names them, of ARM's those a set needs; empty where it is not Linux."""
-    try:
-        return _arm_features() if os.uname().machine in ARM else _x86_features()
-    except OSError:
-        return set()
+    """Return this CPU's features as Linux names them; empty where the system does not say."""
+    return system.arm_features() if machine() in ARM else system.x86_features()
 
 
 def of_this_machine():
     """Return the sets of this machine's architecture, best first; the portable one where it is unknown."""
-    return [name for name, isa in ISAS.items() if os.uname().machine in isa.machines] or ["generic"]
+    return [name for name, isa in ISAS.items() if machine() in isa.machines] or ["generic"]
 
 
 def lacking(name):

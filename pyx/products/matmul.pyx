@@ -8,6 +8,7 @@ from .inputs cimport (
     Acts, BACK_ROWS, EXACT, INT16, INT8, acts_bytes, acts_for_width, acts_place, acts_quantize, padded,
     quantize_gradient,
 )
+from ..simd.system cimport advise_huge, aligned_free, aligned_memory
 from ..types.finite cimport ScaleField, scale_field, scales_finite
 from .gemm cimport Packed, matmul_backward_tiles, matmul_tiles, precision_of, unpacking_bytes
 from .weight_types cimport WeightType, weight_type, weight_type_at, weight_type_count
@@ -17,28 +18,22 @@ import numpy as np
 
 from llamacy.kernels.threads import check_threads
 
-cdef extern from "<sys/mman.h>" nogil:
-    int madvise(void*, size_t, int)
-cdef extern from "<stdlib.h>" nogil:
-    int posix_memalign(void**, size_t, size_t)
-
 cdef enum:
     HUGE = 2 << 20
-    ADVISE_HUGE = 14        # MADV_HUGEPAGE
 
 
 cdef class Arena:
     """One aligned block of memory for all packed matrices of a model, on huge pages where the system has them."""
 
     def __cinit__(self, size_t size):
-        cdef void* p = NULL
-        if posix_memalign(&p, HUGE if size >= HUGE else 64, size + 4096) != 0:
+        cdef void* p = aligned_memory(size + 4096, HUGE if size >= HUGE else 64)
+        if p == NULL:
             raise MemoryError(f"{size >> 20} MiB for the packed weights")
-        madvise(p, size, ADVISE_HUGE)
+        advise_huge(p, size)
         self.memory, self.size, self.used = <uint8_t*>p, size + 4096, 0
 
     def __dealloc__(self):
-        free(self.memory)
+        aligned_free(self.memory)
 
     cdef uint8_t* take(self, size_t n_bytes) except NULL:
         cdef uint8_t* p = self.memory + self.used

@@ -1,5 +1,6 @@
 # Threads inside one parallel region: a barrier that spins and then sleeps, a shared counter of work, fair shares of a range.
 
+from ..simd.system cimport thread_sleep, threads_wake
 from ..simd.verbs cimport pause
 
 cdef extern from "<omp.h>" nogil:
@@ -11,24 +12,6 @@ cdef extern from *:
     int _add "__atomic_add_fetch"(int*, int, int) noexcept nogil
     int _load "__atomic_load_n"(int*, int) noexcept nogil
     void _store "__atomic_store_n"(int*, int, int) noexcept nogil
-
-cdef extern from *:
-    """
-    #if defined(__linux__)
-    #include <limits.h>
-    #include <linux/futex.h>
-    #include <sys/syscall.h>
-    #include <unistd.h>
-    #define team_sleep(at, value) ((void)syscall(SYS_futex, at, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0))
-    #define team_wake(at) ((void)syscall(SYS_futex, at, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0))
-    #else
-    #include <sched.h>
-    #define team_sleep(at, value) ((void)sched_yield())
-    #define team_wake(at) ((void)0)
-    #endif
-    """
-    void team_sleep(int* at, int value) noexcept nogil      # until woken, or at once if *at is not value; may end early
-    void team_wake(int* at) noexcept nogil
 
 cdef enum:
     ACQUIRE = 2
@@ -75,7 +58,7 @@ cdef inline void barrier(Team* team) noexcept nogil:
         # Either a sleeper's count is seen here, or it sees the new phase before it sleeps: hence SEQ_CST.
         _add(&team.phase, 1, SEQ_CST)
         if _load(&team.asleep, SEQ_CST):
-            team_wake(&team.phase)
+            threads_wake(&team.phase)
         return
     patience = _load(&team.patience, ACQUIRE)
     while _load(&team.phase, ACQUIRE) == phase:
@@ -85,7 +68,7 @@ cdef inline void barrier(Team* team) noexcept nogil:
             continue
         slept = True
         _add(&team.asleep, 1, SEQ_CST)
-        team_sleep(&team.phase, phase)
+        thread_sleep(&team.phase, phase)
         _add(&team.asleep, -1, SEQ_CST)
     # Threads may overwrite each other's number: it is only a guess at how long waiting pays.
     if slept:

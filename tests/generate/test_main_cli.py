@@ -256,7 +256,8 @@ def test_adapters_keep_their_order():
 def test_the_default_model_is_named_when_it_is_missing(monkeypatch, tmp_path):
     monkeypatch.setattr(default_model.llamacy, "__file__", str(tmp_path / "llamacy" / "__init__.py"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    with pytest.raises(LlamacyError, match="run `make` in the project's folder"):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(LlamacyError, match="llamacy-fetch"):
         default_model.default_model()
     cached = tmp_path / "home" / ".cache" / "llamacy" / default_model.MODEL_NAME
     cached.parent.mkdir(parents=True)
