@@ -6,7 +6,7 @@ import signal
 import pytest
 
 # Why a test may be left out where CI is set: what no machine of CI could change.
-SKIPS_IN_CI = ("reads /proc", "tells of itself in /proc", "the system refuses to lock memory")
+SKIPS_IN_CI = ("reads /proc", "tells of itself in /proc", "the system refuses to lock memory", "there is no Chromium")
 
 
 def pytest_configure(config):
