@@ -175,7 +175,8 @@ def estimate(setup):
     seconds, speed = seconds_of(trainer, plan, setup.train, setup.held, budget.options, known)
     adapter, checkpoint = budget.disk()
     kept = checkpoint if setup.outputs.checkpoint else 0
-    return Estimate(setup.peak, trainer.options.checkpointing, seconds, plan.n_steps, speed, adapter, kept)
+    peak = setup.peak + setup.asking
+    return Estimate(peak, trainer.options.checkpointing, seconds, plan.n_steps, speed, adapter, kept)
 
 
 def train(setup, say, progress=None, stop=None, asking=None):

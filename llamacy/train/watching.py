@@ -102,7 +102,8 @@ class Comparer:
             return 0
         lengths = [len(sample.ids) for samples in self._samples.values() for sample in samples]
         lengths += [len(question.ids) + ANSWER for question in self.found.questions]
-        more = asking_bytes(self._trainer.model, max(lengths, default=1)) + 2 * budget.disk()[0]
+        longest = min(max(lengths, default=1), self._trainer.options.n_ctx)
+        more = asking_bytes(self._trainer.model, longest) + 2 * budget.disk()[0]
         if budget.limit is None or peak + more <= budget.limit:
             return more
         self.found = None

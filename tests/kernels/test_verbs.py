@@ -14,7 +14,7 @@ from llamacy import kernels
 from llamacy.kernels.isas import ISAS
 
 SIMD = Path(__file__).resolve().parents[2] / "pyx" / "simd"
-DECLARATIONS = {"__init__", "arm_neon", "immintrin", "x86"}
+DECLARATIONS = {"__init__", "arm_neon", "immintrin", "x86", "system"}
 TYPES = ["vf", "vi", "vb", "vw", "vh"]
 
 

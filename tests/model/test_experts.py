@@ -192,7 +192,7 @@ def test_files_of_2023_have_a_tensor_for_each_expert(tmp_path):
         ({"llama.expert_feed_forward_length": 48}, (), "wanted (5, 48, 64)"),
         ({"llama.expert_gating_func": 9}, (), "expert_gating_func"),
         ({"llama.expert_weights_scale": float("nan")}, (), "expert_weights_scale"),
-        ({"llama.expert_group_count": 8}, (), "of a kind that is not supported"),
+        ({"llama.expert_group_count": 8}, (), "from 0 of 8 groups, wanted groups of one size"),
         ({}, ("blk.1.ffn_up_exps.weight",), "blk.1.ffn_up.0.weight is missing"),
         ({}, tuple(f"blk.{i}.ffn_gate_inp.weight" for i in range(3)), "no layer has a tensor ffn_gate_inp"),
         ({"llama.expert_count": 0, "llama.expert_used_count": 0}, (), "mixture of experts"),
