@@ -14,7 +14,7 @@ import numpy as np
 
 from llamacy.errors import LlamacyError
 from llamacy.evaluation.divergence import Compared, log_norms
-from llamacy.evaluation.reference import scored
+from llamacy.evaluation.reference import Rows, scored
 from llamacy.formats.atomic import atomic_write
 
 MAGIC = b"_logits_"
@@ -52,7 +52,7 @@ def write_logits(path, header, tokens):
         yield LogitsWriter(file, header, tokens)
 
 
-class LogitsFile:
+class LogitsFile(Rows):
     """Such a file that is read; what it offers is what Reference does. It does not tell which model it is of."""
 
     model = digest = ""
@@ -74,16 +74,6 @@ class LogitsFile:
         self.tokens = np.frombuffer(file.read(4 * self.n_ctx * self.n_windows), "<i4")
         if not 0 <= self.tokens.min() <= self.tokens.max() < self.n_vocab:
             raise LlamacyError(f"{path}: holds token ids that its vocabulary of {self.n_vocab} words does not have")
-
-    def rewind(self):
-        """Begin again with the first window."""
-        self._file.seek(self._begin)
-
-    def check_model(self, model):
-        """Raise LlamacyError where a model has a vocabulary of another size."""
-        if model.config.n_vocab != self.n_vocab:
-            words = f"a vocabulary of {self.n_vocab} words, {model.path} one of {model.config.n_vocab}"
-            raise LlamacyError(f"{self.path}: {words}: they cannot be compared")
 
     def compare(self, logits, targets):
         """Return the Compared of the next positions: logits f32 (n, n_vocab) of the model, targets the n tokens."""

@@ -121,7 +121,21 @@ def write_reference(path, header, tokens):
         writer.close()
 
 
-class Reference:
+class Rows:
+    """A file with something for each position of windows, of a model with `n_vocab` words."""
+
+    def rewind(self):
+        """Begin again with the first window."""
+        self._file.seek(self._begin)
+
+    def check_model(self, model):
+        """Raise LlamacyError where a model has a vocabulary of another size."""
+        if model.config.n_vocab != self.n_vocab:
+            words = f"a vocabulary of {self.n_vocab} words, {model.path} one of {model.config.n_vocab}"
+            raise LlamacyError(f"{self.path}: {words}: they cannot be compared")
+
+
+class Reference(Rows):
     """A reference run that is read: n_ctx, n_vocab, n_windows, model (its name), tokens i32 (n_windows * n_ctx,).
 
     `compare(logits, targets)` for the parts of the windows from the first on; `rewind` begins again. LlamacyError where
@@ -182,15 +196,9 @@ class Reference:
             raise self._error("the file is cut off or was changed")
         self._file.seek(self._begin)
 
-    def rewind(self):
-        """Begin again with the first window."""
-        self._file.seek(self._begin)
-
     def check_model(self, model):
         """Raise LlamacyError where a model has another vocabulary, so that probabilities cannot be compared."""
-        if model.config.n_vocab != self.n_vocab:
-            words = f"a vocabulary of {self.n_vocab} words, {model.path} one of {model.config.n_vocab}"
-            raise LlamacyError(f"{self.path}: {words}: they cannot be compared")
+        super().check_model(model)
         if vocabulary_digest(model.tokenizer, self.n_vocab) != self.vocabulary:
             raise LlamacyError(f"{self.path}: made with {shown(self.model)}, whose words are not those of {model.path}")
 

@@ -239,15 +239,11 @@ def _made(schema):
 
 def exclude(a, b):
     """Say whether no value that is made for schema a is valid under b, as far as types, values and members show it."""
-    if not isinstance(a, dict) or not isinstance(b, dict):
-        return a is False or b is False
-    x, y = _made(a), _kinds(b)
-    if x is not None and y is not None and not x & y:
+    if _apart(a, b, _made):
         return True
-    xs, ys = _values(a), _values(b)
-    if xs is not None and ys is not None:
-        return not any(same(value, other) for value in xs for other in ys)
-    if x != {"object"}:
+    if not isinstance(a, dict) or not isinstance(b, dict):
+        return False
+    if _made(a) != {"object"} or None not in (_values(a), _values(b)):
         return False
     xs, ys = a.get("properties", {}), b.get("properties", {})
     shared = set(a.get("required", ())) & set(b.get("required", ()))
@@ -260,11 +256,11 @@ def exclude(a, b):
     )
 
 
-def _apart(a, b):
-    """Say whether no value is valid under both schemas, by their types and values."""
+def _apart(a, b, kinds=_kinds):
+    """Say whether no value is valid under both schemas, by their types (kinds(a): a's) and values."""
     if not isinstance(a, dict) or not isinstance(b, dict):
         return a is False or b is False
-    x, y = _kinds(a), _kinds(b)
+    x, y = kinds(a), _kinds(b)
     if x is not None and y is not None and not x & y:
         return True
     x, y = _values(a), _values(b)

@@ -14,25 +14,18 @@ from llamacy.kernels.reference import model as twin
 from llamacy.model import load_model
 from llamacy.train.lora import check_targets
 from llamacy.train.options import TARGETS, TrainOptions
-from llamacy.train.samples import Sample
 from llamacy.train.trainer import Trainer, pack
 from tests.model import golden, parts, tiny
 from tests.model.test_fused import ODD, write_phi3
 from tests.train.test_experts import CONFIGS
 from tests.train.test_methods import run_of
+from tests.train.test_parts import ALPHA, F32, INT16, RANK, exact, samples
 
-RANK, ALPHA = 3, 4.5
-F32, INT16 = 1e-4, 0.03
-LENGTHS = (21, 9, 30)
 # latent attention's matrices have none
 CASES = {name: config for name, config in parts.CASES.items() if not config.kv_rank} | {
     "fused": ODD,
     "beside experts": CONFIGS["shared"],
 }
-
-
-def samples(config):
-    return [Sample(tiny.tokens_of(config, n, seed=n).astype(np.int32), np.arange(n) % 3 != n % 3) for n in LENGTHS]
 
 
 def pairs_of(config, weights, num_layers=None):
@@ -72,16 +65,6 @@ def make(tmp_path, monkeypatch):
         return made, weights, lora
 
     return trainer
-
-
-def exact(config, weights, lora):
-    """The twin's loss and gradients of the samples."""
-    found = samples(config)
-    tokens = np.concatenate([sample.ids for sample in found])
-    segments = np.repeat(np.arange(len(found)), LENGTHS)
-    trained = np.concatenate([sample.trained for sample in found])
-    targets = twin.next_token_targets(tokens, segments, trained)
-    return twin.loss_and_gradients(config, weights, tokens, targets, segments, lora, ALPHA / RANK)[:2]
 
 
 def assert_gradients(found, wanted, share):
